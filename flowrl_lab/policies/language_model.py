@@ -1,0 +1,326 @@
+"""A causal language model with a LoRA adapter, as a policy.
+
+Each prompt goes through the model once; its key-value cache is then repeated for
+the prompt's G completions ("shared prefix"), in sampling and in the
+differentiable pass alike.  The reference is the same model with the adapter
+switched off, so no second copy is kept in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from flowrl_lab.partition import LogPartitionHead
+from flowrl_lab.tokens import entropy_from_logits, gather_log_probs
+from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
+
+__all__ = ["LanguageModelPolicy", "ValueHead", "add_lora", "build_tiny_llama"]
+
+TINY_LLAMA = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+
+def build_tiny_llama(vocab_size: int, *, pad_id: int, eos_id: int, seed: int = 0):
+    """A randomly initialised four-layer Llama of about 0.9 million parameters.
+
+    Args:
+        vocab_size: V.
+        pad_id: the padding token.
+        eos_id: the token that ends a completion.
+        seed: of the initial weights; the global random state is left as it was.
+
+    Returns:
+        A ``transformers.LlamaForCausalLM`` on the CPU, float32.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        pad_token_id=pad_id,
+        eos_token_id=eos_id,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+        **TINY_LLAMA,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def add_lora(model, *, rank: int, alpha: float, seed: int = 0):
+    """Freeze ``model`` and add a LoRA adapter (peft) to all its linear layers."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(seed)
+        # peft notes that the tied embedding is frozen; that is what we want.
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        return get_peft_model(model, config)
+
+
+class ValueHead(nn.Module):
+    """PPO's critic: hidden states [B, T, H] -> values [B, T], in float32.
+
+    It reads detached states, so its loss does not move the policy.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(hidden_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, 1)
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.layers(states.detach().float()).squeeze(-1)
+
+
+class LanguageModelPolicy:
+    """A peft-wrapped causal LM behind the ``Policy`` protocol.
+
+    Args:
+        model: what ``add_lora`` returned, already on its device.
+        eos_id: the token that ends a completion.
+        pad_id: the token that fills up finished rows.
+        max_completion_tokens: T.
+        name: for records and reports.
+    """
+
+    def __init__(
+        self,
+        model,
+        *,
+        eos_id: int,
+        pad_id: int,
+        max_completion_tokens: int,
+        name: str = "tiny_lm",
+    ):
+        self.model = model
+        self.name = name
+        self.eos_id = eos_id
+        self.pad_id = pad_id
+        self.max_completion_tokens = max_completion_tokens
+        base = model.get_base_model()
+        self._backbone, self._lm_head = base.model, base.lm_head
+        self.hidden_size = base.config.hidden_size
+        self._features: dict[tuple[str, str], Tensor] = {}
+        model.train(False)  # no dropout anywhere: log-probs must be repeatable
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompts: PromptBatch,
+        num_generations: int,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator,
+    ) -> Completions:
+        """Draw completions token by token with a shared-prefix cache."""
+        if temperature <= 0:
+            raise ValueError(
+                f"temperature is {temperature}; expected a number above 0. "
+                "Fix: use 1.0 to sample from the policy itself."
+            )
+        decode = _Decoder(self, prompts.to(self.device), num_generations)
+        rows = len(prompts) * num_generations
+        alive = torch.ones(rows, dtype=torch.bool, device=self.device)
+        tokens, masks, log_probs = [], [], []
+        for position in range(self.max_completion_tokens):
+            scaled = decode.logits.float() / temperature
+            noise = torch.empty_like(scaled).exponential_(generator=generator)
+            token = (scaled.softmax(-1) / noise).argmax(-1)  # exponential race
+            token = torch.where(alive, token, self.pad_id)
+            chosen = scaled.log_softmax(-1).gather(-1, token[:, None]).squeeze(-1)
+            tokens.append(token)
+            masks.append(alive)
+            log_probs.append(torch.where(alive, chosen, 0.0))
+            alive = alive & (token != self.eos_id)
+            if position + 1 == self.max_completion_tokens or not alive.any():
+                break
+            decode.step(token)
+        return Completions(
+            *(torch.stack(rows, dim=1) for rows in (tokens, masks, log_probs))
+        )
+
+    def evaluate(
+        self,
+        prompts: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        *,
+        temperature: float = 1.0,
+        reference: bool = False,
+    ) -> PolicyOutput:
+        """Teacher-forced log-probs and entropies of given completions."""
+        with self._as_reference() if reference else contextlib.nullcontext():
+            states = self._completion_states(prompts.to(self.device), completion_ids)
+            logits = self._lm_head(states)
+        log_probs = gather_log_probs(logits, completion_ids, temperature=temperature)
+        with torch.no_grad():
+            entropies = entropy_from_logits(logits, temperature=temperature)
+        zero = log_probs.new_zeros(())
+        return PolicyOutput(
+            torch.where(completion_mask, log_probs, zero),
+            torch.where(completion_mask, entropies, zero),
+            states,
+        )
+
+    @contextlib.contextmanager
+    def _as_reference(self):
+        with torch.no_grad(), self.model.disable_adapter():
+            yield
+
+    def _prefill(self, prompts: PromptBatch, use_cache: bool):
+        mask = prompts.prompt_mask
+        return self._backbone(
+            input_ids=prompts.prompt_ids,
+            attention_mask=None if mask.all() else mask.long(),
+            position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0),
+            use_cache=use_cache,
+        )
+
+    def _completion_states(self, prompts: PromptBatch, completion_ids: Tensor) -> Tensor:
+        """States that predict each completion token, ``[B, T, H]``.
+
+        The state of the last prompt token predicts the first completion token;
+        the last completion token predicts nothing and is not fed.
+        """
+        copies = len(completion_ids) // len(prompts)
+        prefix = self._prefill(prompts, use_cache=True)
+        first = prefix.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
+        if completion_ids.shape[1] == 1:
+            return first
+        cache = prefix.past_key_values
+        cache.batch_repeat_interleave(copies)
+        rest = self._backbone(
+            input_ids=completion_ids[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+            **_continuation(prompts, copies, completion_ids.shape[1] - 1),
+        )
+        return torch.cat([first, rest.last_hidden_state], dim=1)
+
+    def prompt_features(self, prompts: PromptBatch, pooling: str = "last") -> Tensor:
+        """Final hidden states of the reference: last prompt token, or the mean.
+
+        They never change, so each prompt is computed once and kept.
+        """
+        if pooling not in ("last", "mean"):
+            raise ValueError(
+                f"pooling is {pooling!r}; expected 'last' or 'mean'. Fix: use 'last' "
+                "(the last prompt token), which tells prompts apart best."
+            )
+        missing = [(text, pooling) not in self._features for text in prompts.texts]
+        if any(missing):
+            self._store_features(prompts, pooling)
+        return torch.stack([self._features[text, pooling] for text in prompts.texts])
+
+    def _store_features(self, prompts: PromptBatch, pooling: str) -> None:
+        prompts = prompts.to(self.device)
+        with self._as_reference():
+            states = self._prefill(prompts, use_cache=False).last_hidden_state.float()
+        if pooling == "last":
+            pooled = states[:, -1]
+        else:
+            keep = prompts.prompt_mask[..., None]
+            pooled = (states * keep).sum(1) / keep.sum(1)
+        self._features.update(
+            ((text, pooling), row) for text, row in zip(prompts.texts, pooled, strict=True)
+        )
+
+    def make_log_z(self) -> nn.Module:
+        return LogPartitionHead(self.hidden_size).to(self.device)
+
+    def make_value_head(self) -> nn.Module:
+        return ValueHead(self.hidden_size).to(self.device)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        named = self.model.named_parameters()
+        return {name: p.detach().cpu() for name, p in named if p.requires_grad}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        mine = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        wrong = sorted(
+            name
+            for name in mine.keys() | state.keys()
+            if name not in mine
+            or name not in state
+            or mine[name].shape != state[name].shape
+        )
+        if wrong:
+            raise ValueError(
+                f"the checkpoint's adapter does not fit this model: {len(wrong)} "
+                f"tensors differ, first {wrong[0]!r}. Fix: use the task, policy and "
+                "lora_rank that the checkpoint was trained with."
+            )
+        with torch.no_grad():
+            for name, parameter in mine.items():
+                parameter.copy_(state[name])
+
+
+def _continuation(prompts: PromptBatch, copies: int, new_tokens: int) -> dict:
+    """Attention mask and positions for tokens that follow the prompts."""
+    mask = prompts.prompt_mask
+    device = mask.device
+    offsets = torch.arange(new_tokens, device=device)
+    lengths = mask.sum(-1).repeat_interleave(copies)
+    attention = None
+    if not mask.all():
+        kept = mask.long().repeat_interleave(copies, 0)
+        attention = torch.cat([kept, kept.new_ones(len(kept), new_tokens)], dim=1)
+    return {"attention_mask": attention, "position_ids": lengths[:, None] + offsets}
+
+
+class _Decoder:
+    """Next-token logits of P*G rows that share their prompts' caches."""
+
+    def __init__(self, policy: LanguageModelPolicy, prompts: PromptBatch, copies: int):
+        self._policy = policy
+        prefix = policy._prefill(prompts, use_cache=True)
+        self._cache = prefix.past_key_values
+        self._cache.batch_repeat_interleave(copies)
+        last = prefix.last_hidden_state[:, -1]
+        self.logits = policy._lm_head(last).repeat_interleave(copies, 0)
+        self._positions = prompts.prompt_mask.sum(-1).repeat_interleave(copies)[:, None]
+        self._mask = None
+        if not prompts.prompt_mask.all():
+            self._mask = prompts.prompt_mask.long().repeat_interleave(copies, 0)
+
+    def step(self, token: Tensor) -> None:
+        """Feed one token a row; ``logits`` then predict the next."""
+        if self._mask is not None:
+            self._mask = torch.cat([self._mask, torch.ones_like(token)[:, None]], dim=1)
+        states = self._policy._backbone(
+            input_ids=token[:, None],
+            past_key_values=self._cache,
+            attention_mask=self._mask,
+            position_ids=self._positions,
+            use_cache=True,
+        ).last_hidden_state
+        self._positions = self._positions + 1
+        self.logits = self._policy._lm_head(states[:, -1])

@@ -1,0 +1,57 @@
+"""What a task must offer: prompts, a verifier, and its enumerated answers."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from flowrl_lab.types import AnswerSet, PromptBatch
+
+__all__ = ["Task"]
+
+
+class Task(Protocol):
+    """A task with an exact referee.
+
+    Attributes:
+        name: the task's key in ``flowrl_lab.tasks.TASKS``.
+        vocab_size: number of tokens V.
+        pad_id: token that fills up short rows.
+        eos_id: token that ends a completion; None when every completion has
+            exactly ``max_completion_tokens`` tokens.
+        max_completion_tokens: T.
+        reward_scale: the scale at which the exact target is defined; None means
+            "the reference restricted to the correct answers".
+    """
+
+    name: str
+    vocab_size: int
+    pad_id: int
+    eos_id: int | None
+    max_completion_tokens: int
+    reward_scale: float | None
+
+    def prompts(self, split: str) -> tuple[str, ...]:
+        """All prompts of ``split``: ``"train"`` or ``"heldout"``."""
+
+    def encode(self, texts: tuple[str, ...]) -> PromptBatch:
+        """Token ids of prompts, left-padded, on the CPU."""
+
+    def decode(
+        self, completion_ids: Int[Tensor, "B T"], completion_mask: Bool[Tensor, "B T"]
+    ) -> list[str]:
+        """Completions as text, without the end token."""
+
+    def score(
+        self,
+        prompts: PromptBatch,
+        completion_ids: Int[Tensor, "B T"],
+        completion_mask: Bool[Tensor, "B T"],
+        num_generations: int,
+    ) -> Float[Tensor, " B"]:
+        """The verifier's reward of each completion, on the ids' device."""
+
+    def answers(self, prompt: str) -> AnswerSet:
+        """Every correct answer of ``prompt`` (all completions if exhaustive)."""

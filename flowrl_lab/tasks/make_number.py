@@ -1,0 +1,273 @@
+"""Maths with a working: write an expression that makes N without two digits.
+
+A prompt such as ``24!37:`` reads "make 24; the digits 3 and 7 are banned".  An
+answer is two or three one-digit operands joined by ``+ - *``, worked out from
+left to right as on a pocket calculator.  It may be written bare or with its
+working::
+
+    6*4             6*4=24
+    4+8*2           4+8=12*2=24
+
+Banned digits may not be *operands*; results may contain them.  Every ``=`` must
+be true, the intermediate result must not be negative, and the last value must
+be N.  Both spellings are right, so a prompt has dozens of right answers, all
+of which this module lists.
+
+The verifier walks the characters with a small state machine: model output is
+never passed to ``eval``.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from flowrl_lab.types import AnswerSet, PromptBatch
+
+__all__ = ["MakeNumber", "enumerate_expressions", "verify_answer"]
+
+CHARACTERS = "0123456789+-*=!:"
+PAD, EOS = len(CHARACTERS), len(CHARACTERS) + 1
+TARGETS = range(10, 100)
+OPERATORS = "+-*"
+MIN_ANSWERS, MAX_ANSWERS = 16, 120
+HELDOUT_SHARE = 0.2
+PROMPT_PATTERN = re.compile(r"([1-9][0-9])!([0-9])([0-9]):")
+ANSWER_PATTERN = re.compile(
+    r"([0-9])([+*-])([0-9])(?:=([0-9]{1,2}))?"
+    r"(?:([+*-])([0-9])(?:=([0-9]{1,2}))?)?"
+)
+
+
+def _apply(left: int, operator: str, right: int) -> int:
+    if operator == "+":
+        return left + right
+    return left - right if operator == "-" else left * right
+
+
+def parse_prompt(prompt: str) -> tuple[int, frozenset[int]]:
+    """``"24!37:"`` -> ``(24, {3, 7})``; ValueError for anything else."""
+    match = PROMPT_PATTERN.fullmatch(prompt)
+    if match is None or match[2] >= match[3]:
+        raise ValueError(
+            f"prompt is {prompt!r}; expected a two-digit number, '!', two different "
+            "banned digits in rising order and ':'. Fix: write it like '24!37:'."
+        )
+    return int(match[1]), frozenset((int(match[2]), int(match[3])))
+
+
+def verify_answer(prompt: str, answer: str) -> bool:
+    """Is ``answer`` a right answer to ``prompt``?
+
+    Args:
+        prompt: such as ``"24!37:"``.
+        answer: what was written after it, without the end token.
+
+    Returns:
+        True if every operand is allowed, every ``=`` is true, a three-operand
+        answer shows either all of its working or none, and the value is N.
+
+    Raises:
+        ValueError: if the prompt is malformed.  A malformed answer is just wrong.
+    """
+    target, banned = parse_prompt(prompt)
+    match = ANSWER_PATTERN.fullmatch(answer)
+    if match is None:
+        return False
+    first, op1, second, middle, op2, third, last = match.groups()
+    operands = [int(digit) for digit in (first, second, third) if digit is not None]
+    if banned.intersection(operands):
+        return False
+    value = _apply(operands[0], op1, operands[1])
+    if op2 is None:
+        return value == target and middle in (None, str(value))
+    if (middle is None) != (last is None):  # half a working is no working
+        return False
+    total = _apply(value, op2, operands[2])
+    return (
+        value >= 0 and total == target and middle in (None, str(value))
+        and last in (None, str(total))
+    )  # fmt: skip
+
+
+def _commuting_class(operands: tuple[int, ...], operators: str) -> tuple:
+    """A key that is equal for expressions equal up to a+b = b+a and a*b = b*a."""
+    head = operands[:2]
+    if operators[0] != "-":
+        head = tuple(sorted(head))
+    if len(operators) == 2 and operators[0] == operators[1] != "-":
+        return (*sorted(operands), operators)
+    return (*head, *operands[2:], operators)
+
+
+@functools.cache
+def _all_expressions() -> dict[int, tuple[tuple[tuple[int, ...], str, int], ...]]:
+    """Target -> every (operands, operators, intermediate value) that makes it."""
+    found: dict[int, list] = {target: [] for target in TARGETS}
+    for a, op1, b in product(range(10), OPERATORS, range(10)):
+        value = _apply(a, op1, b)
+        if value in found:
+            found[value].append(((a, b), op1, value))
+        if value < 0:
+            continue
+        for op2, c in product(OPERATORS, range(10)):
+            total = _apply(value, op2, c)
+            if total in found:
+                found[total].append(((a, b, c), op1 + op2, value))
+    return {target: tuple(rows) for target, rows in found.items()}
+
+
+def _spellings(operands: tuple[int, ...], operators: str, value: int, target: int):
+    head = f"{operands[0]}{operators[0]}{operands[1]}"
+    if len(operands) == 2:
+        return head, f"{head}={target}"
+    tail = f"{operators[1]}{operands[2]}"
+    return head + tail, f"{head}={value}{tail}={target}"
+
+
+@functools.cache
+def enumerate_expressions(prompt: str) -> tuple[tuple[str, tuple], ...]:
+    """Every right answer of ``prompt`` with its class up to commuting.
+
+    Returns:
+        ``((answer, class key), ...)`` in a fixed order; the bare spelling and the
+        one with working are two answers of one class.
+    """
+    target, banned = parse_prompt(prompt)
+    answers = []
+    for operands, operators, value in _all_expressions()[target]:
+        if banned.isdisjoint(operands):
+            key = _commuting_class(operands, operators)
+            answers += [
+                (text, key) for text in _spellings(operands, operators, value, target)
+            ]
+    return tuple(answers)
+
+
+def _is_heldout(prompt: str) -> bool:
+    """A fixed 20 % of the prompts, the same on every machine."""
+    digest = hashlib.sha256(prompt.encode()).digest()
+    return digest[0] / 256 < HELDOUT_SHARE
+
+
+@functools.cache
+def _split(heldout: bool) -> tuple[str, ...]:
+    prompts = []
+    for target in TARGETS:
+        for low, high in product(range(10), range(10)):
+            prompt = f"{target}!{low}{high}:"
+            if low < high and _is_heldout(prompt) == heldout:
+                count = len(enumerate_expressions(prompt))
+                if MIN_ANSWERS <= count <= MAX_ANSWERS:
+                    prompts.append(prompt)
+    # A fixed shuffle, so that the first k prompts are a fair sample of all.
+    return tuple(sorted(prompts, key=lambda p: hashlib.sha256(p.encode()).hexdigest()))
+
+
+class MakeNumber:
+    """The ``make_number`` task: 16 to 120 right answers a prompt, all listed.
+
+    Reward 1 for a right answer, 0 for anything else (unfinished ones included).
+    ``reward_scale`` is None: the exact target is the reference restricted to the
+    right answers, the limit that exp(βr) reaches as β grows.
+    """
+
+    name = "make_number"
+    vocab_size = len(CHARACTERS) + 2
+    pad_id = PAD
+    eos_id = EOS
+    max_completion_tokens = len("9*9=81-9=72") + 1
+    max_prompt_tokens = len("24!37:")
+    reward_scale = None
+
+    def prompts(self, split: str) -> tuple[str, ...]:
+        """All prompts of ``"train"`` or ``"heldout"``, in a fixed shuffled order."""
+        if split not in ("train", "heldout"):
+            raise ValueError(
+                f"split is {split!r}; expected 'train' or 'heldout'. "
+                "Fix: choose one of the two."
+            )
+        return _split(split == "heldout")
+
+    @functools.cached_property
+    def _positions(self) -> dict[str, int]:
+        every = self.prompts("train") + self.prompts("heldout")
+        return {prompt: position for position, prompt in enumerate(every)}
+
+    def encode(self, texts: Sequence[str]) -> PromptBatch:
+        """Token ids of prompts; all have six tokens, so nothing is padded."""
+        texts = tuple(texts)
+        if not texts:
+            raise ValueError("no prompt was given. Fix: pass at least one.")
+        for text in texts:
+            parse_prompt(text)
+        ids = torch.tensor([_to_ids(text) for text in texts])
+        indices = torch.tensor([self._positions.get(text, -1) for text in texts])
+        return PromptBatch(texts, ids, torch.ones_like(ids, dtype=torch.bool), indices)
+
+    def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[str]:
+        """Completions as text, up to and without the end token."""
+        rows = completion_ids.tolist()
+        lengths = completion_mask.sum(-1).tolist()
+        return [_to_text(row[:length]) for row, length in zip(rows, lengths, strict=True)]
+
+    def score(
+        self,
+        prompts: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        num_generations: int,
+    ) -> Tensor:
+        """1 for a right, finished answer, 0 otherwise; ``[B]``."""
+        if len(prompts) * num_generations != len(completion_ids):
+            raise ValueError(
+                f"got {len(completion_ids)} completions for {len(prompts)} prompts x "
+                f"{num_generations} generations. Fix: pass P*G rows, groups contiguous."
+            )
+        texts = self.decode(completion_ids, completion_mask)
+        finished = ((completion_ids == EOS) & completion_mask).any(-1).tolist()
+        rewards = [
+            float(done and verify_answer(prompts.texts[row // num_generations], text))
+            for row, (text, done) in enumerate(zip(texts, finished, strict=True))
+        ]
+        return torch.tensor(rewards, device=completion_ids.device)
+
+    def answers(self, prompt: str) -> AnswerSet:
+        """Every right answer of ``prompt``, tokenised, with reward 1 each."""
+        return _answer_set(prompt, self.max_completion_tokens)
+
+
+def _to_ids(text: str) -> list[int]:
+    return [CHARACTERS.index(character) for character in text]
+
+
+def _to_text(ids: list[int]) -> str:
+    return "".join(CHARACTERS[i] if i < PAD else "" if i == EOS else "?" for i in ids)
+
+
+@functools.cache
+def _answer_set(prompt: str, width: int) -> AnswerSet:
+    rows = enumerate_expressions(prompt)
+    if not rows:
+        raise ValueError(f"prompt {prompt!r} has no right answer. Fix: choose another.")
+    ids = torch.full((len(rows), width), PAD)
+    for row, (text, _) in enumerate(rows):
+        tokens = torch.tensor([*_to_ids(text), EOS])
+        ids[row, : len(tokens)] = tokens
+    classes = {key: number for number, key in enumerate(dict.fromkeys(k for _, k in rows))}
+    return AnswerSet(
+        prompt=prompt,
+        labels=tuple(text for text, _ in rows),
+        completion_ids=ids,
+        completion_mask=ids != PAD,
+        rewards=torch.ones(len(rows)),
+        correct=torch.ones(len(rows), dtype=torch.bool),
+        groups=torch.tensor([classes[key] for _, key in rows]),
+        exhaustive=False,
+    )
