@@ -1,0 +1,193 @@
+"""The first line of every notebook: seed everything, say what this machine is.
+
+Also the one place that knows where the shipped data lies.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+__all__ = ["BUDGETS", "Session", "data_path", "pick_plot_backend", "setup"]
+
+BUDGETS = ("quick", "full")
+_LARGEST_SEED = 2**32 - 1  # what numpy's generator takes
+
+
+@dataclass(frozen=True)
+class Session:
+    """What `setup` decided for this notebook.
+
+    Attributes:
+        seed: what Python's, numpy's and torch's generators were seeded with.
+        device: where models of this session belong: cuda, mps or cpu.
+        budget: ``"full"`` (the course as described) or ``"quick"`` (shorter runs
+            that still show the effect).
+        plot_backend: ``"widget"``, ``"svg"`` or ``"headless"``.
+    """
+
+    seed: int
+    device: torch.device
+    budget: str
+    plot_backend: str
+
+    @property
+    def quick(self) -> bool:
+        """Whether runs should be cut short."""
+        return self.budget == "quick"
+
+
+def setup(seed: int = 0, budget: str | None = None) -> Session:
+    """Seed every generator, choose device, budget and plots, and print the choice.
+
+    Args:
+        seed: 0 to 2**32 - 1; the same seed on the same machine gives the same run.
+        budget: ``"quick"`` or ``"full"``; None reads the environment variable
+            FLOWRL_BUDGET and otherwise means ``"full"``.
+
+    Returns:
+        The session: `.seed`, `.device`, `.budget`, `.quick`, `.plot_backend`.
+
+    Raises:
+        ValueError: the seed is not a whole number in range, or the budget is
+            neither quick nor full.
+    """
+    session = Session(
+        seed=_check_seed(seed),
+        device=_pick_device(),
+        budget=_pick_budget(budget),
+        plot_backend=pick_plot_backend(),
+    )
+    random.seed(seed)
+    np.random.seed(seed)  # libraries that still draw from the global generator
+    torch.manual_seed(seed)
+    print(_describe(session))
+    return session
+
+
+def data_path(name: str = "") -> Path:
+    """Path of something in the data folder.
+
+    The folder is FLOWRL_DATA if that is set, else ``data/`` beside the package,
+    as in a clone of the repository.
+
+    Args:
+        name: relative path inside it, such as ``"make_number_tiny_lm"``; empty for
+            the folder itself.
+
+    Raises:
+        ValueError: the name leads out of the data folder.
+        FileNotFoundError: there is no such file, or no data folder at all.
+    """
+    chosen = os.environ.get("FLOWRL_DATA")
+    folder = Path(chosen) if chosen else Path(__file__).resolve().parents[1] / "data"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"got no data folder at {folder}; expected the repository's data/. Fix: "
+            "install from a clone (pip install -e .), or set FLOWRL_DATA to its data/"
+        )
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"got {name!r}, which leads out of {folder}; expected a path inside it. "
+            "Fix: give the relative name of a file in data/"
+        )
+    if not path.exists():
+        known = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        raise FileNotFoundError(
+            f"got {name!r}, which is not in {folder}; expected one of {known}. "
+            "Fix: update the clone (git pull), or check FLOWRL_DATA"
+        )
+    return path
+
+
+def pick_plot_backend() -> str:
+    """How plots are drawn here: live widget, redrawn SVG, or only the final figure.
+
+    - ``"headless"``: no front end, or FLOWRL_HEADLESS=1 (tests, scripts);
+    - ``"widget"``: a notebook kernel with plotly and anywidget installed;
+    - ``"svg"``: a notebook kernel without them.
+    """
+    if os.environ.get("FLOWRL_HEADLESS", "") not in ("", "0") or not _in_kernel():
+        return "headless"
+    widgets = ("plotly", "anywidget", "ipywidgets")
+    if all(importlib.util.find_spec(name) is not None for name in widgets):
+        return "widget"
+    return "svg"
+
+
+def _in_kernel() -> bool:
+    """Whether this code runs in a Jupyter kernel, without importing IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
+def _check_seed(seed: int) -> int:
+    """The seed, if every generator can take it."""
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed <= _LARGEST_SEED:
+        raise ValueError(
+            f"got seed={seed!r}; expected a whole number from 0 to {_LARGEST_SEED}. "
+            "Fix: setup(seed=0)"
+        )
+    return seed
+
+
+def _pick_budget(budget: str | None) -> str:
+    """The argument, else FLOWRL_BUDGET, else full."""
+    source = "budget"
+    if budget is None:
+        source = "FLOWRL_BUDGET"
+        budget = os.environ.get("FLOWRL_BUDGET") or "full"
+    if budget not in BUDGETS:
+        raise ValueError(
+            f"got {source}={budget!r}; expected one of {BUDGETS}. "
+            "Fix: setup(budget='full'), or budget='quick' for short runs"
+        )
+    return budget
+
+
+def _pick_device() -> torch.device:
+    """The accelerator if torch can use one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _describe(session: Session) -> str:
+    """The session as four short lines."""
+    device = str(session.device)
+    if session.device.type == "cuda":
+        device = f"cuda ({torch.cuda.get_device_name()})"
+    else:
+        device = f"{device} ({torch.get_num_threads()} threads)"
+    note = " (short runs that still show the effect)" if session.quick else ""
+    rows = (
+        ("versions", f"flowrl_lab {_own_version()}, Python "
+         f"{platform.python_version()}, torch {torch.__version__}"),
+        ("device", device),
+        ("seed", str(session.seed)),
+        ("budget", session.budget + note),
+        ("plots", session.plot_backend),
+    )  # fmt: skip
+    return "\n".join(f"{label:<9} {text}" for label, text in rows)
+
+
+def _own_version() -> str:
+    """The installed version, or a word that says it runs from its source folder."""
+    try:
+        return importlib.metadata.version("flowrl-lab")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
