@@ -49,7 +49,7 @@ _EXTRAS = {
     "plotly": "notebooks",
 }
 
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - one list of names, not two
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> object:
