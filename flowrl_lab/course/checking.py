@@ -1,0 +1,277 @@
+"""Run a learner's function on small cases, and say what is wrong in words."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import html
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowrl_lab.course.time_limit import TimeUp, call_with_limit
+
+__all__ = ["Case", "Exercise", "Mistake", "Result", "check", "load_solution"]
+
+Case = tuple[tuple[Any, ...], dict[str, Any]]
+
+# Loose enough for float32 working, tight enough that no known mistake slips by.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong solution that learners write, and what to tell them.
+
+    Attributes:
+        name: a short name of the mistake, used in tests.
+        message: what went wrong and where to look.
+        wrong: the mistake as a function.
+    """
+
+    name: str
+    message: str
+    wrong: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise.
+
+    Attributes:
+        name: of the exercise and of the learner's function.
+        solution: ``"module:function"`` of the library function that solves it.
+        cases: builds the calls to compare on, as (args, kwargs).
+        mistakes: known mistakes, the likeliest first.
+        hint: a nudge, short of the solution.
+    """
+
+    name: str
+    solution: str
+    cases: Callable[[], list[Case]]
+    mistakes: tuple[Mistake, ...]
+    hint: str
+
+
+@dataclass
+class Result:
+    """What a check found; shows itself in a notebook, and prints well.
+
+    Attributes:
+        name: the exercise.
+        status: "passed", "failed" or "not attempted".
+        message: the explanation.
+        mistake: the known mistake's name, or "".
+    """
+
+    name: str
+    status: str
+    message: str
+    mistake: str = ""
+    _shown: bool = False
+
+    def __str__(self) -> str:
+        sign = {"passed": "✓", "failed": "✗"}.get(self.status, "○")
+        return f"{sign} {self.name}: {self.status}\n  {self.message}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        colour, sign = {
+            "passed": ("#009E73", "✓"),
+            "failed": ("#D55E00", "✗"),
+        }.get(self.status, ("#808080", "○"))
+        message = html.escape(self.message).replace("\n", "<br>")
+        return (
+            f'<div role="status" style="border-left:5px solid {colour};'
+            'padding:.4em 1em;margin:.3em 0">'
+            f"<b>{sign} {html.escape(self.name)}: {self.status}</b>"
+            f"<br>{message}</div>"
+        )
+
+    def _ipython_display_(self) -> None:
+        # `check` has shown it already; as a cell's last value it would come twice.
+        if self._shown:
+            self._shown = False
+        else:
+            _show(self)
+
+
+def check(
+    name: str,
+    function: Callable[..., Any],
+    *,
+    seconds: float = 5.0,
+    exercises: Mapping[str, Exercise] | None = None,
+) -> Result:
+    """Check a learner's function, show the verdict, and never raise.
+
+    Args:
+        name: the exercise's name.
+        function: the learner's function itself, not a call of it.
+        seconds: a single call that takes longer counts as an endless loop.
+        exercises: where to look the name up; the course's own by default.
+
+    Returns:
+        The verdict; it has been shown already.
+    """
+    if exercises is None:
+        from flowrl_lab.course.exercises import EXERCISES as exercises
+    if name not in exercises:
+        close = difflib.get_close_matches(str(name), list(exercises), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        result = Result(str(name), "failed", f"There is no exercise {name!r}.{hint}")
+    elif not callable(function):
+        result = Result(
+            name,
+            "failed",
+            f"Pass the function itself, check({name!r}, {name}), not its result "
+            f"(got {type(function).__name__}).",
+        )
+    else:
+        result = _judge(exercises[name], function, seconds)
+    _show(result)
+    result._shown = True
+    return result
+
+
+def load_solution(exercise: Exercise) -> Callable[..., Any]:
+    """The library function that solves the exercise."""
+    module, function = exercise.solution.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _judge(exercise: Exercise, function: Callable, seconds: float) -> Result:
+    """Compare on every case; the first thing wrong decides."""
+    solution = load_solution(exercise)
+    cases = exercise.cases()
+    outputs, problem = [], ""
+    for args, kwargs in cases:
+        output, problem = _run(function, args, kwargs, seconds)
+        if problem == "not attempted":
+            return Result(
+                exercise.name,
+                "not attempted",
+                "Replace the line `raise NotImplementedError` with your own code, "
+                "run the cell, and check again.",
+            )
+        if problem:
+            break
+        outputs.append(output)
+    if problem:
+        return Result(exercise.name, "failed", problem)
+    expected = [_to_tensor(solution(*args, **kwargs)) for args, kwargs in cases]
+    wrong = [_compare(o, e) for o, e in zip(outputs, expected, strict=True)]
+    if not any(wrong):
+        message = f"All {len(cases)} cases agree with {exercise.solution}."
+        return Result(exercise.name, "passed", message)
+    mistake = _find_mistake(exercise, cases, outputs)
+    if mistake is not None:
+        return Result(exercise.name, "failed", mistake.message, mistake.name)
+    first = next(i for i, message in enumerate(wrong) if message)
+    where = f"Case {first + 1} of {len(cases)}: {wrong[first]}"
+    return Result(exercise.name, "failed", where)
+
+
+def _run(
+    function: Callable, args: tuple, kwargs: dict, seconds: float
+) -> tuple[Tensor | None, str]:
+    """Call the learner's function: its output as a tensor, or the problem."""
+    given = copy.deepcopy((args, kwargs))
+    try:
+        value = call_with_limit(lambda: function(*given[0], **given[1]), seconds)
+    except NotImplementedError:
+        return None, "not attempted"
+    except TimeUp:
+        return None, (
+            f"Your function was still running after {seconds:g} seconds and was "
+            "stopped. Is there a loop that never ends?"
+        )
+    except KeyboardInterrupt:
+        return None, "You interrupted the check."
+    except BaseException as error:  # SystemExit too: a check never stops Run All
+        return None, f"Your function stopped with {type(error).__name__}: {error}"
+    if not _same((args, kwargs), given):
+        return None, (
+            "Your function changed one of its inputs. Work on a copy: x = x - 1 "
+            "makes a new tensor, x -= 1 changes the caller's."
+        )
+    if value is None:
+        return None, "Your function returned None. Is the `return` missing?"
+    try:
+        return _to_tensor(value), ""
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(value).__name__
+        return None, f"Your function returned a {kind}; a tensor was expected."
+
+
+def _compare(output: Tensor, expected: Tensor) -> str:
+    """What differs, in words; "" where they agree."""
+    if output.shape != expected.shape:
+        return (
+            f"your result has shape {list(output.shape)}, expected "
+            f"{list(expected.shape)}. Check which dimension you sum over."
+        )
+    if torch.isnan(output).any() and not torch.isnan(expected).any():
+        return (
+            "your result holds NaN. Log of 0, 0 × ∞ or ∞ − ∞? Stay with "
+            "log-probabilities as long as you can."
+        )
+    if torch.allclose(output, expected, **TOLERANCE):
+        return ""
+    return f"you got {_brief(output)}, expected {_brief(expected)}."
+
+
+def _find_mistake(
+    exercise: Exercise, cases: list[Case], outputs: list[Tensor]
+) -> Mistake | None:
+    """The known mistake that gives just these outputs on every case."""
+    for mistake in exercise.mistakes:
+        theirs = [_to_tensor(mistake.wrong(*args, **kwargs)) for args, kwargs in cases]
+        if all(_alike(a, b) for a, b in zip(outputs, theirs, strict=True)):
+            return mistake
+    return None
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, equal_nan=True, **TOLERANCE)
+
+
+def _to_tensor(value: Any) -> Tensor:
+    return torch.as_tensor(value).detach().to("cpu", torch.float64)
+
+
+def _same(before: Any, after: Any) -> bool:
+    """Whether nested tuples and dicts of tensors are unchanged."""
+    if isinstance(before, Tensor):
+        return torch.equal(before, after)
+    if isinstance(before, dict):
+        return all(_same(before[key], after[key]) for key in before)
+    if isinstance(before, tuple | list):
+        return all(_same(a, b) for a, b in zip(before, after, strict=True))
+    return True
+
+
+def _brief(values: Tensor) -> str:
+    flat = [f"{v:.4g}" for v in values.flatten()[:4].tolist()]
+    if values.ndim == 0:
+        return flat[0]
+    return f"[{', '.join(flat)}{', …' if values.numel() > 4 else ''}]"
+
+
+def _show(result: Result) -> None:
+    """As HTML in a notebook, as text elsewhere."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is not None and hasattr(shell, "kernel"):
+        from IPython.display import display
+
+        bundle = {"text/html": result._repr_html_(), "text/plain": str(result)}
+        display(bundle, raw=True)
+    else:
+        print(result)

@@ -1,0 +1,53 @@
+"""The hint and the solution of an exercise, folded away until asked for."""
+
+from __future__ import annotations
+
+import html
+import inspect
+
+from flowrl_lab.course.checking import load_solution
+from flowrl_lab.course.exercises import EXERCISES
+
+__all__ = ["Reveal", "hint_and_solution"]
+
+
+class Reveal:
+    """Two folded lines in a notebook; as text, the hint only.
+
+    Attributes:
+        hint: the nudge.
+        source: the library function, the solution, as it is in the library.
+        where: its ``"module:function"``.
+    """
+
+    def __init__(self, hint: str, source: str, where: str):
+        self.hint, self.source, self.where = hint, source, where
+
+    def __repr__(self) -> str:
+        return f"Hint: {self.hint}\nSolution: print(….source), or read {self.where}"
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<details><summary>Hint</summary><p>{html.escape(self.hint)}</p></details>"
+            "<details><summary>Solution: "
+            f"<code>{html.escape(self.where)}</code></summary>"
+            f"<pre>{html.escape(self.source)}</pre></details>"
+        )
+
+
+def hint_and_solution(name: str) -> Reveal:
+    """The exercise's hint, and its solution: the library's own source.
+
+    Args:
+        name: of the exercise.
+
+    Raises:
+        ValueError: for an unknown exercise.
+    """
+    if name not in EXERCISES:
+        raise ValueError(
+            f"exercise: got {name!r}, expected one of {sorted(EXERCISES)}"
+        )
+    exercise = EXERCISES[name]
+    source = inspect.getsource(load_solution(exercise))
+    return Reveal(exercise.hint, source, exercise.solution)

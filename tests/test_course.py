@@ -1,0 +1,211 @@
+"""Exercises: solutions pass, stubs are "not attempted", mistakes are named."""
+
+import __future__
+
+import inspect
+import json
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowrl_lab.course import EXERCISES, Exercise, Mistake, check, hint_and_solution
+from flowrl_lab.course.checking import load_solution
+from flowrl_lab.course.time_limit import TimeUp, call_with_limit
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+def _stub_cells():
+    """(notebook, metadata, source) of every exercise stub in the course."""
+    for path in NOTEBOOKS:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            metadata = cell["metadata"].get("flowrl", {})
+            if "exercise" in metadata:
+                yield pytest.param(
+                    metadata,
+                    "".join(cell["source"]),
+                    id=f"{path.stem}-{metadata['exercise']}",
+                )
+
+
+@pytest.mark.parametrize("name", sorted(EXERCISES))
+def test_the_library_source_in_the_stubs_place_passes(name):
+    exercise = EXERCISES[name]
+    solution = inspect.unwrap(load_solution(exercise))
+    # Run the source itself, as a learner would paste it, where its imports are.
+    namespace = dict(vars(sys.modules[solution.__module__]))
+    code = compile(
+        inspect.getsource(solution),
+        f"<{name}>",
+        "exec",
+        flags=__future__.annotations.compiler_flag,
+    )
+    exec(code, namespace)
+    assert namespace[name] is not solution
+    result = check(name, namespace[name])
+    assert result.status == "passed", result.message
+
+
+@pytest.mark.parametrize(("metadata", "source"), _stub_cells())
+def test_stub_as_shipped_is_not_attempted(metadata, source):
+    name = metadata["exercise"]
+    assert metadata["solution"] == EXERCISES[name].solution
+    namespace = {"torch": torch}
+    exec(source, namespace)
+    assert check(name, namespace[name]).status == "not attempted"
+    # The stub has the parameters of the function it stands for.
+    theirs = inspect.signature(load_solution(EXERCISES[name])).parameters
+    assert list(inspect.signature(namespace[name]).parameters) == list(theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [(e.name, i) for e in EXERCISES.values() for i in range(len(e.mistakes))],
+)
+def test_every_known_mistake_is_named(name, index):
+    mistake = EXERCISES[name].mistakes[index]
+    result = check(name, mistake.wrong)
+    assert (result.status, result.mistake) == ("failed", mistake.name)
+    assert result.message == mistake.message
+
+
+def test_every_exercise_knows_at_least_three_mistakes():
+    assert len(EXERCISES) >= 5
+    for exercise in EXERCISES.values():
+        assert len({mistake.name for mistake in exercise.mistakes}) >= 3
+        assert exercise.hint
+
+
+def _endless(log_p, log_q):
+    while True:
+        log_p = log_p + log_q * 0
+
+
+def _swallowing(log_p, log_q):
+    while True:
+        try:
+            log_p = log_p + log_q * 0
+        except Exception:
+            continue
+
+
+def _in_place(log_p, log_q):
+    log_p -= log_q
+    return log_p.exp().sum(-1)
+
+
+def _quits(*_):
+    raise SystemExit
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def _raises(log_p, log_q):
+    return log_p @ log_q.T.T.missing
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (_endless, "loop that never ends"),
+        (_swallowing, "loop that never ends"),
+        (_in_place, "changed one of its inputs"),
+        (_quits, "SystemExit"),
+        (_interrupted, "interrupted"),
+        (_raises, "AttributeError"),
+        (lambda p, q: None, "Is the `return` missing"),
+        (lambda p, q: "0.5", "returned a str"),
+        (lambda p, q: p - q, "Check which dimension you sum over"),
+        (lambda p, q: (p - q).sum(-1) * float("nan"), "NaN"),
+        (lambda p, q: (p - q).sum(-1) * 0 + 0.5, "Case 1 of 2: you got 0.5"),
+        (lambda p: p, "TypeError"),
+        (3.0, "Pass the function itself"),
+    ],
+)
+def test_what_goes_wrong_is_said_and_never_raised(function, words):
+    result = check("kl_divergence", function, seconds=0.3)
+    assert result.status == "failed" and words in result.message
+
+
+def test_unknown_exercise_gets_the_closest_name():
+    result = check("kl_divergance", lambda: 0)
+    assert result.status == "failed" and "kl_divergence" in result.message
+    with pytest.raises(ValueError, match="expected one of"):
+        hint_and_solution("kl_divergance")
+
+
+def test_numbers_and_float32_are_welcome():
+    def in_float32(log_p, log_q):
+        log_p, log_q = log_p.float(), log_q.float()
+        return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+    assert check("kl_divergence", in_float32).status == "passed"
+
+    def as_numbers(log_probs, ref_log_probs, rewards, *, reward_scale):
+        delta = reward_scale * rewards + ref_log_probs - log_probs
+        return float((log_probs.exp() * delta).sum())
+
+    assert check("optimal_log_z", as_numbers).status == "passed"
+
+
+def test_a_result_shows_itself_once(capsys):
+    result = check("total_variation", lambda p, q: (p.exp() - q.exp()).abs().sum(-1))
+    assert capsys.readouterr().out == f"{result}\n"
+    result._ipython_display_()
+    assert capsys.readouterr().out == ""
+    result._ipython_display_()
+    assert capsys.readouterr().out == f"{result}\n"
+    assert "✗ total_variation: failed" in str(result)
+    assert "You forgot the ½" in result._repr_html_()
+
+
+def test_html_is_escaped():
+    def bad(_p, _q):
+        raise ValueError("<script>alert(1)</script>")
+
+    assert "<script>" not in check("kl_divergence", bad)._repr_html_()
+
+
+def test_hint_and_solution_are_folded():
+    reveal = hint_and_solution("exact_target")
+    page = reveal._repr_html_()
+    assert page.count("<details>") == 2 and "def exact_target" in page
+    assert "def exact_target" in reveal.source and reveal.hint in repr(reveal)
+    assert "def exact_target" not in repr(reveal)
+
+
+def test_a_new_exercise_needs_no_change_to_the_engine():
+    double = Exercise(
+        "double",
+        "operator:pos",
+        lambda: [((torch.tensor([1.0, 2.0]),), {})],
+        (Mistake("sign", "Wrong sign.", lambda x: -x),),
+        "…",
+    )
+    own = {"double": double}
+    assert check("double", lambda x: x, exercises=own).status == "passed"
+    assert check("double", lambda x: -x, exercises=own).mistake == "sign"
+
+
+def test_time_limit_on_another_thread():
+    """Where there is no timer signal, a helper thread is stopped instead."""
+    outcome = {}
+
+    def work():
+        try:
+            call_with_limit(lambda: _endless(1.0, 1.0), 0.2)
+        except TimeUp:
+            outcome["stopped"] = True
+        outcome["value"] = call_with_limit(lambda: 7, 5.0)
+
+    before = threading.active_count()
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(10)
+    assert outcome == {"stopped": True, "value": 7}
+    assert threading.active_count() == before
