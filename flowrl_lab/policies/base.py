@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,6 +13,7 @@ from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 __all__ = ["Policy"]
 
 
+@runtime_checkable
 class Policy(Protocol):
     """A distribution over completions that can be sampled, scored and trained.
 

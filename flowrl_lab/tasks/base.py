@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -12,6 +12,7 @@ from flowrl_lab.types import AnswerSet, PromptBatch
 __all__ = ["Task"]
 
 
+@runtime_checkable
 class Task(Protocol):
     """A task with an exact referee.
 
