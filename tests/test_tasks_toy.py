@@ -46,7 +46,7 @@ def test_figure1_modes_are_two_standard_deviations_wide():
 def test_bumps_are_bounded_and_equally_high(variant, modes):
     task = load_task("landscape", variant=variant)
     answers = task.answers(task.prompts("train")[0])
-    assert 0 <= answers.rewards.min() and answers.rewards.max() == 1
+    assert answers.rewards.min() >= 0 and answers.rewards.max() == 1
     assert int((answers.rewards == 1).sum()) == modes
     assert sorted(set(answers.groups.tolist())) == list(range(-1, modes))
     target = _target(task, task.prompts("train")[0])
@@ -62,6 +62,7 @@ def test_custom_rewards_and_their_modes():
     assert task.vocab_size == 6 and len(answers) == 6 and answers.exhaustive
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "rewards",
     [[1.0], [], [[1.0, 2.0]], [1.0, float("nan")], [1.0, float("inf")], ["a", "b"]],
@@ -78,6 +79,7 @@ def test_both_splits_of_a_landscape_hold_its_one_prompt():
     assert batch.indices.tolist() == [0, 0, 0] and batch.prompt_ids.shape == (3, 1)
 
 
+@pytest.mark.bad_input
 def test_load_task_names_the_mistake():
     with pytest.raises(ValueError, match="did you mean 'landscape'"):
         load_task("landscpae")
@@ -102,6 +104,7 @@ def test_words_are_points_coarse_to_fine():
     ) == ["bdce"]
 
 
+@pytest.mark.bad_input
 def test_every_word_is_one_pixel():
     task = load_task("strings", length=5, alphabet=3)
     assert (task.width, task.height) == (27, 9)
@@ -152,6 +155,7 @@ def test_prompts_of_strings_are_split_and_encoded_apart():
     assert torch.equal(again.answers(texts[1]).rewards, task.answers(texts[1]).rewards)
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     ("name", "options"),
     [("landscape", {}), ("strings", {"length": 3, "alphabet": 4})],
@@ -184,6 +188,7 @@ def test_bad_completions_are_refused(name, options):
         task.prompts("test")
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
     "options",
     [

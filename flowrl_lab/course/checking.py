@@ -104,7 +104,7 @@ class Result:
 
 def check(
     name: str,
-    function: Callable[..., Any],
+    function: object,
     *,
     seconds: float = 5.0,
     exercises: Mapping[str, Exercise] | None = None,

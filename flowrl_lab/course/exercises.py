@@ -294,9 +294,12 @@ OPTIMAL_LOG_Z = Exercise(
             "sign",
             "The sign is turned round. log Z + log π − β r − log π_ref must be 0 on "
             "average, so log Z = E[β r + log π_ref − log π].",
-            lambda log_probs, ref_log_probs, rewards, *, reward_scale: -(
-                log_probs.exp() * (reward_scale * rewards + ref_log_probs - log_probs)
-            ).sum(-1),
+            lambda log_probs, ref_log_probs, rewards, *, reward_scale: (
+                -(
+                    log_probs.exp()
+                    * (reward_scale * rewards + ref_log_probs - log_probs)
+                ).sum(-1)
+            ),
         ),
         Mistake(
             "unweighted",

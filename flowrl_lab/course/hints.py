@@ -45,9 +45,7 @@ def hint_and_solution(name: str) -> Reveal:
         ValueError: for an unknown exercise.
     """
     if name not in EXERCISES:
-        raise ValueError(
-            f"exercise: got {name!r}, expected one of {sorted(EXERCISES)}"
-        )
+        raise ValueError(f"exercise: got {name!r}, expected one of {sorted(EXERCISES)}")
     exercise = EXERCISES[name]
     source = inspect.getsource(load_solution(exercise))
     return Reveal(exercise.hint, source, exercise.solution)

@@ -261,6 +261,4 @@ class TabularValueHead(nn.Module):
 
 def _check_temperature(temperature: float) -> None:
     if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(
-            f"temperature: got {temperature}, expected a positive number"
-        )
+        raise ValueError(f"temperature: got {temperature}, expected a positive number")
