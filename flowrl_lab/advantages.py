@@ -1,0 +1,174 @@
+"""From rewards to learning signals: which samples did better than expected.
+
+All results are detached: an advantage is a number that weighs a gradient, never
+a path for one.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from flowrl_lab._validation import (
+    bad_input,
+    check_batch,
+    check_finite,
+    check_groups,
+    check_number,
+    check_tensor,
+)
+from flowrl_lab.tokens import at_least_float32
+
+__all__ = ["gae", "group_normalized", "reinforce_pp_advantages", "whiten"]
+
+
+def group_normalized(
+    rewards: Float[Tensor, " B"], num_generations: int, *, eps: float = 1e-6
+) -> Float[Tensor, " B"]:
+    """Rewards relative to the other samples of the same prompt (z-scores).
+
+        r̂ = (r - mean(r)) / (std(r) + eps),   std with G - 1 in the denominator
+
+    Source: FlowRL (arXiv 2509.15207) Eq. 7; GRPO (arXiv 2402.03300) §4.1.
+    A group whose rewards are all equal gives zeros.  A group of one gives zero
+    too: verl passes its reward through unchanged, which is no comparison.
+
+    Args:
+        rewards: one per sequence, the G samples of a prompt in contiguous rows.
+        num_generations: G.
+        eps: added to the standard deviation.
+
+    Returns:
+        z-scores, detached; each group's mean is 0.
+
+    Raises:
+        ValueError: wrong shape or dtype, NaN or infinite rewards, groups that do
+            not divide the batch, eps < 0.
+    """
+    check_tensor("rewards", rewards, (None,), "[B]: one reward per sequence")
+    check_groups(len(rewards), num_generations)
+    check_number("eps", eps)
+    check_finite({"rewards": rewards})
+    groups = at_least_float32(rewards.detach()).view(-1, num_generations)
+    if num_generations == 1:
+        return torch.zeros_like(groups).flatten()
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    # Rounding leaves specks where all rewards are equal; eps would blow them up.
+    equal = groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
+    std = groups.std(dim=1, keepdim=True).masked_fill(equal, 1.0)
+    return (centred / (std + eps)).masked_fill(equal, 0.0).flatten()
+
+
+def whiten(
+    values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], *, eps: float = 1e-8
+) -> Float[Tensor, "B T"]:
+    """Shift and scale all counted tokens of a batch to mean 0 and variance 1.
+
+        x̂ = (x - mean(x)) / sqrt(var(x) + eps),   var with n - 1
+
+    Source: verl's ``masked_whiten``; used by PPO and REINFORCE++.
+
+    Args:
+        values: one per token.
+        mask: True where a token counts.
+        eps: added to the variance.
+
+    Returns:
+        Whitened values, detached, 0 where the mask is False.  All zeros when the
+        counted values are all equal: nothing is better than anything else.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, no counted token, NaN, eps < 0.
+    """
+    check_tensor("mask", mask, (None, None), "[B, T]", "bool")
+    check_tensor("values", values, mask.shape, "[B, T]: one per token")
+    check_number("eps", eps)
+    check_finite({"values": values}, mask)
+    counted = at_least_float32(values.detach())[mask]
+    if counted.numel() == 0:
+        raise bad_input(
+            "mask",
+            "keeps no token",
+            "at least one True",
+            "drop empty completions from the batch",
+        )
+    white = torch.zeros_like(values, dtype=counted.dtype)
+    if counted.amax() > counted.amin():
+        white[mask] = (counted - counted.mean()) / (counted.var() + eps).sqrt()
+    return white
+
+
+def reinforce_pp_advantages(
+    rewards: Float[Tensor, " B"], completion_mask: Bool[Tensor, "B T"]
+) -> Float[Tensor, "B T"]:
+    """REINFORCE++: every token's return, whitened over the whole batch.
+
+        A_{b,t} = whiten(Σ_{u>=t} r_{b,u}) = whiten(r_b)   (reward at the end, γ = 1)
+
+    Source: REINFORCE++ (arXiv 2501.03262), as verl computes it.  The mean is over
+    *tokens*, so long completions weigh more in it.
+
+    Args:
+        rewards: one per sequence.
+        completion_mask: True where a token counts.
+
+    Returns:
+        Advantages per token, detached, 0 where masked out.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, NaN rewards, a row with no token.
+    """
+    check_batch(completion_mask, {}, {"rewards": rewards})
+    returns = rewards.unsqueeze(1).expand(completion_mask.shape)
+    return whiten(returns, completion_mask)
+
+
+def gae(
+    rewards: Float[Tensor, " B"],
+    values: Float[Tensor, "B T"],
+    completion_mask: Bool[Tensor, "B T"],
+    *,
+    discount: float = 1.0,
+    gae_lambda: float = 1.0,
+) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"]]:
+    """Generalised advantage estimation with one reward at the last token.
+
+        d_t = r_t + γ V_{t+1} - V_t,   A_t = d_t + γ λ A_{t+1},   R_t = A_t + V_t
+
+    Source: GAE (arXiv 1506.02438) Eq. 16; γ = λ = 1 as in FlowRL's PPO runs, where
+    A_t = r - V_t.  Tokens the mask leaves out are stepped over.
+
+    Args:
+        rewards: one per sequence, paid at its last counted token.
+        values: the critic's V_t before each token.
+        completion_mask: True where a token counts.
+        discount: γ, in [0, 1].
+        gae_lambda: λ, in [0, 1]: 0 trusts the critic, 1 the sampled return.
+
+    Returns:
+        (advantages, returns), both detached and 0 where masked out.  Not
+        whitened: :func:`whiten` is a step of its own.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, NaN, a row with no token, γ or λ
+            outside [0, 1].
+    """
+    check_batch(completion_mask, {"values": values}, {"rewards": rewards})
+    check_number("discount", discount, high=1.0)
+    check_number("gae_lambda", gae_lambda, high=1.0)
+    values = at_least_float32(values.detach()).masked_fill(~completion_mask, 0.0)
+    advantages = torch.zeros_like(values)
+    payment = rewards.detach().to(values.dtype)
+    next_value = next_advantage = torch.zeros_like(payment)
+    for t in reversed(range(values.shape[1])):
+        counts = completion_mask[:, t]
+        delta = payment + discount * next_value - values[:, t]
+        advantage = delta + discount * gae_lambda * next_advantage
+        advantages[:, t] = torch.where(counts, advantage, 0.0)
+        next_advantage = torch.where(counts, advantage, next_advantage)
+        next_value = torch.where(counts, values[:, t], next_value)
+        # Walking backwards, the first counted token met is the last one: it
+        # takes the reward, and nothing is left for earlier tokens.
+        payment = payment.masked_fill(counts, 0.0)
+    return advantages, (advantages + values).masked_fill(~completion_mask, 0.0)

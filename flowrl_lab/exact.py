@@ -1,0 +1,340 @@
+"""The referee: exact targets, exact log Z and exact distances by enumeration.
+
+Where all answers of a prompt can be listed, their probabilities follow from
+teacher-forced log-probs, and nothing needs to be sampled or estimated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flowrl_lab._validation import (
+    bad_input,
+    check_finite,
+    check_number,
+    check_tensor,
+)
+from flowrl_lab.metrics import (
+    SUM_TOLERANCE,
+    effective_number,
+    exact_pass_at_k,
+    expected_distinct,
+    kl_divergence,
+    mode_coverage,
+    total_variation,
+)
+from flowrl_lab.types import AnswerSet, ExactReport
+
+__all__ = [
+    "PASS_AT",
+    "exact_report",
+    "exact_target",
+    "length_normalized_target",
+    "mean_report",
+    "optimal_log_z",
+    "reference_log_partition",
+]
+
+PASS_AT = (1, 4, 16, 64, 256)
+
+
+def reference_log_partition(
+    ref_log_probs: Float[Tensor, " N"],
+    rewards: Float[Tensor, " N"],
+    *,
+    reward_scale: float,
+    exhaustive: bool,
+) -> Float[Tensor, ""]:
+    """The true log Z of one prompt.
+
+        log Z = log Σ_y π_ref(y) exp(β r(y))
+
+    Source: FlowRL (arXiv 2509.15207) Eq. 2 with the reference prior of Eq. 4-5.
+
+    Args:
+        ref_log_probs: log π_ref of the listed answers.
+        rewards: their rewards.
+        reward_scale: β.
+        exhaustive: True if the list is complete.  If False, everything not listed
+            has reward 0, and adds its probability times exp(0).
+
+    Returns:
+        Scalar, nats.
+
+    Raises:
+        ValueError: bad tensors; probabilities that do not sum to 1 (exhaustive) or
+            exceed 1.
+    """
+    _check_answers(ref_log_probs, rewards, reward_scale)
+    log_listed = _check_total("ref_log_probs", ref_log_probs, exhaustive)
+    log_z = (ref_log_probs + reward_scale * rewards).logsumexp(dim=0)
+    if exhaustive:
+        return log_z
+    # log(1 - listed); rounding must not push the argument below 0.
+    log_unlisted = torch.log1p(-log_listed.exp().clamp(max=1.0))
+    return torch.logaddexp(log_z, log_unlisted)
+
+
+def exact_target(
+    ref_log_probs: Float[Tensor, " N"],
+    rewards: Float[Tensor, " N"],
+    *,
+    reward_scale: float,
+) -> Float[Tensor, " N"]:
+    """The target over the listed answers, normalised.
+
+        log p*(y) = log π_ref(y) + β r(y) - log Σ_listed π_ref exp(βr)
+
+    Source: FlowRL (arXiv 2509.15207) Eq. 2 and 4.
+
+    Args:
+        ref_log_probs: log π_ref of the answers; -inf for one it cannot write.
+        rewards: their rewards.
+        reward_scale: β.
+
+    Returns:
+        Log-probabilities that sum to 1, nats.
+
+    Raises:
+        ValueError: bad tensors, no answer with probability above 0.
+    """
+    _check_answers(ref_log_probs, rewards, reward_scale)
+    return (ref_log_probs + reward_scale * rewards).log_softmax(dim=0)
+
+
+def length_normalized_target(
+    ref_log_probs: Float[Tensor, " N"],
+    rewards: Float[Tensor, " N"],
+    lengths: Int[Tensor, " N"],
+    log_z: float | Float[Tensor, ""],
+    *,
+    reward_scale: float,
+) -> Float[Tensor, " N"]:
+    """What the length-normalised residual calls balanced: log mass, unnormalised.
+
+        log π_ref(y) + |y| (β r(y) - log Z)
+
+    Source: FlowRL (arXiv 2509.15207) Eq. 6 set to zero and solved for π.  The
+    masses sum to 1 for one log Z only, which is not the textbook one.
+
+    Args:
+        ref_log_probs: log π_ref of whole answers (sums over tokens).
+        rewards: their rewards.
+        lengths: |y|, tokens in each answer.
+        log_z: the log Z of this prompt.
+        reward_scale: β.
+
+    Returns:
+        Log masses, nats; positive values are possible.
+
+    Raises:
+        ValueError: bad tensors, lengths below 1, a log Z that is not finite.
+    """
+    _check_answers(ref_log_probs, rewards, reward_scale)
+    check_tensor("lengths", lengths, rewards.shape, "[N]: one per answer", "int")
+    if int(lengths.min()) < 1:
+        raise bad_input(
+            "lengths",
+            f"go down to {int(lengths.min())}",
+            "at least 1 token",
+            "count the end token, or drop empty answers",
+        )
+    check_number("log_z", float(log_z), low=-math.inf)
+    return ref_log_probs + lengths * (reward_scale * rewards - log_z)
+
+
+def optimal_log_z(
+    log_probs: Float[Tensor, " N"],
+    ref_log_probs: Float[Tensor, " N"],
+    rewards: Float[Tensor, " N"],
+    *,
+    reward_scale: float,
+) -> Float[Tensor, ""]:
+    """The log Z that on-policy trajectory balance learns.
+
+        log Z* = E_{y~π}[β r + log π_ref - log π] = log Z - KL(π ‖ p*)
+
+    The minimum of E_π[(log Z + log π - βr - log π_ref)²] over log Z: a lower bound
+    on the true log Z, reached when π = p*.
+
+    Args:
+        log_probs: log π of all completions; sums to 1.
+        ref_log_probs: log π_ref of the same.
+        rewards: their rewards.
+        reward_scale: β.
+
+    Returns:
+        Scalar, nats; -inf if π writes what π_ref cannot.
+
+    Raises:
+        ValueError: bad tensors, probabilities that do not sum to 1.
+    """
+    _check_answers(ref_log_probs, rewards, reward_scale)
+    check_tensor("log_probs", log_probs, rewards.shape, "[N]: one per answer")
+    _check_total("log_probs", log_probs, True)
+    _check_total("ref_log_probs", ref_log_probs, False)
+    never = torch.isneginf(log_probs)
+    bonus = reward_scale * rewards + ref_log_probs.masked_fill(never, 0.0)
+    return (log_probs.exp() * (bonus - log_probs.masked_fill(never, 0.0))).sum()
+
+
+def exact_report(
+    log_probs: Float[Tensor, " N"],
+    ref_log_probs: Float[Tensor, " N"],
+    answers: AnswerSet,
+    *,
+    target_reward_scale: float | None,
+    run_reward_scale: float,
+    log_z_learned: float = math.nan,
+) -> ExactReport:
+    """Everything the referee can say about one prompt, in float64.
+
+    Args:
+        log_probs: log π of the listed answers (sums over tokens).
+        ref_log_probs: log π_ref of the same.
+        answers: the list, with rewards, correctness and modes.
+        target_reward_scale: β of the target p* ∝ π_ref exp(βr); needs an exhaustive
+            list.  None: p* is π_ref restricted to the correct answers, and
+            KL(π ‖ p*) and TV are of π restricted likewise.
+        run_reward_scale: β of ``log_z_exact``, the one log Z is trained at.
+        log_z_learned: what Z_φ says; NaN without one.
+
+    Returns:
+        The report; see :class:`flowrl_lab.types.ExactReport` for each number.
+
+    Raises:
+        ValueError: bad tensors or totals, no correct answer, a target scale for a
+            list that is not exhaustive.
+    """
+    policy, reference, rewards = (
+        value.detach().double() if isinstance(value, Tensor) else value
+        for value in (log_probs, ref_log_probs, answers.rewards)
+    )
+    _check_report_input(policy, reference, rewards, answers, target_reward_scale)
+    correct = answers.correct
+    if target_reward_scale is None:
+        forbidden = reference.masked_fill(~correct, -math.inf)
+        target = forbidden.log_softmax(dim=0)
+        compared = policy.masked_fill(~correct, -math.inf).log_softmax(dim=0)
+    else:
+        target = exact_target(reference, rewards, reward_scale=target_reward_scale)
+        compared = policy.log_softmax(dim=0)
+    probs = policy.exp()
+    accuracy = probs[correct].sum().clamp(max=1.0).item()
+    log_z = reference_log_partition(
+        reference,
+        rewards,
+        reward_scale=run_reward_scale,
+        exhaustive=answers.exhaustive,
+    ).item()
+    pass_at = {k: exact_pass_at_k(accuracy, k) for k in PASS_AT}
+    return ExactReport(
+        accuracy=accuracy,
+        pass_at_k=pass_at,
+        distinct_64=expected_distinct(probs[correct], 64).item(),
+        effective_answers=effective_number(policy[correct].log_softmax(0)).item(),
+        kl_policy_target=kl_divergence(compared, target).item(),
+        kl_target_policy=kl_divergence(target, policy).item(),
+        total_variation=total_variation(compared, target).item(),
+        modes_covered=mode_coverage(policy, target, answers.groups).item(),
+        lost_prompts=float(pass_at[64] < 0.5),
+        log_z_exact=log_z,
+        log_z_learned=log_z_learned,
+        log_z_rmse=abs(log_z_learned - log_z),
+        num_prompts=1,
+    )
+
+
+def mean_report(reports: Sequence[ExactReport]) -> ExactReport:
+    """The mean of reports over their prompts (root mean square for the log Z error).
+
+    Args:
+        reports: at least one; each weighs as many prompts as it covers.
+
+    Returns:
+        One report.
+
+    Raises:
+        ValueError: no report at all.
+    """
+    if not reports:
+        raise bad_input(
+            "reports", "is empty", "at least one report", "evaluate some prompts"
+        )
+    total = sum(report.num_prompts for report in reports)
+    shares = [report.num_prompts / total for report in reports]
+
+    def mean(values: list[float]) -> float:
+        return sum(share * value for share, value in zip(shares, values, strict=True))
+
+    plain = [
+        name
+        for name in ExactReport.__dataclass_fields__
+        if name not in ("pass_at_k", "log_z_rmse", "num_prompts")
+    ]
+    return ExactReport(
+        **{name: mean([getattr(report, name) for report in reports]) for name in plain},
+        pass_at_k={
+            k: mean([report.pass_at_k[k] for report in reports])
+            for k in reports[0].pass_at_k
+        },
+        log_z_rmse=math.sqrt(mean([report.log_z_rmse**2 for report in reports])),
+        num_prompts=total,
+    )
+
+
+def _check_answers(ref_log_probs: Tensor, rewards: Tensor, reward_scale: float) -> None:
+    check_tensor("rewards", rewards, (None,), "[N]: one reward per answer")
+    check_tensor("ref_log_probs", ref_log_probs, rewards.shape, "[N]: one per answer")
+    check_finite({"rewards": rewards})
+    check_number("reward_scale", reward_scale)
+    # An answer may be impossible (-inf), but not all of them, and none is NaN.
+    check_finite({"ref_log_probs": ref_log_probs.logsumexp(dim=0)})
+
+
+def _check_total(name: str, log_probs: Tensor, exhaustive: bool) -> Tensor:
+    """Check what the listed probabilities add up to; returns the log of it."""
+    log_total = log_probs.logsumexp(dim=0)
+    total = log_total.exp().item()
+    low = 1 - SUM_TOLERANCE if exhaustive else 0.0
+    if not low <= total <= 1 + SUM_TOLERANCE:
+        raise bad_input(
+            name,
+            f"has probabilities that sum to {total:.6g}",
+            "a sum of 1" if exhaustive else "a sum of at most 1",
+            "pass log-probs of whole answers (token sums), each answer listed once"
+            + (", or exhaustive=False" if exhaustive else ""),
+        )
+    return log_total
+
+
+def _check_report_input(
+    policy: Tensor,
+    reference: Tensor,
+    rewards: Tensor,
+    answers: AnswerSet,
+    target_reward_scale: float | None,
+) -> None:
+    _check_answers(reference, rewards, 0.0)
+    check_tensor("log_probs", policy, rewards.shape, "[N]: one per answer")
+    _check_total("log_probs", policy, answers.exhaustive)
+    check_tensor("answers.correct", answers.correct, rewards.shape, "[N]", "bool")
+    if not bool(torch.isfinite(policy[answers.correct].logsumexp(dim=0))):
+        raise bad_input(
+            "answers.correct",
+            "holds no answer the policy can write",
+            "a correct answer with probability above 0",
+            "leave prompts without a solution out of the evaluation",
+        )
+    if target_reward_scale is not None and not answers.exhaustive:
+        raise bad_input(
+            "target_reward_scale",
+            f"is {target_reward_scale} for a list that is not exhaustive",
+            "None",
+            "compare with the reference restricted to the correct answers",
+        )
