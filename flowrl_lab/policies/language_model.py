@@ -72,6 +72,8 @@ def add_lora(model, *, rank: int, alpha: float, seed: int = 0):
         torch.manual_seed(seed)
         # peft notes that the tied embedding is frozen; that is what we want.
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
+        # peft asks transformers by an old name; nothing that we could change.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         return get_peft_model(model, config)
 
 
@@ -201,7 +203,9 @@ class LanguageModelPolicy:
             use_cache=use_cache,
         )
 
-    def _completion_states(self, prompts: PromptBatch, completion_ids: Tensor) -> Tensor:
+    def _completion_states(
+        self, prompts: PromptBatch, completion_ids: Tensor
+    ) -> Tensor:
         """States that predict each completion token, ``[B, T, H]``.
 
         The state of the last prompt token predicts the first completion token;
@@ -247,7 +251,8 @@ class LanguageModelPolicy:
             keep = prompts.prompt_mask[..., None]
             pooled = (states * keep).sum(1) / keep.sum(1)
         self._features.update(
-            ((text, pooling), row) for text, row in zip(prompts.texts, pooled, strict=True)
+            ((text, pooling), row)
+            for text, row in zip(prompts.texts, pooled, strict=True)
         )
 
     def make_log_z(self) -> nn.Module:
@@ -261,7 +266,7 @@ class LanguageModelPolicy:
 
     def state_dict(self) -> dict[str, Tensor]:
         named = self.model.named_parameters()
-        return {name: p.detach().cpu() for name, p in named if p.requires_grad}
+        return {n: p.detach().cpu().clone() for n, p in named if p.requires_grad}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         mine = {n: p for n, p in self.model.named_parameters() if p.requires_grad}

@@ -215,7 +215,9 @@ class MakeNumber:
         """Completions as text, up to and without the end token."""
         rows = completion_ids.tolist()
         lengths = completion_mask.sum(-1).tolist()
-        return [_to_text(row[:length]) for row, length in zip(rows, lengths, strict=True)]
+        return [
+            _to_text(row[:length]) for row, length in zip(rows, lengths, strict=True)
+        ]
 
     def score(
         self,
@@ -260,7 +262,9 @@ def _answer_set(prompt: str, width: int) -> AnswerSet:
     for row, (text, _) in enumerate(rows):
         tokens = torch.tensor([*_to_ids(text), EOS])
         ids[row, : len(tokens)] = tokens
-    classes = {key: number for number, key in enumerate(dict.fromkeys(k for _, k in rows))}
+    classes = {
+        key: number for number, key in enumerate(dict.fromkeys(k for _, k in rows))
+    }
     return AnswerSet(
         prompt=prompt,
         labels=tuple(text for text, _ in rows),

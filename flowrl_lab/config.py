@@ -1,0 +1,197 @@
+"""What a run is: every setting, checked before any work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+from typing import Any
+
+__all__ = ["CONFIG_VERSION", "ExperimentConfig"]
+
+CONFIG_VERSION = 1
+
+CHOICES = {
+    "policy": ("auto", "tabular", "tiny_lm"),
+    "lr_schedule": ("constant", "linear", "cosine"),
+    "reward_form": ("raw", "group_normalized"),
+    "importance": ("none", "clip", "raw", "max10"),
+    "log_z_features": ("last", "mean"),
+}
+POSITIVE = (
+    "steps", "prompts_per_step", "num_generations", "updates_per_batch", "temperature",
+    "learning_rate", "log_z_learning_rate", "value_learning_rate", "max_grad_norm",
+    "reward_scale", "lora_rank", "lora_alpha", "eval_every", "eval_prompts",
+)  # fmt: skip
+NOT_NEGATIVE = ("seed", "clip_low", "clip_high", "kl_coef", "entropy_coef")
+WHOLE = (
+    "steps", "prompts_per_step", "num_generations", "updates_per_batch", "lora_rank",
+    "eval_every", "eval_prompts", "seed",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """All settings of one run.  ``replace`` makes a changed copy.
+
+    Attributes:
+        task: key in ``flowrl_lab.tasks.TASKS``.
+        task_options: keyword arguments of the task.
+        policy: "tabular", "tiny_lm", or "auto" (what suits the task).
+        algorithm: key in ``flowrl_lab.algorithms.ALGORITHMS``.
+        name: for legends; empty means the algorithm's name.
+        seed: of prompts, sampling and initial weights.
+        steps: rollouts; the sampling budget is steps x prompts x generations.
+        prompts_per_step: P.
+        num_generations: G, the group size.
+        updates_per_batch: gradient steps on each rollout.
+        temperature: of sampling and of all log-probs.
+        learning_rate: of the policy (AdamW).
+        lr_schedule: "constant", "linear" or "cosine" (both to 0); for all groups.
+        log_z_learning_rate: of Z_φ.
+        value_learning_rate: of PPO's critic.
+        max_grad_norm: the policy's gradient is scaled down to this norm.
+        reward_scale: the paper's β, of the flow losses; nats per unit of reward.
+        reward_form: "raw", or "group_normalized" (the paper's r̂).
+        length_normalize: token means instead of sums in the residual (the paper).
+        importance: "none", "clip", "raw" or "max10"; see ``flowrl_loss``.
+        log_z_features: prompt features of Z_φ: "last" prompt token, or "mean".
+        clip_low: lower clip ε of importance ratios.
+        clip_high: upper clip ε.
+        kl_coef: weight of the KL penalty to the reference (GRPO, REINFORCE++,
+            kl_reinforce).
+        entropy_coef: weight of an entropy bonus, any algorithm.
+        lora_rank: rank of the LoRA adapter.
+        lora_alpha: its scale.
+        eval_every: steps between exact evaluations.
+        eval_prompts: held-out prompts to evaluate on (fewer if there are fewer).
+        watch_prompt: whose distribution the records carry; empty takes the first.
+        device: "cpu", "cuda", "mps", or "auto".
+    """
+
+    task: str = "landscape"
+    task_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    policy: str = "auto"
+    algorithm: str = "flowrl"
+    name: str = ""
+    seed: int = 0
+    steps: int = 200
+    prompts_per_step: int = 16
+    num_generations: int = 16
+    updates_per_batch: int = 1
+    temperature: float = 1.0
+    learning_rate: float = 1e-3
+    lr_schedule: str = "constant"
+    log_z_learning_rate: float = 1e-2
+    value_learning_rate: float = 1e-2
+    max_grad_norm: float = 1.0
+    reward_scale: float = 15.0
+    reward_form: str = "raw"
+    length_normalize: bool = False
+    importance: str = "clip"
+    log_z_features: str = "last"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    eval_every: int = 10
+    eval_prompts: int = 32
+    watch_prompt: str = ""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        from flowrl_lab.algorithms import ALGORITHMS
+        from flowrl_lab.tasks import TASKS
+
+        _check_known("task", self.task, TASKS)
+        _check_known("algorithm", self.algorithm, ALGORITHMS)
+        for field, choices in CHOICES.items():
+            _check_known(field, getattr(self, field), choices)
+        for field in POSITIVE + NOT_NEGATIVE:
+            _check_number(
+                field, getattr(self, field), field in POSITIVE, field in WHOLE
+            )
+        if self.algorithm in ("grpo", "vargrad", "kl_reinforce"):
+            self._check_group()
+
+    def _check_group(self) -> None:
+        if self.num_generations < 2:
+            raise ValueError(
+                f"num_generations is {self.num_generations}; {self.algorithm} compares "
+                "completions of one prompt. Fix: use at least 2."
+            )
+
+    @property
+    def run_name(self) -> str:
+        """The name for legends and tables."""
+        return self.name or self.algorithm
+
+    def replace(self, **changes: Any) -> ExperimentConfig:
+        """A copy with some fields changed, checked again."""
+        _check_fields(changes)
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> str:
+        """The config as JSON text; ``from_json`` gives an equal config back."""
+        return json.dumps(
+            {"config_version": CONFIG_VERSION, **dataclasses.asdict(self)}, indent=2
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> ExperimentConfig:
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            ValueError: not JSON, another version, or unknown fields.
+        """
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"the config is not JSON ({error}). Fix: restore config.json, or start "
+                "a new run."
+            ) from None
+        version = (
+            fields.pop("config_version", None) if isinstance(fields, dict) else None
+        )
+        if version != CONFIG_VERSION:
+            raise ValueError(
+                f"the config has version {version!r}; this flowrl_lab reads version "
+                f"{CONFIG_VERSION}. Fix: use the flowrl_lab that wrote it, or start a "
+                "new run."
+            )
+        _check_fields(fields)
+        return cls(**fields)
+
+
+def _check_fields(fields: dict[str, Any]) -> None:
+    known = [field.name for field in dataclasses.fields(ExperimentConfig)]
+    for name in fields:
+        _check_known("setting", name, known)
+
+
+def _check_known(field: str, value: Any, choices) -> None:
+    if value in choices:
+        return
+    close = difflib.get_close_matches(str(value), list(choices), n=1)
+    hint = (
+        f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(choices)}."
+    )
+    raise ValueError(f"{field} is {value!r}, which is not known. Fix: {hint}")
+
+
+def _check_number(field: str, value: Any, positive: bool, whole: bool) -> None:
+    kind = "whole number" if whole else "finite number"
+    right_type = isinstance(value, int if whole else (int, float))
+    if not right_type or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(
+            f"{field} is {value!r}; expected a {kind}. Fix: change {field}."
+        )
+    if value < 0 or (positive and value == 0):
+        bound = "above 0" if positive else "of at least 0"
+        raise ValueError(
+            f"{field} is {value!r}; expected a {kind} {bound}. Fix: change {field}."
+        )

@@ -1,0 +1,164 @@
+"""Ask the referee: exact figures of a policy from its enumerated answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from flowrl_lab.exact import exact_report, exact_target, mean_report
+from flowrl_lab.types import AnswerSet, ExactReport, PromptBatch, Snapshot
+
+__all__ = ["Referee", "evaluate_policy"]
+
+ROWS_AT_ONCE = 4096
+
+
+class Referee:
+    """Exact evaluation of one policy on fixed prompts, as it trains.
+
+    The answers and their reference log-probs never change, so they are computed
+    once; each report then costs one teacher-forced pass over the answers.
+
+    Args:
+        policy: the policy to judge; its ``reference=True`` pass is π_ref.
+        task: gives the enumerated answers.
+        prompts: which prompts to judge on.
+        reward_scale: the run's scale, for the exact log Z.
+        target_reward_scale: of the exact target; None takes the task's own.
+        temperature: the policy is judged at this temperature.
+    """
+
+    def __init__(
+        self,
+        policy,
+        task,
+        prompts: Sequence[str],
+        *,
+        reward_scale: float = 1.0,
+        target_reward_scale: float | None = None,
+        temperature: float = 1.0,
+    ):
+        if not prompts:
+            raise ValueError("no prompt to evaluate on. Fix: pass at least one.")
+        self.policy, self.task = policy, task
+        self.reward_scale, self.temperature = reward_scale, temperature
+        self.target_reward_scale = (
+            task.reward_scale if target_reward_scale is None else target_reward_scale
+        )
+        self.answers = {text: task.answers(text) for text in dict.fromkeys(prompts)}
+        self._chunks = list(_chunks(list(self.answers.values())))
+        self._reference = self._log_probs(reference=True)
+
+    @torch.no_grad()
+    def _log_probs(self, *, reference: bool = False) -> dict[str, Tensor]:
+        """Sequence log-prob of every answer, float64 on the CPU: text -> [N]."""
+        found = {}
+        for chunk in self._chunks:
+            widest = max(len(answers) for answers in chunk)
+            ids = torch.cat([_pad_rows(a.completion_ids, widest) for a in chunk])
+            mask = torch.cat([_pad_rows(a.completion_mask, widest) for a in chunk])
+            device = self.policy.device
+            output = self.policy.evaluate(
+                self.task.encode(tuple(a.prompt for a in chunk)),
+                ids.to(device),
+                mask.to(device),
+                temperature=self.temperature,
+                reference=reference,
+            )
+            sums = output.log_probs.sum(-1).double().cpu().view(len(chunk), widest)
+            for answers, row in zip(chunk, sums, strict=True):
+                found[answers.prompt] = row[: len(answers)]
+        return found
+
+    def report(self, log_z=None, *, log_z_features: str = "last") -> ExactReport:
+        """Exact figures, mean over the prompts.
+
+        Args:
+            log_z: a learned log-partition module, compared with the exact log Z.
+            log_z_features: the pooling that the module was trained on.
+        """
+        log_probs = self._log_probs()
+        learned = self._learned_log_z(log_z, log_z_features)
+        return mean_report(
+            [
+                exact_report(
+                    log_probs[text],
+                    self._reference[text],
+                    answers,
+                    target_reward_scale=self.target_reward_scale,
+                    run_reward_scale=self.reward_scale,
+                    log_z_learned=learned[text],
+                )
+                for text, answers in self.answers.items()
+            ]
+        )
+
+    @torch.no_grad()
+    def _learned_log_z(self, log_z, pooling: str) -> dict[str, float]:
+        if log_z is None:
+            return dict.fromkeys(self.answers, float("nan"))
+        prompts: PromptBatch = self.task.encode(tuple(self.answers))
+        values = log_z(self.policy.prompt_features(prompts, pooling)).tolist()
+        return dict(zip(self.answers, values, strict=True))
+
+    def snapshot(self, prompt: str) -> Snapshot:
+        """The policy's distribution over the answers of one judged prompt."""
+        if prompt not in self.answers:
+            raise ValueError(
+                f"prompt {prompt!r} is not among the {len(self.answers)} judged ones. "
+                f"Fix: choose one such as {next(iter(self.answers))!r}."
+            )
+        answers = self.answers[prompt]
+        alone = Referee.__new__(Referee)
+        alone.__dict__.update(self.__dict__, _chunks=[[answers]])
+        log_probs = alone._log_probs()[prompt]
+        scale = self.target_reward_scale
+        target = exact_target(
+            self._reference[prompt],
+            torch.where(answers.correct, 0.0, -torch.inf).double()
+            if scale is None
+            else answers.rewards.double(),
+            reward_scale=1.0 if scale is None else scale,
+        )
+        return Snapshot(
+            prompt,
+            answers.labels,
+            log_probs.exp().numpy(),
+            target.exp().numpy(),
+            answers.rewards.double().numpy(),
+        )
+
+
+def evaluate_policy(
+    policy,
+    task,
+    prompts: Sequence[str],
+    *,
+    reward_scale: float = 1.0,
+    temperature: float = 1.0,
+    log_z=None,
+    log_z_features: str = "last",
+) -> ExactReport:
+    """One exact report of ``policy`` on ``prompts``; see ``Referee``."""
+    referee = Referee(
+        policy, task, prompts, reward_scale=reward_scale, temperature=temperature
+    )
+    return referee.report(log_z, log_z_features=log_z_features)
+
+
+def _pad_rows(rows: Tensor, count: int) -> Tensor:
+    """Repeat the first row until there are ``count``; the extra ones are ignored."""
+    return torch.cat([rows, rows[:1].expand(count - len(rows), -1)])
+
+
+def _chunks(answer_sets: list[AnswerSet]) -> Iterator[list[AnswerSet]]:
+    """Prompts with similar numbers of answers together, to waste few rows."""
+    chunk: list[AnswerSet] = []
+    for answers in sorted(answer_sets, key=len):
+        if chunk and len(answers) * (len(chunk) + 1) > ROWS_AT_ONCE:
+            yield chunk
+            chunk = []
+        chunk.append(answers)
+    yield chunk

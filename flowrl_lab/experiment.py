@@ -1,0 +1,375 @@
+"""The training loop: one generator that yields a record for every step."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flowrl_lab.advantages import gae, whiten
+from flowrl_lab.algorithms import ALGORITHMS, Algorithm, Batch
+from flowrl_lab.checkpoints import read_checkpoint, write_atomically, write_checkpoint
+from flowrl_lab.config import ExperimentConfig
+from flowrl_lab.evaluation import Referee
+from flowrl_lab.policies import make_policy
+from flowrl_lab.records import (
+    measure,
+    nothing_measured,
+    record_from_dict,
+    record_to_dict,
+)
+from flowrl_lab.rollouts import collect_rollout, sample_prompts
+from flowrl_lab.tasks import load_task
+from flowrl_lab.types import ExactReport, PolicyOutput, Rollout, StepRecord
+
+__all__ = ["ExperimentConfig", "Run", "race", "train"]
+
+
+class Run:
+    """A run in progress: iterate over it to train, stop whenever you like.
+
+    What was trained stays in ``policy`` and ``records`` when the loop is left
+    early or interrupted; iterating again goes on from there.
+
+    Args:
+        config: the run's settings.
+        folder: where to save; None keeps everything in memory.
+        save_every: steps between saves to ``folder``.
+
+    Attributes:
+        policy: the policy being trained.
+        modules: the trained riders: ``"log_z"``, ``"critic"``, or none.
+        records: every StepRecord so far.
+        step: updates done so far.
+
+    Raises:
+        ValueError: ``folder`` already holds a run (``Run.load`` resumes it).
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        folder: str | Path | None = None,
+        save_every: int = 20,
+    ):
+        self.config = config
+        self.folder = None if folder is None else Path(folder)
+        self.save_every = save_every
+        if self.folder is not None:
+            _refuse_used_folder(self.folder)
+        self.task = load_task(config.task, **config.task_options)
+        device = _pick_device(config.device)
+        self.policy = make_policy(
+            config.policy, self.task, seed=config.seed, lora_rank=config.lora_rank,
+            lora_alpha=config.lora_alpha, device=device,
+        )  # fmt: skip
+        self._algorithm = ALGORITHMS[config.algorithm]
+        self.modules = _make_modules(self._algorithm, self.policy, config.seed)
+        self._optimizer = _make_optimizer(self.policy, self.modules, config)
+        self._prompt_generator = torch.Generator().manual_seed(config.seed)
+        self._sample_generator = torch.Generator(device).manual_seed(config.seed)
+        self._referee: Referee | None = None
+        self.records: list[StepRecord] = []
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        if not self.records:
+            self.records.append(self._start_record())
+            yield self.records[-1]
+        while self.step < self.config.steps:
+            record = self._train_step()
+            self.records.append(record)
+            if self.folder and self._due(self.save_every):
+                self.save(self.folder)
+            yield record
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _train_step(self) -> StepRecord:
+        """Sample, score, update; every random draw comes from the run's generators."""
+        config, start = self.config, time.perf_counter()
+        self._set_learning_rate()
+        prompts = sample_prompts(
+            self.task, config.prompts_per_step, self._prompt_generator
+        )
+        rollout = collect_rollout(
+            self.policy, self.task, prompts, config.num_generations,
+            temperature=config.temperature, generator=self._sample_generator,
+        )  # fmt: skip
+        batch = self._prepare(rollout)
+        for _ in range(config.updates_per_batch):
+            measured = self._update(batch)
+        self.step += 1
+        self.tokens += int(rollout.completion_mask.sum())
+        self.seconds += time.perf_counter() - start
+        return self._record(rollout, measured)
+
+    def _prepare(self, rollout: Rollout) -> Batch:
+        """Advantages, critic's targets and features: fixed during the updates."""
+        config, algorithm = self.config, self._algorithm
+        if algorithm.uses_log_z:
+            features = self.policy.prompt_features(
+                rollout.prompts.to(self.policy.device), config.log_z_features
+            )
+            return Batch(rollout, log_z_features=features)
+        if algorithm.uses_values:
+            with torch.no_grad():
+                values = self.modules["critic"](self._evaluate(rollout).states)
+            values = values * rollout.completion_mask
+            raw, returns = gae(rollout.rewards, values, rollout.completion_mask)
+            return Batch(
+                rollout,
+                advantages=whiten(raw, rollout.completion_mask),
+                old_values=values,
+                returns=returns,
+            )
+        if algorithm.advantages is None:
+            return Batch(rollout)
+        return Batch(rollout, advantages=algorithm.advantages(rollout, config))
+
+    def _evaluate(self, rollout: Rollout) -> PolicyOutput:
+        return self.policy.evaluate(
+            rollout.prompts, rollout.completion_ids, rollout.completion_mask,
+            temperature=self.config.temperature,
+        )  # fmt: skip
+
+    def _update(self, batch: Batch) -> dict[str, float]:
+        """One gradient step; returns what was measured on the way."""
+        config, rollout = self.config, batch.rollout
+        output = self._evaluate(rollout)
+        parts = self._algorithm.loss(batch, output, self.modules, config)
+        entropy = output.entropies.sum() / rollout.completion_mask.sum()
+        loss = parts.loss - config.entropy_coef * entropy
+        _check_loss(loss, self.step, config)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = self.policy.trainable_parameters()
+        grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        self._optimizer.step()
+        return measure(rollout, output, parts, loss, entropy, grad_norm, config)
+
+    def _set_learning_rate(self) -> None:
+        factor = _schedule(self.config.lr_schedule, self.step / self.config.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    @property
+    def referee(self) -> Referee:
+        """The exact judge on the run's held-out prompts, made on first use."""
+        if self._referee is None:
+            prompts = self.task.prompts("heldout")[: self.config.eval_prompts]
+            self._referee = Referee(
+                self.policy, self.task,
+                dict.fromkeys((self._watched(), *prompts)) if prompts else (),
+                reward_scale=self.config.reward_scale,
+                temperature=self.config.temperature,
+            )  # fmt: skip
+        return self._referee
+
+    def _watched(self) -> str:
+        return self.config.watch_prompt or self.task.prompts("heldout")[0]
+
+    def evaluate(self) -> ExactReport:
+        """The referee's exact report of the policy as it is now."""
+        raw = self.config.reward_form == "raw"
+        log_z = self.modules["log_z"] if "log_z" in self.modules and raw else None
+        return self.referee.report(log_z, log_z_features=self.config.log_z_features)
+
+    def _start_record(self) -> StepRecord:
+        return self._record(None, nothing_measured())
+
+    def _record(self, rollout: Rollout | None, measured: dict) -> StepRecord:
+        config = self.config
+        exact = snapshot = None
+        samples: tuple = ()
+        if self.step == 0 or self._due(config.eval_every):
+            exact = self.evaluate()
+            snapshot = self.referee.snapshot(self._watched())
+            samples = () if rollout is None else self._samples(rollout)
+        return StepRecord(
+            run=config.run_name, algorithm=config.algorithm, seed=config.seed,
+            step=self.step, steps=config.steps, tokens=self.tokens,
+            seconds=self.seconds, exact=exact, snapshot=snapshot, samples=samples,
+            **measured,
+        )  # fmt: skip
+
+    def _samples(self, rollout: Rollout, count: int = 4):
+        """The first completion of each of the first prompts, as text."""
+        rows = range(0, len(rollout.rewards), rollout.num_generations)
+        rows = torch.tensor(list(rows)[:count])
+        device = rollout.completion_ids.device
+        texts = self.task.decode(
+            rollout.completion_ids[rows.to(device)],
+            rollout.completion_mask[rows.to(device)],
+        )
+        rewards = rollout.rewards[rows.to(device)].tolist()
+        return tuple(zip(rollout.prompts.texts, texts, rewards, strict=False))
+
+    def save(self, folder: str | Path) -> None:
+        """Write checkpoint, config and records to ``folder``, atomically.
+
+        Raises:
+            ValueError: ``folder`` holds another run.
+        """
+        folder = Path(folder)
+        if folder != self.folder:
+            _refuse_used_folder(folder)
+            self.folder = folder
+        write_checkpoint(folder / "checkpoint.pt", self._state())
+        write_atomically(folder / "config.json", self.config.to_json().encode())
+        lines = [json.dumps(record_to_dict(record)) for record in self.records]
+        write_atomically(folder / "records.jsonl", "\n".join(lines).encode() + b"\n")
+
+    def _state(self) -> dict:
+        return {
+            "config": self.config.to_json(),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "policy": self.policy.state_dict(),
+            "modules": self.modules.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "prompt_generator": self._prompt_generator.get_state(),
+            "sample_generator": self._sample_generator.get_state(),
+            "records": [json.dumps(record_to_dict(record)) for record in self.records],
+        }
+
+    @classmethod
+    def load(cls, folder: str | Path, *, save_every: int = 20) -> Run:
+        """The run saved in ``folder``, ready to continue exactly where it was.
+
+        Raises:
+            ValueError: no run there, a damaged checkpoint, or another version.
+        """
+        folder = Path(folder)
+        state = read_checkpoint(folder / "checkpoint.pt")
+        run = cls(ExperimentConfig.from_json(state["config"]), save_every=save_every)
+        run.folder = folder
+        run.policy.load_state_dict(state["policy"])
+        run.modules.load_state_dict(state["modules"])
+        run._optimizer.load_state_dict(state["optimizer"])
+        run._prompt_generator.set_state(state["prompt_generator"])
+        run._sample_generator.set_state(state["sample_generator"])
+        run.step, run.tokens = state["step"], state["tokens"]
+        run.seconds = state["seconds"]
+        run.records = [record_from_dict(json.loads(row)) for row in state["records"]]
+        return run
+
+    def fork(self, *, folder: str | Path | None = None, **changes) -> Run:
+        """A new run that starts from this run's policy, under changed settings.
+
+        The policy's weights are copied; step count, optimiser, log Z and critic
+        start anew.  This run is left as it is.
+        """
+        changes.setdefault("name", "")
+        run = Run(self.config.replace(**changes), folder=folder)
+        run.policy.load_state_dict(self.policy.state_dict())
+        return run
+
+
+def train(config: ExperimentConfig) -> Iterator[StepRecord]:
+    """Train as ``config`` says, yielding the start and then every step.
+
+    ``for record in train(config): plot.update(record)`` is the whole interface;
+    keep a ``Run`` instead where the policy is wanted afterwards.
+    """
+    yield from Run(config)
+
+
+def race(*runs: Run | ExperimentConfig) -> Iterator[StepRecord]:
+    """Train several runs in turns, one step each, so that they can be watched.
+
+    Each run draws from its own generators: its records equal those it would have
+    yielded alone.
+
+    Raises:
+        ValueError: no runs, or two with the same name.
+    """
+    started = [run if isinstance(run, Run) else Run(run) for run in runs]
+    names = [run.config.run_name for run in started]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"the runs are named {names}; expected one or more different names. "
+            "Fix: give each config its own `name`."
+        )
+    loops = [iter(run) for run in started]
+    while loops:
+        for loop in tuple(loops):
+            record = next(loop, None)
+            if record is None:
+                loops.remove(loop)
+            else:
+                yield record
+
+
+def _pick_device(name: str) -> torch.device:
+    """``"auto"`` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"device is {name!r}, but PyTorch sees no CUDA GPU here. "
+            "Fix: use device='cpu', or 'auto' to take a GPU where there is one."
+        )
+    return torch.device(name)
+
+
+def _refuse_used_folder(folder: Path) -> None:
+    if any((folder / name).exists() for name in ("checkpoint.pt", "records.jsonl")):
+        raise ValueError(
+            f"{folder} already holds a run; nothing is overwritten. Fix: name a new "
+            "folder, or continue that run with Run.load (command line: --resume)."
+        )
+
+
+def _make_modules(algorithm: Algorithm, policy, seed: int) -> nn.ModuleDict:
+    """Z_φ or the critic, with weights that depend on the seed alone."""
+    modules = nn.ModuleDict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if algorithm.uses_log_z:
+            modules["log_z"] = policy.make_log_z()
+        if algorithm.uses_values:
+            modules["critic"] = policy.make_value_head()
+    return modules
+
+
+def _make_optimizer(policy, modules: nn.ModuleDict, config: ExperimentConfig):
+    """AdamW over the policy and its riders, each with its own peak rate."""
+    rates = {
+        "log_z": config.log_z_learning_rate,
+        "critic": config.value_learning_rate,
+    }
+    groups = [{"params": policy.trainable_parameters(), "lr": config.learning_rate}]
+    groups += [
+        {"params": list(module.parameters()), "lr": rates[name]}
+        for name, module in modules.items()
+    ]
+    for group in groups:
+        group["peak_lr"] = group["lr"]
+    return torch.optim.AdamW(groups, weight_decay=0.0)
+
+
+def _schedule(name: str, progress: float) -> float:
+    """Share of the peak learning rate at ``progress`` in [0, 1)."""
+    if name == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress)) if name == "cosine" else 1.0
+
+
+def _check_loss(loss: Tensor, step: int, config: ExperimentConfig) -> None:
+    if not torch.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss of run {config.run_name!r} is {loss.item()} at step {step + 1}; "
+            "the weights are as they were before this step. Fix: lower learning_rate "
+            f"(now {config.learning_rate:g}) or reward_scale "
+            f"(now {config.reward_scale:g}), and go on from the last checkpoint."
+        )

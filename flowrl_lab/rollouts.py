@@ -1,0 +1,73 @@
+"""Sample groups of completions, score them, and note what the reference says."""
+
+from __future__ import annotations
+
+import torch
+
+from flowrl_lab.types import PolicyOutput, PromptBatch, Rollout
+
+__all__ = ["collect_rollout", "sample_prompts"]
+
+
+def sample_prompts(task, count: int, generator: torch.Generator) -> PromptBatch:
+    """Draw ``count`` different training prompts (all of them if there are fewer)."""
+    texts = task.prompts("train")
+    order = torch.randperm(len(texts), generator=generator)[:count]
+    return task.encode(tuple(texts[i] for i in order.tolist()))
+
+
+def collect_rollout(
+    policy,
+    task,
+    prompts: PromptBatch,
+    num_generations: int,
+    *,
+    temperature: float,
+    generator: torch.Generator,
+) -> Rollout:
+    """Sample ``num_generations`` completions a prompt and score them.
+
+    Args:
+        policy: samples, and scores under its frozen reference.
+        task: its verifier gives the rewards.
+        prompts: P prompts.
+        num_generations: G.
+        temperature: of sampling, and of every log-prob of the rollout.
+        generator: on the policy's device; the only source of randomness.
+
+    Returns:
+        A Rollout of B = P * G rows.  ``old_log_probs`` are those of sampling:
+        exact, because the policy has not moved since.
+
+    Raises:
+        ValueError: the verifier gave a NaN or infinite reward.
+    """
+    sampled = policy.sample(
+        prompts, num_generations, temperature=temperature, generator=generator
+    )
+    rewards = task.score(
+        prompts, sampled.completion_ids, sampled.completion_mask, num_generations
+    )
+    if not torch.isfinite(rewards).all():
+        row = int((~torch.isfinite(rewards)).nonzero()[0])
+        raise ValueError(
+            f"the verifier of task {task.name!r} gave reward {rewards[row].item()} for "
+            f"prompt {prompts.texts[row // num_generations]!r}; expected finite "
+            "numbers. Fix: let the verifier return 0 for what it cannot judge."
+        )
+    reference: PolicyOutput = policy.evaluate(
+        prompts,
+        sampled.completion_ids,
+        sampled.completion_mask,
+        temperature=temperature,
+        reference=True,
+    )
+    return Rollout(
+        prompts,
+        num_generations,
+        sampled.completion_ids,
+        sampled.completion_mask,
+        sampled.log_probs,
+        reference.log_probs,
+        rewards,
+    )
