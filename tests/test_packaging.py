@@ -27,7 +27,7 @@ IMPORT_NAMES = {"pytest-xdist": "xdist"}
 # Installed with a listed package that cannot do without it, so not listed again.
 COMES_WITH = {
     "IPython": "ipykernel",
-    "nbclient": "nbval",
+    "nbclient": "jupyterlab",
     "nbformat": "nbval",
     "psutil": "ipykernel",
     "yaml": "transformers",
