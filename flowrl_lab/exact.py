@@ -94,17 +94,22 @@ def exact_target(
 
     Args:
         ref_log_probs: log π_ref of the answers; -inf for one it cannot write.
-        rewards: their rewards.
+        rewards: their rewards; -inf forbids an answer (with reward_scale > 0).
         reward_scale: β.
 
     Returns:
         Log-probabilities that sum to 1, nats.
 
     Raises:
-        ValueError: bad tensors, no answer with probability above 0.
+        ValueError: bad tensors, no allowed answer with probability above 0.
     """
-    _check_answers(ref_log_probs, rewards, reward_scale)
-    return (ref_log_probs + reward_scale * rewards).log_softmax(dim=0)
+    allowed = rewards
+    if isinstance(rewards, Tensor) and reward_scale != 0:
+        allowed = rewards.masked_fill(torch.isneginf(rewards), 0.0)
+    _check_answers(ref_log_probs, allowed, reward_scale)
+    log_mass = ref_log_probs + reward_scale * rewards
+    check_finite({"ref_log_probs + reward_scale · rewards": log_mass.logsumexp(0)})
+    return log_mass.log_softmax(dim=0)
 
 
 def length_normalized_target(
@@ -218,8 +223,7 @@ def exact_report(
     _check_report_input(policy, reference, rewards, answers, target_reward_scale)
     correct = answers.correct
     if target_reward_scale is None:
-        forbidden = reference.masked_fill(~correct, -math.inf)
-        target = forbidden.log_softmax(dim=0)
+        target = reference.masked_fill(~correct, -math.inf).log_softmax(dim=0)
         compared = policy.masked_fill(~correct, -math.inf).log_softmax(dim=0)
     else:
         target = exact_target(reference, rewards, reward_scale=target_reward_scale)

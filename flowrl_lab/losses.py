@@ -287,7 +287,7 @@ def vargrad_loss(
 
 
 def subtrajectory_balance_loss(
-    log_flows: Float[Tensor, "B T+1"],
+    log_flows: Float[Tensor, "B prefixes"],
     log_probs: Float[Tensor, "B T"],
     ref_log_probs: Float[Tensor, "B T"],
     rewards: Float[Tensor, " B"],
@@ -334,8 +334,8 @@ def subtrajectory_balance_loss(
     length = steps - steps.unsqueeze(1)
     pairs = (length > 0) & valid.unsqueeze(1)
     # Weights relative to the longest stretch, or the shortest, never overflow.
-    longest = valid.sum(dim=1) - 1 if subtb_lambda > 1 else torch.ones_like(valid[:, 0])
-    exponent = length - longest.view(-1, 1, 1)
+    longest = (valid.sum(dim=1) - 1).view(-1, 1, 1) if subtb_lambda > 1 else 1
+    exponent = length - longest
     base = torch.tensor(subtb_lambda, dtype=potentials.dtype, device=steps.device)
     weights = torch.where(pairs, base.pow(exponent), 0.0)
     weighted = (weights * residuals.square()).sum(dim=(1, 2))
@@ -343,7 +343,7 @@ def subtrajectory_balance_loss(
 
 
 def detailed_balance_loss(
-    log_flows: Float[Tensor, "B T+1"],
+    log_flows: Float[Tensor, "B prefixes"],
     log_probs: Float[Tensor, "B T"],
     ref_log_probs: Float[Tensor, "B T"],
     rewards: Float[Tensor, " B"],
