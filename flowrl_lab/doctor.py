@@ -227,9 +227,9 @@ def check_widgets() -> Check:
     if not front_ends:
         found = "no JupyterLab in this environment (another front end may do)"
         return Check("live plots", "note", found, fix)
-    from flowrl_lab.session import pick_plot_backend
+    from flowrl_lab.live import choose_backend
 
-    found = f"{', '.join(front_ends)}; back end here: {pick_plot_backend()}"
+    found = f"{', '.join(front_ends)}; back end here: {choose_backend()}"
     return Check("live plots", "ok", found)
 
 

@@ -6,18 +6,18 @@ Also the one place that knows where the shipped data lies.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-__all__ = ["BUDGETS", "Session", "data_path", "pick_plot_backend", "setup"]
+from flowrl_lab.live import choose_backend
+
+__all__ = ["BUDGETS", "Session", "data_path", "setup"]
 
 BUDGETS = ("quick", "full")
 _LARGEST_SEED = 2**32 - 1  # what numpy's generator takes
@@ -32,7 +32,8 @@ class Session:
         device: where models of this session belong: cuda, mps or cpu.
         budget: ``"full"`` (the course as described) or ``"quick"`` (shorter runs
             that still show the effect).
-        plot_backend: ``"widget"``, ``"svg"`` or ``"headless"``.
+        plot_backend: how live plots are drawn here: ``"widget"``, ``"svg"``, or
+            ``"static"`` (only the finished figure; see `flowrl_lab.live`).
     """
 
     seed: int
@@ -65,7 +66,7 @@ def setup(seed: int = 0, budget: str | None = None) -> Session:
         seed=_check_seed(seed),
         device=_pick_device(),
         budget=_pick_budget(budget),
-        plot_backend=pick_plot_backend(),
+        plot_backend=choose_backend(),
     )
     random.seed(seed)
     np.random.seed(seed)  # libraries that still draw from the global generator
@@ -108,28 +109,6 @@ def data_path(name: str = "") -> Path:
             "Fix: update the clone (git pull), or check FLOWRL_DATA"
         )
     return path
-
-
-def pick_plot_backend() -> str:
-    """How plots are drawn here: live widget, redrawn SVG, or only the final figure.
-
-    - ``"headless"``: no front end, or FLOWRL_HEADLESS=1 (tests, scripts);
-    - ``"widget"``: a notebook kernel with plotly and anywidget installed;
-    - ``"svg"``: a notebook kernel without them.
-    """
-    if os.environ.get("FLOWRL_HEADLESS", "") not in ("", "0") or not _in_kernel():
-        return "headless"
-    widgets = ("plotly", "anywidget", "ipywidgets")
-    if all(importlib.util.find_spec(name) is not None for name in widgets):
-        return "widget"
-    return "svg"
-
-
-def _in_kernel() -> bool:
-    """Whether this code runs in a Jupyter kernel, without importing IPython."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")
 
 
 def _check_seed(seed: int) -> int:

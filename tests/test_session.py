@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import flowrl_lab
-from flowrl_lab.session import data_path, pick_plot_backend, setup
+from flowrl_lab.session import data_path, setup
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,7 @@ def test_setup_prints_what_it_chose(capsys, monkeypatch):
     session = setup(seed=12)
     printed = capsys.readouterr().out
     assert len(printed.splitlines()) == 5
-    for word in (torch.__version__, str(session.device), "12", "quick", "headless"):
+    for word in (torch.__version__, str(session.device), "12", "quick", "static"):
         assert word in printed
 
 
@@ -79,20 +79,6 @@ def test_bad_budget_names_where_it_came_from(monkeypatch):
     monkeypatch.setenv("FLOWRL_BUDGET", "tiny")
     with pytest.raises(ValueError, match=r"got FLOWRL_BUDGET='tiny'.*Fix"):
         setup()
-
-
-def test_plots_without_a_kernel_are_headless(monkeypatch):
-    monkeypatch.delenv("FLOWRL_HEADLESS")
-    assert pick_plot_backend() == "headless"
-
-
-def test_plots_in_a_kernel(monkeypatch):
-    monkeypatch.setattr("flowrl_lab.session._in_kernel", lambda: True)
-    assert pick_plot_backend() == "headless"  # the tests set FLOWRL_HEADLESS
-    monkeypatch.setenv("FLOWRL_HEADLESS", "0")
-    assert pick_plot_backend() == "widget"
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    assert pick_plot_backend() == "svg"
 
 
 def test_data_path_finds_the_repository_and_obeys_the_variable(tmp_path, monkeypatch):
@@ -152,7 +138,8 @@ def test_importing_the_package_brings_nothing_heavy():
 def test_the_core_and_setup_work_without_the_optional_parts():
     result = run_python(
         "import sys\n"
-        "for name in ('transformers', 'peft', 'plotly', 'ipywidgets', 'anywidget'):\n"
+        "names = 'transformers peft plotly ipywidgets anywidget IPython'\n"
+        "for name in names.split():\n"
         "    sys.modules[name] = None\n"
         "import flowrl_lab\n"
         "flowrl_lab.setup(); flowrl_lab.load_task('landscape')\n"
