@@ -102,7 +102,7 @@ def check_tensor(
 def check_finite(values: Mapping[str, Tensor], mask: Tensor | None = None) -> None:
     """Check that no counted value is NaN or infinite, waiting for the device once."""
     flags = [_finite(value, mask) for value in values.values()]
-    if bool(torch.stack(flags).all()):
+    if not flags or bool(torch.stack(flags).all()):
         return
     for (name, value), flag in zip(values.items(), flags, strict=True):
         if not bool(flag):

@@ -509,8 +509,13 @@ def surrogate_table(mask, new, old, ref, advantages, **settings):
 @pytest.mark.parametrize("per_token", [True, False])
 @pytest.mark.parametrize(
     ("name", "coef"),
-    [("grpo", 0.0), ("grpo", COEF), ("reinforce_pp", 0.0), ("reinforce_pp", COEF)]
-    + [("ppo", 0.0)],
+    [
+        ("grpo", 0.0),
+        ("grpo", COEF),
+        ("reinforce_pp", 0.0),
+        ("reinforce_pp", COEF),
+        ("ppo", 0.0),
+    ],
 )
 def test_clipped_losses_equal_their_loops(name, coef, per_token):
     mask, new, old, ref = token_batch()
@@ -635,7 +640,7 @@ def test_kl_reinforce_at_the_matched_temperature_is_tb(words):
             words.rewards,
             reward_scale=SCALE,
             reduction="none",
-        )  # fmt: skip
+        )
     )
     matched = kl_reinforce_gradient(words, 1 / SCALE)
     assert_close(matched, words.gradient(tb) / (2 * SCALE))
@@ -754,7 +759,7 @@ def token_losses():
             mask,
             reward_scale=SCALE,
             reduction=reduction,
-        )  # fmt: skip
+        )
     )
     table["detailed_balance"] = lambda new, _old, ref, mask, reduction: (
         losses.detailed_balance_loss(
@@ -765,7 +770,7 @@ def token_losses():
             mask,
             reward_scale=SCALE,
             reduction=reduction,
-        )  # fmt: skip
+        )
     )
     return table
 

@@ -1,0 +1,209 @@
+"""Distances and diversity against hand computations and brute force."""
+
+import importlib.util
+import itertools
+import math
+import statistics
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from flowrl_lab import metrics
+
+
+def double(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+P, Q = [0.5, 0.3, 0.2], [0.1, 0.6, 0.3]
+
+
+def kl(p, q):
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a)
+
+
+# --- distances -------------------------------------------------------------
+
+
+def test_distances_by_hand():
+    log_p, log_q = double(P).log(), double(Q).log()
+    middle = [(a + b) / 2 for a, b in zip(P, Q, strict=True)]
+    assert_close(metrics.kl_divergence(log_p, log_q), double(kl(P, Q)))
+    assert_close(metrics.kl_divergence(log_q, log_p), double(kl(Q, P)))
+    assert_close(metrics.total_variation(log_p, log_q), double(0.4))
+    expected = (kl(P, middle) + kl(Q, middle)) / 2
+    assert_close(metrics.js_divergence(log_p, log_q), double(expected))
+
+
+@pytest.mark.parametrize(
+    "distance", [metrics.kl_divergence, metrics.total_variation, metrics.js_divergence]
+)
+def test_distances_work_on_batches_and_are_zero_on_equals(distance):
+    log_p, log_q = double(P).log(), double(Q).log()
+    batch = distance(torch.stack([log_p, log_q]), torch.stack([log_q, log_q]))
+    assert_close(batch, torch.stack([distance(log_p, log_q), double(0.0)]))
+
+
+def test_distances_with_zeros_on_either_side():
+    half, left, right = (
+        double(p).log() for p in ([0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0])
+    )
+    assert_close(metrics.kl_divergence(left, half), double(math.log(2)))
+    assert metrics.kl_divergence(half, left).item() == math.inf
+    assert_close(metrics.total_variation(left, right), double(1.0))
+    assert_close(metrics.js_divergence(left, right), double(math.log(2)))
+    assert_close(metrics.js_divergence(half, half), double(0.0))
+
+
+def test_kl_to_a_list_that_misses_mass():
+    # q lists only a quarter of what it does.
+    value = metrics.kl_divergence(double([0.5, 0.5]).log(), double([0.125] * 2).log())
+    assert_close(value, double(math.log(4)))
+
+
+def test_kl_gradient_is_finite_with_zeros():
+    logits = double([0.3, -0.2]).requires_grad_()
+    log_q = torch.cat([logits.log_softmax(0), double([-math.inf])])
+    value = metrics.kl_divergence(double([0.5, 0.5, 0.0]).log(), log_q)
+    (grad,) = torch.autograd.grad(value, logits)
+    assert_close(grad, logits.softmax(0).detach() - 0.5)
+
+
+# --- pass@k ----------------------------------------------------------------
+
+
+def test_pass_at_k_equals_counting_all_subsets():
+    for n, c in itertools.product(range(1, 7), range(7)):
+        if c > n:
+            continue
+        for k in range(1, n + 1):
+            subsets = list(itertools.combinations(range(n), k))
+            hits = sum(any(i < c for i in subset) for subset in subsets)
+            expected = hits / len(subsets)
+            assert metrics.pass_at_k(n, c, k) == pytest.approx(expected, abs=1e-15)
+
+
+def test_pass_at_k_is_unbiased():
+    # Mean over all outcomes of n draws with accuracy a is exactly 1 - (1-a)^k.
+    n, a = 8, 0.3
+    for k in (1, 3, 8):
+        mean = sum(
+            math.comb(n, c) * a**c * (1 - a) ** (n - c) * metrics.pass_at_k(n, c, k)
+            for c in range(n + 1)
+        )
+        assert mean == pytest.approx(metrics.exact_pass_at_k(a, k))
+
+
+def test_pass_at_k_keeps_its_digits_for_many_samples():
+    assert metrics.pass_at_k(100_000, 1, 1) == 1e-5
+    assert metrics.pass_at_k(10_000, 3, 5_000) == pytest.approx(
+        1 - (5000 * 4999 * 4998) / (10_000 * 9_999 * 9_998), abs=1e-15
+    )
+    assert metrics.pass_at_k(10, 8, 3) == 1.0  # two wrong ones cannot fill k = 3
+
+
+def test_pass_at_k_of_several_prompts():
+    counts = torch.tensor([[0, 3], [10, 1]])
+    result = metrics.pass_at_k(10, counts, 4)
+    expected = [[metrics.pass_at_k(10, c, 4) for c in row] for row in counts.tolist()]
+    assert_close(result, double(expected))
+
+
+def test_exact_pass_at_k_by_hand():
+    assert metrics.exact_pass_at_k(0.25, 2) == pytest.approx(1 - 0.75**2)
+    assert metrics.exact_pass_at_k(0.0, 64) == 0.0
+    assert metrics.exact_pass_at_k(1.0, 1) == 1.0
+    assert metrics.exact_pass_at_k(1e-18, 10) == pytest.approx(1e-17, rel=1e-12)
+    batch = metrics.exact_pass_at_k(double([0.0, 0.5, 1.0]), 3)
+    assert_close(batch, double([0.0, 0.875, 1.0]))
+
+
+# --- counting answers ------------------------------------------------------
+
+
+def test_expected_distinct_equals_the_mean_over_all_draws():
+    probs = [0.5, 0.2, 0.1]  # 0.2 of the mass is not listed
+    everything = [*probs, 0.2]
+    expected = 0.0
+    for draw in itertools.product(range(4), repeat=3):
+        chance = math.prod(everything[i] for i in draw)
+        expected += chance * len(set(draw) - {3})
+    assert_close(metrics.expected_distinct(double(probs), 3), double(expected))
+
+
+def test_distinct_solutions_counts_correct_ones_once():
+    solutions = ["1+2", "2+1", "1+2", "9", "9"]
+    assert metrics.distinct_solutions(solutions) == 3
+    correct = [True, True, True, False, False]
+    assert metrics.distinct_solutions(solutions, correct) == 2
+    assert metrics.distinct_solutions([]) == 0
+
+
+def test_effective_number_is_exp_of_entropy():
+    assert_close(metrics.effective_number(double([0.25] * 4).log()), double(4.0))
+    assert_close(metrics.effective_number(double([1.0, 0.0]).log()), double(1.0))
+    entropy = -sum(p * math.log(p) for p in P)
+    assert_close(metrics.effective_number(double(P).log()), double(math.exp(entropy)))
+
+
+def test_mode_coverage_by_hand():
+    groups = torch.tensor([0, 0, 1, -1, 2])
+    target = double([0.2, 0.2, 0.2, 0.4, 0.0]).log()
+    # mode 0 keeps 0.25 of 0.4, mode 1 keeps 0.05 of 0.2, mode 2 has no target
+    policy = double([0.25, 0.0, 0.05, 0.7, 0.0]).log()
+
+    def coverage(share):
+        return metrics.mode_coverage(policy, target, groups, share=share).item()
+
+    assert coverage(0.5) == 0.5
+    assert coverage(0.2) == 1.0
+    assert coverage(0.7) == 0.0
+
+
+# --- texts -----------------------------------------------------------------
+
+
+def test_distinct_n_by_hand():
+    assert metrics.distinct_n(["abab"], 1) == 0.5
+    assert metrics.distinct_n(["abab"], 2) == pytest.approx(2 / 3)  # ab, ba, ab
+    assert metrics.distinct_n([[1, 2], [1, 2], [3]], 2) == 0.5
+
+
+def test_vendi_score_counts_kinds():
+    assert metrics.vendi_score(torch.eye(5)) == pytest.approx(5.0)
+    assert metrics.vendi_score(torch.ones(5, 5)) == pytest.approx(1.0)
+    # Two kinds, three of one and one of the other: exp(H(3/4, 1/4)).
+    kinds = torch.tensor([0, 0, 0, 1])
+    same = (kinds.unsqueeze(0) == kinds.unsqueeze(1)).double()
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert metrics.vendi_score(same) == pytest.approx(math.exp(entropy))
+
+
+def test_self_bleu_says_what_to_install_or_works():
+    texts = [
+        "the cat sat on the mat",
+        "the cat sat on the mat",
+        "no dogs ran off today",
+    ]
+    if importlib.util.find_spec("sacrebleu") is None:
+        with pytest.raises(ImportError, match=r"Fix: pip install .*metrics"):
+            metrics.self_bleu(texts)
+    else:
+        assert metrics.self_bleu(texts[:2]) == pytest.approx(1.0)
+        assert metrics.self_bleu(texts) < 1.0
+
+
+def test_self_bleu_is_the_mean_of_each_against_the_rest(monkeypatch):
+    calls = []
+
+    class Sacrebleu:
+        @staticmethod
+        def sentence_bleu(hypothesis, references):
+            calls.append((hypothesis, references))
+            return type("Score", (), {"score": 10.0 * len(calls)})
+
+    monkeypatch.setattr(metrics.importlib, "import_module", lambda _name: Sacrebleu)
+    value = metrics.self_bleu(["a", "b", "c"])
+    assert calls == [("a", ["b", "c"]), ("b", ["a", "c"]), ("c", ["a", "b"])]
+    assert value == pytest.approx(statistics.fmean([0.1, 0.2, 0.3]))
