@@ -7,6 +7,7 @@ is wanted, ``plotly.graph_objects.Figure(figure_from_records(...))`` makes one.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -120,14 +121,24 @@ def bundle_from_page(page: Page, placement: Placement) -> dict:
     """One figure in every form a reader may need.
 
     Returns:
-        mime type -> content: plotly JSON for JupyterLab, SVG with alt text for
-        exported HTML and code hosts, a plain table for everything else.
+        mime type -> content: plotly JSON for JupyterLab, SVG for front ends without
+        plotly, the same as an image with alt text (which nbconvert takes; it would
+        drop the alt text of the SVG), and a plain table for everything else.
     """
+    svg = draw_svg(page, placement)
     return {
         PLOTLY_MIME: to_plain(plotly_figure(page, placement)),
-        "image/svg+xml": draw_svg(page, placement),
+        "text/html": svg_image(svg, describe_page(page)),
+        "image/svg+xml": svg,
         "text/plain": tabulate_page(page) + "\n" + describe_page(page),
     }
+
+
+def svg_image(svg: str, alt: str) -> str:
+    """An SVG as an HTML image that needs no other file."""
+    data = b64encode(svg.encode()).decode()
+    source = f"data:image/svg+xml;base64,{data}"
+    return f'<img alt="{escape(alt)}" src="{source}" style="max-width:100%">'
 
 
 def to_plain(value):
@@ -299,9 +310,10 @@ def cells_trace(panel: CellsPanel, box: Box) -> dict:
     return {
         "type": "heatmap",
         "name": panel.run,
-        "z": levels.reshape(rows, columns),
+        # nested lists: a two-dimensional NaN has no place in a widget's message
+        "z": to_plain(levels.reshape(rows, columns)),
         "text": np.array(names, dtype=object).reshape(rows, columns),
-        "customdata": probs.reshape(rows, columns),
+        "customdata": to_plain(probs.reshape(rows, columns)),
         "coloraxis": "coloraxis",
         "xgap": gap,
         "ygap": gap,

@@ -31,7 +31,8 @@ from flowrl_lab.types import StepRecord
 __all__ = ["LivePlot", "choose_backend"]
 
 BACKENDS = ("auto", "widget", "svg", "static")
-# Drawing may take at most one part in this many of the wall time.
+# Drawing takes at most one part in this many of the time, but never waits longer
+# than a second.
 DRAW_SHARE = 20
 now = time.monotonic
 
@@ -57,7 +58,7 @@ class LivePlot:
         target_label: what the target distribution is called.
         log_y: metrics on a log axis.
         max_rate_hz: drawings a second, at most; slow drawings also wait longer, so
-            that they stay under a twentieth of the time.
+            that they stay near a twentieth of the time.
         backend: ``"widget"`` (live, needs anywidget in the front end), ``"svg"``
             (live anywhere), ``"static"`` (one figure at the end), ``"auto"``.
         width: pixels.
@@ -98,8 +99,8 @@ class LivePlot:
         self._started = now()
 
     def __enter__(self) -> LivePlot:
-        self._started = now()
         self._canvas.open(*self._drawing())
+        self._started = now()
         return self
 
     def update(self, record: StepRecord) -> None:
@@ -123,7 +124,7 @@ class LivePlot:
         self._status = progress_text(self._history, began - self._started)
         self._canvas.draw(*self._drawing())
         ended = now()
-        wait = max(1.0 / self.max_rate_hz, DRAW_SHARE * (ended - began))
+        wait = max(1.0 / self.max_rate_hz, min(DRAW_SHARE * (ended - began), 1.0))
         self._next_draw = ended + wait
 
     def __exit__(self, kind, error, trace) -> bool:

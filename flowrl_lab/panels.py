@@ -412,9 +412,10 @@ def is_landscape(snapshot: Snapshot) -> bool:
     return bool(np.all(np.diff(states) > 0))
 
 
-def alive_text(probs: np.ndarray, noun: str) -> str:
-    """"12.3 of 34 answers alive" from the effective number."""
-    return f"{effective_number(probs):.1f} of {len(probs)} {noun} alive"
+def alive_text(probs: np.ndarray) -> str:
+    """The effective number in words: ``12.3 of 34 alive``."""
+    number = effective_number(probs)
+    return f"{number:,.{1 if number < 1000 else 0}f} of {len(probs):,} alive"
 
 
 def states_panel(
@@ -430,7 +431,7 @@ def states_panel(
     if probs[top] > y_max:
         note = f"↑ {probs[top]:.2f} at {snapshot.labels[top]} · {note}"
     return StatesPanel(
-        alive_text(probs, "states"), run, style, states, probs, target, y_max, note
+        alive_text(probs), run, style, states, probs, target, y_max, note
     )
 
 
@@ -461,7 +462,7 @@ def cells_panel(
     probs = np.nan_to_num(np.asarray(probs, dtype=float))
     names, merged = merge_cells(labels, probs)
     note = f"probability of all: {probs.sum():.3f}"
-    title = alive_text(probs, "answers")
+    title = alive_text(probs)
     return CellsPanel(title, run, style, names, merged, floor, note)
 
 

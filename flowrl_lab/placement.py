@@ -8,7 +8,7 @@ from flowrl_lab.panels import CellsPanel, LinePanel, Page, RunStyle, StatesPanel
 
 __all__ = ["Box", "EndLabel", "Placement", "end_labels", "place_page"]
 
-WIDTH = 900
+WIDTH = 830  # fits a cell of JupyterLab on a 1280-pixel screen
 HEADER_LINE = 24
 CURVE_HEIGHT = 190
 STATES_HEIGHT = 150

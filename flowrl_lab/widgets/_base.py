@@ -1,0 +1,47 @@
+"""What the explorers share: an anywidget that is a still picture when headless."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import anywidget
+
+from flowrl_lab.figures import svg_image
+
+__all__ = ["Explorer"]
+
+FOLDER = Path(__file__).parent
+
+
+class Explorer(anywidget.AnyWidget):
+    """A widget with a still form for exported pages and headless runs.
+
+    A subclass gives ``still() -> (svg, alt text, plain text)``.
+    """
+
+    _css = FOLDER / "explorer.css"
+
+    def open(self) -> None:
+        """Connect to the browser, unless there is none (``FLOWRL_HEADLESS=1``)."""
+        if os.environ.get("FLOWRL_HEADLESS") != "1":
+            super().open()
+
+    def still(self) -> tuple[str, str, str]:
+        """SVG, alt text and table of the present state."""
+        raise NotImplementedError(f"{type(self).__name__} has no still form")
+
+    def _repr_mimebundle_(self, **options):
+        svg, alt, table = self.still()
+        bundle = {
+            "text/html": svg_image(svg, alt),
+            "image/svg+xml": svg,
+            "text/plain": f"{table}\n{alt}",
+        }
+        if self.comm is None:
+            return bundle
+        live = super()._repr_mimebundle_(**options)
+        if live is None:
+            return bundle
+        data, metadata = live if isinstance(live, tuple) else (live, {})
+        return {**data, **bundle}, metadata
