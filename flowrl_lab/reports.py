@@ -246,7 +246,7 @@ def draw_front(groups: dict[str, list[RunResult]]) -> str:
         for name, runs in groups.items()
     }
     styles = run_styles([(name, runs[0].algorithm) for name, runs in groups.items()])
-    box = Box(60, 24, 420, 300)
+    box = Box(60.0, 24.0, 420.0, 300.0)
     x_range = _padded([accuracy for accuracy, _ in points.values()])
     y_range = _padded([answers for _, answers in points.values()])
     words = "; ".join(
