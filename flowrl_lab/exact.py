@@ -197,7 +197,7 @@ def exact_report(
     run_reward_scale: float,
     log_z_learned: float = math.nan,
 ) -> ExactReport:
-    """Everything the referee can say about one prompt, in float64.
+    """Everything the referee can say about one prompt, in float64 on the CPU.
 
     Args:
         log_probs: log π of the listed answers (sums over tokens).
@@ -217,7 +217,7 @@ def exact_report(
             list that is not exhaustive.
     """
     policy, reference, rewards = (
-        value.detach().double() if isinstance(value, Tensor) else value
+        value.detach().cpu().double() if isinstance(value, Tensor) else value
         for value in (log_probs, ref_log_probs, answers.rewards)
     )
     _check_report_input(policy, reference, rewards, answers, target_reward_scale)

@@ -14,12 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowrl_lab._validation import (
-    bad_input,
-    check_count,
-    check_number,
-    check_tensor,
-)
+from flowrl_lab._validation import bad_input, check_count, check_number, check_tensor
+from flowrl_lab.tokens import at_least_float32
 
 __all__ = [
     "distinct_n",
@@ -160,10 +156,13 @@ def mode_coverage(
     check_number("share", share, high=1.0, above=True)
     named = groups >= 0
     size = int(groups.max()) + 1
-    zeros = torch.zeros(max(size, 1), dtype=torch.float64, device=groups.device)
     index = groups[named].long()
-    held = zeros.index_add(0, index, log_probs[named].double().exp())
-    wanted = zeros.index_add(0, index, target_log_probs[named].double().exp())
+    probs, target = (
+        at_least_float32(values[named].detach()).exp()
+        for values in (log_probs, target_log_probs)
+    )
+    held = probs.new_zeros(max(size, 1)).index_add(0, index, probs)
+    wanted = target.new_zeros(max(size, 1)).index_add(0, index, target)
     counted = wanted > 0
     if not bool(counted.any()):
         raise bad_input(
@@ -172,7 +171,7 @@ def mode_coverage(
             "at least one group >= 0 with p* > 0",
             "give every answer of a mode the same number, from 0 on",
         )
-    return (held[counted] >= share * wanted[counted]).double().mean()
+    return (held[counted] >= share * wanted[counted]).to(wanted.dtype).mean()
 
 
 def pass_at_k(
@@ -356,7 +355,7 @@ def self_bleu(texts: Sequence[str]) -> float:
         sacrebleu = importlib.import_module("sacrebleu")
     except ImportError as error:
         raise ImportError(
-            'self_bleu needs sacrebleu. Fix: pip install "flowrl_lab[metrics]".'
+            'self_bleu needs sacrebleu. Fix: pip install "flowrl-lab[metrics]".'
         ) from error
     scores = [
         sacrebleu.sentence_bleu(text, [*texts[:i], *texts[i + 1 :]]).score
@@ -385,8 +384,8 @@ def vendi_score(similarity: Float[Tensor, "n n"]) -> float:
     check_tensor("similarity", similarity, (None, None), "[n, n]: one row per sample")
     size = similarity.shape[0]
     check_tensor("similarity", similarity, (size, size), "a square matrix")
-    kernel = similarity.detach().double()
-    diagonal = torch.ones(size, dtype=kernel.dtype, device=kernel.device)
+    kernel = similarity.detach().cpu().double()
+    diagonal = torch.ones(size, dtype=kernel.dtype)
     if not torch.allclose(kernel, kernel.T, atol=1e-5) or not torch.allclose(
         kernel.diagonal(), diagonal, atol=1e-5
     ):
@@ -419,7 +418,7 @@ def _check_log_probs(
 ) -> None:
     shape = _any_batch(values) if like is None else like.shape
     check_tensor(name, values, shape, "[..., N] log-probabilities")
-    total = values.detach().double().exp().sum(dim=-1)
+    total = at_least_float32(values.detach()).exp().sum(dim=-1)
     within = total <= 1 + SUM_TOLERANCE  # False for NaN
     if complete:
         within &= total >= 1 - SUM_TOLERANCE
