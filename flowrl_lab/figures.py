@@ -51,7 +51,7 @@ def figure_from_records(
     title: str = "",
     target_label: str = "target p*",
     log_y: Sequence[str] = ALWAYS_LOG,
-    width: int = WIDTH,
+    width: int | float = WIDTH,
 ) -> dict:
     """The figure that ``LivePlot`` ends with, from finished records.
 
@@ -85,7 +85,7 @@ def svg_from_records(
     title: str = "",
     target_label: str = "target p*",
     log_y: Sequence[str] = ALWAYS_LOG,
-    width: int = WIDTH,
+    width: int | float = WIDTH,
 ) -> str:
     """The same figure as a standalone SVG with alt text; see ``figure_from_records``.
 
@@ -160,14 +160,14 @@ def plotly_figure(page: Page, placement: Placement) -> dict:
     Everything that changes while training runs is in the traces' data, the
     annotations and the axis ranges; the number of traces depends only on the runs.
     """
-    # an empty template keeps plotly from painting its own light background
+    # a template of our own, or plotly would add its light background to widgets
+    clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
     layout = {
-        "template": {"layout": {}},
+        "template": {"layout": clear},
+        **clear,
         "width": placement.width,
         "height": round(placement.height),
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": INK, "size": 12},
         "hoverlabel": {"font": {"size": 12}},
         "showlegend": True,
@@ -352,11 +352,11 @@ def color_scale(floor: float, placement: Placement) -> dict:
 
 def annotations(page: Page, placement: Placement) -> list[dict]:
     """All text that is not an axis: header, panel titles, numbers."""
-    box = Box(0, 0, placement.width, placement.height)
+    box = Box(0.0, 0.0, placement.width, placement.height)
     texts = [
-        note(box, 2, placement.title_y, f"<b>{escape(page.title)}</b>", 15),
-        note(box, 2, placement.progress_y, escape(page.progress), 12),
-        note(box, 2, placement.map_title_y, f"<b>{escape(page.map_title)}</b>", 13),
+        note(box, 2.0, placement.title_y, f"<b>{escape(page.title)}</b>", 15),
+        note(box, 2.0, placement.progress_y, escape(page.progress), 12),
+        note(box, 2.0, placement.map_title_y, f"<b>{escape(page.map_title)}</b>", 13),
     ]
     for panel, place in placement.curves:
         texts.append(note(box, place.left - 40, place.top - 22, escape(panel.title)))

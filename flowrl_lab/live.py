@@ -75,9 +75,9 @@ class LivePlot:
         title: str = "",
         target_label: str = "target p*",
         log_y: Sequence[str] = ALWAYS_LOG,
-        max_rate_hz: float = 5.0,
+        max_rate_hz: int | float = 5.0,
         backend: str = "auto",
-        width: int = WIDTH,
+        width: int | float = WIDTH,
     ) -> None:
         self.metrics = check_metrics(metrics, solution_map=solution_map)
         if not max_rate_hz > 0:

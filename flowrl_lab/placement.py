@@ -8,10 +8,10 @@ from flowrl_lab.panels import CellsPanel, LinePanel, Page, RunStyle, StatesPanel
 
 __all__ = ["Box", "EndLabel", "Placement", "end_labels", "place_page"]
 
-WIDTH = 830  # fits a cell of JupyterLab on a 1280-pixel screen
+WIDTH = 830.0  # fits a cell of JupyterLab on a 1280-pixel screen
 HEADER_LINE = 24
-CURVE_HEIGHT = 190
-STATES_HEIGHT = 150
+CURVE_HEIGHT = 190.0
+STATES_HEIGHT = 150.0
 LABEL_GAP = 13
 MAX_END_LABELS = 8
 
@@ -82,7 +82,7 @@ def place_curves(page: Page, top: float, width: float) -> list[Box]:
     if not page.curves:
         return []
     per_row = split_row(len(page.curves), 3)
-    spots = place_row(len(page.curves), per_row, width, (52, 62))
+    spots = place_row(len(page.curves), per_row, width, (52.0, 62.0))
     slot = CURVE_HEIGHT + 72
     return [Box(x, top + 26 + row * slot, w, CURVE_HEIGHT) for row, x, w in spots]
 
@@ -93,14 +93,14 @@ def place_maps(page: Page, top: float, width: float) -> list[Box]:
         return []
     cells = isinstance(page.maps[0], CellsPanel)
     per_row = split_row(len(page.maps), 5 if cells else 4)
-    margins = (12, 12) if cells else (44, 10)
+    margins = (12.0, 12.0) if cells else (44.0, 10.0)
     spots = place_row(len(page.maps), per_row, width, margins)
-    height = min(spots[0][2], 170) if cells else STATES_HEIGHT
+    height = min(spots[0][2], 170.0) if cells else STATES_HEIGHT
     slot = height + (64 if cells else 96)
     return [Box(x, top + 44 + row * slot, w, height) for row, x, w in spots]
 
 
-def place_page(page: Page, *, width: float = WIDTH) -> Placement:
+def place_page(page: Page, *, width: int | float = WIDTH) -> Placement:
     """Give every part of a page its place.
 
     Args:
@@ -111,6 +111,7 @@ def place_page(page: Page, *, width: float = WIDTH) -> Placement:
         The boxes, and a height that depends only on the number of panels (so that a
         live figure does not jump).
     """
+    width = float(width)
     y = 4.0
     title_y = y
     y += HEADER_LINE if page.title else 0
@@ -124,7 +125,7 @@ def place_page(page: Page, *, width: float = WIDTH) -> Placement:
     maps = place_maps(page, y + (HEADER_LINE if page.maps else 0), width)
     cells = bool(page.maps) and isinstance(page.maps[0], CellsPanel)
     y = max([y, *(box.bottom + (20 if cells else 44) for box in maps)])
-    scale = Box(24, y + 4, min(360, width - 24), 10) if cells else None
+    scale = Box(24.0, y + 4, min(360.0, width - 24), 10.0) if cells else None
     return Placement(
         width=width,
         height=y + (44 if scale else 4),

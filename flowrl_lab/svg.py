@@ -82,10 +82,10 @@ def draw_svg(page: Page, placement: Placement) -> str:
         f'viewBox="0 0 {width} {height}" role="img" aria-label={label} '
         f'font-family="system-ui,sans-serif" font-size="12" fill="{INK}" '
         f'style="max-width:100%;height:auto">',
-        text(2, placement.title_y + 16, page.title, 15, bold=True),
-        text(2, placement.progress_y + 14, page.progress),
+        text(2.0, placement.title_y + 16, page.title, 15, bold=True),
+        text(2.0, placement.progress_y + 14, page.progress),
         draw_legend(page, placement) if page.curves else "",
-        text(2, placement.map_title_y + 14, page.map_title, 13, bold=True),
+        text(2.0, placement.map_title_y + 14, page.map_title, 13, bold=True),
     ]
     parts += [draw_curves(panel, box) for panel, box in placement.curves]
     for panel, box in placement.maps:
@@ -96,14 +96,14 @@ def draw_svg(page: Page, placement: Placement) -> str:
     return "\n".join(part for part in [*parts, "</svg>"] if part)
 
 
-def num(value: float) -> str:
+def num(value: int | float) -> str:
     """A coordinate with one decimal, without a trailing zero."""
     return f"{value:.1f}".removesuffix(".0")
 
 
 def text(
-    x: float,
-    y: float,
+    x: int | float,
+    y: int | float,
     content: str,
     size: int = 12,
     *,
@@ -143,7 +143,7 @@ def draw_legend(page: Page, placement: Placement) -> str:
 
 def linear_ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers inside a range, at most about ``most``."""
-    step = 10 ** math.floor(math.log10((high - low) / most))
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
     for factor in (1, 2, 5, 10):
         if (high - low) / (step * factor) <= most:
             break

@@ -45,7 +45,7 @@ class BetaExplorer(Explorer):
     reward_scale = traitlets.Float(1.0).tag(sync=True)
 
     def __init__(
-        self, rewards, reference=None, labels=None, *, reward_scale: float = 1.0
+        self, rewards, reference=None, labels=None, *, reward_scale: int | float = 1.0
     ) -> None:
         self.rewards = check_rewards(rewards)
         count = len(self.rewards)
@@ -68,7 +68,9 @@ class BetaExplorer(Explorer):
     def _check_reward_scale(self, proposal):
         return check_scale(proposal["value"])
 
-    def target(self, reward_scale: float | None = None) -> tuple[np.ndarray, float]:
+    def target(
+        self, reward_scale: int | float | None = None
+    ) -> tuple[np.ndarray, float]:
         """``p*`` [N] and log Z (nats) at β, by default where the slider stands.
 
         Raises:
@@ -156,7 +158,7 @@ def check_reference(reference, count: int) -> np.ndarray:
     return values
 
 
-def check_scale(reward_scale: float) -> float:
+def check_scale(reward_scale: int | float) -> float:
     """β as a float.
 
     Raises:
