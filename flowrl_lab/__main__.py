@@ -183,6 +183,7 @@ def build_config(args: argparse.Namespace, spec: str, seed: int):
 
     ``spec`` is ``variant`` or ``variant:key=value:...``; the run is named after it.
     """
+    from flowrl_lab.config import ExperimentConfig
     from flowrl_lab.presets import preset
 
     variant, *pairs = spec.split(":")
@@ -195,6 +196,10 @@ def build_config(args: argparse.Namespace, spec: str, seed: int):
         raise ValueError(
             f"--set {name}=... would be overruled by --{name}. Fix: use --{name}."
         )
+    for name, value in changes.items():  # 3 is a fine way to write 3.0
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if whole and isinstance(getattr(ExperimentConfig, name, None), float):
+            changes[name] = float(value)
     config = preset(args.task, variant, budget=args.budget, seed=seed, **changes)
     if "name" in changes:
         return config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
 
 __all__ = ["ProgressLine", "format_seconds"]
 
@@ -13,7 +12,7 @@ REDRAW_SECONDS = 0.2
 LINES_WITHOUT_TERMINAL = 10
 
 
-def format_seconds(seconds: float) -> str:
+def format_seconds(seconds: int | float) -> str:
     """``"8 s"``, ``"3 min 20 s"`` or ``"2 h 5 min"``."""
     whole = max(0, round(seconds))
     if whole < 60:
@@ -39,7 +38,7 @@ class ProgressLine:
         total: int,
         *,
         done: int = 0,
-        stream: TextIO | None = None,
+        stream=None,
         clock=time.monotonic,
     ):
         self.total = max(1, total)

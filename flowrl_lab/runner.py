@@ -114,7 +114,7 @@ def train_into(run, should_stop: Callable[[], bool], report: Callable) -> bool:
         FloatingPointError: the loss is not finite; the last save stays.
     """
     start = time.monotonic()
-    environment = describe_environment(run.policy.device)
+    environment = describe_environment(str(run.policy.device))
     earlier = read_environment(run.folder).get("wall_seconds", 0.0)
     for record in run:
         report(record)
