@@ -11,9 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowrl_lab.course import EXERCISES, Exercise, Mistake, check, hint_and_solution
+from flowrl_lab.course import (
+    EXERCISES,
+    Exercise,
+    Mistake,
+    check,
+    draw_distributions,
+    hint_and_solution,
+)
 from flowrl_lab.course.checking import load_solution
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
+from flowrl_lab.tasks.landscape import figure1_log_mixture
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -217,3 +225,28 @@ def test_time_limit_on_another_thread():
     thread.join(10)
     assert outcome == {"stopped": True, "value": 7}
     assert threading.active_count() == before
+
+
+def test_picture_of_distributions_says_what_it_shows():
+    target = figure1_log_mixture()
+    uniform = torch.full_like(target, 1 / 100).log()
+    picture = draw_distributions(target, {"flowrl": target, "start": uniform})
+    words, bundle = repr(picture), picture._repr_mimebundle_()
+    assert "start: 100.0 of 100" in words
+    alive = float(target.exp().pow(-target.exp()).prod())
+    assert f"flowrl: {alive:.1f} of 100" in words
+    assert bundle["image/svg+xml"].startswith("<svg")
+    lines = bundle["application/vnd.plotly.v1+json"]["data"]
+    drawn = {line["name"]: line["y"] for line in lines if len(line["y"]) == 100}
+    assert drawn["start"] == pytest.approx([0.01] * 100)
+    assert drawn["flowrl"] == pytest.approx(target.exp().tolist())
+
+
+@pytest.mark.bad_input
+def test_picture_refuses_what_it_cannot_draw():
+    target = figure1_log_mixture()
+    for curves in ({}, {"a": target[:50]}):
+        with pytest.raises(ValueError, match="got"):
+            draw_distributions(target, curves)
+    with pytest.raises(ValueError, match="N ≥ 2"):
+        draw_distributions(target[:1], {"a": target[:1]})

@@ -151,6 +151,8 @@ def test_prompts_of_strings_are_split_and_encoded_apart():
     batch = task.encode(texts)
     assert batch.indices.tolist() == [0, 1, 2, 3]
     assert batch.prompt_ids.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    same = load_task("strings", length=2, alphabet=2, heldout_prompts=0)
+    assert same.prompts("heldout") == same.prompts("train")
     again = load_task("strings", length=2, alphabet=2, train_prompts=3)
     assert torch.equal(again.answers(texts[1]).rewards, task.answers(texts[1]).rewards)
 

@@ -116,7 +116,7 @@ EFFECTIVE_NUMBER = Exercise(
             lambda log_probs: 1 / log_probs.exp().square().sum(-1),
         ),
     ),
-    hint="The probabilities are log_probs.exp(). Entropy is −Σ p log p over the last "
+    hint="The probabilities are log_p.exp(). Entropy is −Σ p log p over the last "
     "dimension; take its exp at the end.",
 )
 

@@ -36,14 +36,15 @@ class Strings:
 
     Each prompt is a picture with its own blobs, drawn from ``seed``: the first
     ``train_prompts`` are for training, the others are held out.  A table cannot
-    generalise: on held-out prompts it stays at its start.
+    generalise, on held-out prompts it stays at its start: with
+    ``heldout_prompts=0`` it is judged on the prompts it trains on.
 
     Args:
         length: letters in a word, at least 2.
         alphabet: letters to choose from, 2 to 26.
         blobs: modes of each prompt, 1 to 16.
         train_prompts: prompts to train on, at least 1.
-        heldout_prompts: prompts held out, at least 1.
+        heldout_prompts: prompts held out; 0 makes both splits the same.
         blob_width: width of a blob, in sides of the picture.
         reward_scale: the scale at which the target is defined.
         seed: of the blobs' places.
@@ -72,7 +73,7 @@ class Strings:
         _check_range("alphabet", alphabet, 2, len(LETTERS))
         _check_range("blobs", blobs, 1, GRID * GRID)
         _check_range("train_prompts", train_prompts, 1, 1000)
-        _check_range("heldout_prompts", heldout_prompts, 1, 1000)
+        _check_range("heldout_prompts", heldout_prompts, 0, 1000)
         for key, value in (("blob_width", blob_width), ("reward_scale", reward_scale)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{key}: got {value}, expected a positive number")
@@ -104,7 +105,7 @@ class Strings:
         """The prompts of "train" or "heldout"."""
         if split not in ("train", "heldout"):
             raise ValueError(f"split: got {split!r}, expected 'train' or 'heldout'")
-        return self._train if split == "train" else self._heldout
+        return self._train if split == "train" else self._heldout or self._train
 
     def encode(self, texts: tuple[str, ...]) -> PromptBatch:
         """A prompt's number, written in letters of the alphabet."""
