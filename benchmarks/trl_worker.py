@@ -79,7 +79,6 @@ def grpo_arguments(settings: dict, folder: str):
         max_steps=1_000_000,
         gradient_checkpointing=False,  # TRL's default; it would run forward twice
         disable_dropout=True,
-        torch_compile=settings["compile"],
         logging_strategy="no",
         save_strategy="no",
         eval_strategy="no",

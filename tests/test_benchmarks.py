@@ -1,0 +1,198 @@
+"""The step benchmark: its turns, its arithmetic and its words, without timing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(name: str):
+    path = ROOT / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = load("step_vs_trl")
+
+# Answers as TRL's worker does: the settings, then one line for each step.
+FAKE_WORKER = """
+import json, sys
+settings = json.loads(sys.stdin.readline())
+print(json.dumps({"event": "ready", "rows": settings["prompts"]}), flush=True)
+for number, line in enumerate(sys.stdin):
+    if json.loads(line)["command"] == "stop":
+        break
+    if number == settings.get("dies_at"):
+        sys.exit("out of paper")
+    step = {"seconds": 2.0 + number, "tokens": 100, "reward": 0.5}
+    print(json.dumps(step), flush=True)
+"""
+
+
+def fake_peer(log, **settings):
+    command = [sys.executable, "-c", FAKE_WORKER]
+    return bench.Peer(command, {"prompts": 3, **settings}, log)
+
+
+class Side:
+    def __init__(self, name: str, calls: list[str], seconds: float):
+        self.name, self.calls, self.seconds = name, calls, seconds
+
+    def step(self) -> dict:
+        self.calls.append(self.name)
+        return {"seconds": self.seconds, "tokens": 7, "reward": 0.1}
+
+
+def test_peer_steps_when_asked_and_stops():
+    with tempfile.TemporaryFile("w+") as log:
+        peer = fake_peer(log)
+        assert peer.facts == {"event": "ready", "rows": 3}
+        assert [peer.step()["seconds"] for _ in range(3)] == [2.0, 3.0, 4.0]
+        peer.close()
+        assert peer._process.returncode == 0
+
+
+def test_a_dying_peer_is_reported_with_its_last_words():
+    with tempfile.TemporaryFile("w+") as log:
+        peer = fake_peer(log, dies_at=1)
+        peer.step()
+        with pytest.raises(RuntimeError, match=r"code 1: out of paper.*Fix: make"):
+            peer.step()
+        peer.close()
+
+
+def test_sides_take_turns_and_warm_up_is_not_counted():
+    calls: list[str] = []
+    sides = {name: Side(name, calls, 1.0) for name in ("trl", "a", "b")}
+    taken = bench.take_turns(sides, rounds=2, warmup=1)
+    assert calls == ["trl", "a", "b", "b", "a", "trl", "trl", "a", "b"]
+    assert {name: len(steps) for name, steps in taken.items()} == {
+        "trl": 2, "a": 2, "b": 2
+    }  # fmt: skip
+
+
+def test_ratios_compare_medians():
+    def steps(*seconds):
+        return [{"seconds": s, "tokens": 10, "reward": 1.0} for s in seconds]
+
+    rows = bench.summarize({"trl": steps(9, 10, 100), "ours": steps(2, 3, 1)})
+    assert rows["ours"]["times_faster"] == 5.0  # 10 / 2
+    assert rows["ours"]["times_faster_by_pair"] == 4.5  # of 4.5, 3.3 and 100
+    assert rows["trl"]["times_faster"] == 1.0
+    assert "5.00x" in bench.format_rows(rows, floor_seconds=0.5)
+
+
+def tiny_policy():
+    from flowrl_lab.policies.language_model import (
+        LanguageModelPolicy,
+        add_lora,
+        build_tiny_llama,
+    )
+    from flowrl_lab.tasks.make_number import MakeNumber
+
+    task = MakeNumber()
+    model = build_tiny_llama(task.vocab_size, pad_id=task.pad_id, eos_id=task.eos_id)
+    policy = LanguageModelPolicy(
+        add_lora(model, rank=16, alpha=32.0), eos_id=task.eos_id, pad_id=task.pad_id,
+        max_completion_tokens=task.max_completion_tokens,
+    )  # fmt: skip
+    return task, policy
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_counted_products_equal_what_torch_executes(reference):
+    """Of one full forward pass, the linear layers' products; attention aside."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    _, policy = tiny_policy()
+    base, lora = bench.count_weights(policy.model)
+    tokens = torch.randint(0, 16, (5, 9))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        if reference:
+            with policy.model.disable_adapter():
+                policy.model(input_ids=tokens)
+        else:
+            policy.model(input_ids=tokens)
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    weights = base if reference else base + lora
+    assert products == bench.forward_flops(weights, 0, 0, tokens.numel(), 0)
+
+
+def test_floor_counts_each_token_once():
+    _, policy = tiny_policy()
+    base, lora = bench.count_weights(policy.model)
+    flops = bench.step_flops(policy, prompts=2, prompt_tokens=6, rows=8, length=4)
+    tokens = 2 * 6 + 8 * 3
+    pairs = sum(
+        context
+        for _ in range(2)
+        for context in range(1, 7)
+    ) + 8 * (7 + 8 + 9)  # fmt: skip
+    attention = 4 * 128 * 4 * pairs
+    assert (
+        flops["sampling"] == flops["forward"] == 2 * (base + lora) * tokens + attention
+    )
+    assert flops["reference"] == 2 * base * tokens + attention
+    assert flops["backward"] == 2 * (base + 2 * lora) * tokens + 2 * attention
+
+
+def test_both_sides_are_given_the_same_work(tmp_path):
+    args = bench.parse(["--prompts", "4", "--generations", "8", "--threads", "1"])
+    config = bench.make_config(args, "grpo")
+    settings = bench.worker_settings(args, config, tmp_path)
+    task, _ = tiny_policy()
+    for name in ("learning_rate", "max_grad_norm", "temperature", "lora_rank", "seed"):
+        assert settings[name] == getattr(config, name)
+    assert settings["kl_coef"] == config.kl_coef > 0  # else TRL skips the reference
+    assert settings["prompts"] * settings["num_generations"] == 32
+    assert settings["max_completion_tokens"] == task.max_completion_tokens
+    ids = [settings["characters"].index(c) for c in settings["texts"][0]]
+    assert ids == task.encode([settings["texts"][0]]).prompt_ids[0].tolist()
+    assert config.updates_per_batch == 1
+    json.dumps(settings)
+
+
+def test_missing_trl_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match=r"trl==\d") as error:
+        bench.find_trl(None)
+    assert "--trl-python" in str(error.value)
+    with pytest.raises(ValueError, match="does not exist"):
+        bench.find_trl("/no/such/python")
+
+
+def test_our_side_really_trains():
+    args = bench.parse(["--prompts", "2", "--generations", "4", "--threads", "1"])
+    with bench.model_folder(random_weights=True) as folder:
+        assert (folder / "model.safetensors").is_file()
+        ours = bench.Ours(bench.make_config(args, "grpo"))
+        start = {k: v.clone() for k, v in ours.run.policy.state_dict().items()}
+        step = ours.step()
+    assert 8 <= step["tokens"] <= 8 * 12 and step["seconds"] > 0
+    assert ours.run.step == 1
+    moved = [
+        not torch.equal(start[name], value)
+        for name, value in ours.run.policy.state_dict().items()
+    ]
+    assert any(moved)
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None, reason="TRL is not in this environment"
+)
+def test_whole_comparison_with_trl(capsys):
+    words = ["--random-weights", "--rounds", "1", "--warmup", "0", "--prompts", "2"]
+    assert bench.main([*words, "--generations", "4", "--threads", "1"]) == 0
+    assert "arithmetic floor" in capsys.readouterr().out
