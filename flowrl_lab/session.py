@@ -46,6 +46,9 @@ class Session:
         """Whether runs should be cut short."""
         return self.budget == "quick"
 
+    def _ipython_display_(self) -> None:
+        """Nothing: `setup` has printed it, and notebooks end a cell with it."""
+
 
 def setup(seed: int = 0, budget: str | None = None) -> Session:
     """Seed every generator, choose device, budget and plots, and print the choice.
