@@ -71,9 +71,7 @@ def figure_from_records(
     Raises:
         ValueError: for an unknown metric.
     """
-    page = page_from_records(
-        records, metrics, solution_map, title, target_label, log_y
-    )
+    page = page_from_records(records, metrics, solution_map, title, target_label, log_y)
     return plotly_figure(page, place_page(page, width=width))
 
 
@@ -92,9 +90,7 @@ def svg_from_records(
     Raises:
         ValueError: for an unknown metric.
     """
-    page = page_from_records(
-        records, metrics, solution_map, title, target_label, log_y
-    )
+    page = page_from_records(records, metrics, solution_map, title, target_label, log_y)
     return draw_svg(page, place_page(page, width=width))
 
 

@@ -119,7 +119,7 @@ class LivePlot:
         self.records.append(record)
         self._history.append(record)
         began = now()
-        if began < self._next_draw:
+        if self.backend == "static" or began < self._next_draw:
             return
         self._status = progress_text(self._history, began - self._started)
         self._canvas.draw(*self._drawing())
@@ -259,22 +259,21 @@ class _WidgetCanvas(_SvgCanvas):
 
         figure = plotly_figure(page, placement)
         self._widget = go.FigureWidget(figure)
-        self._shape = shape_of(figure)
+        self._sent = figure
         self._handle = display(self._widget, display_id=True)
 
     def draw(self, page: Page, placement) -> None:
         figure = plotly_figure(page, placement)
-        shape = shape_of(figure)
-        # without the batch every assignment is a message of its own, and the
-        # browser falls seconds behind
-        if shape == self._shape:
+        if shape_of(figure) == shape_of(self._sent):
+            # without the batch every assignment is a message of its own, and the
+            # browser falls seconds behind
             with self._widget.batch_update():
-                move_data(self._widget, figure)
-            return
-        self._widget.data = ()
-        self._widget.layout = figure["layout"]
-        self._widget.add_traces(figure["data"])
-        self._shape = shape
+                move_data(self._widget, self._sent, figure)
+        else:
+            self._widget.data = ()
+            self._widget.layout = figure["layout"]
+            self._widget.add_traces(figure["data"])
+        self._sent = figure
 
     def close(self, page: Page, placement) -> None:
         super().close(page, placement)
@@ -290,29 +289,31 @@ def shape_of(figure: dict) -> tuple:
     return names, len(figure["layout"]["annotations"]), figure["layout"]["height"]
 
 
-def move_data(widget, figure: dict) -> None:
-    """Put a figure's data, numbers and axis ranges into a widget of its shape."""
-    for old, new in zip(widget.data, figure["data"], strict=True):
+def move_data(widget, sent: dict, figure: dict) -> None:
+    """Send what changed since ``sent``, a figure of the same shape.
+
+    Compares with our own last figure: asking plotly for every property costs more
+    than the drawing itself.
+    """
+    pairs = zip(sent["data"], figure["data"], strict=True)
+    for number, (old, new) in enumerate(pairs):
         for key in ("x", "y", "z", "customdata"):
             if key in new and not same(old[key], new[key]):
-                old[key] = new[key]
-    for old, new in zip(
-        widget.layout.annotations, figure["layout"]["annotations"], strict=True
-    ):
+                widget.data[number][key] = new[key]
+    before, after = sent["layout"], figure["layout"]
+    pairs = zip(before["annotations"], after["annotations"], strict=True)
+    for number, (old, new) in enumerate(pairs):
         for key in ("text", "y"):
             if old[key] != new[key]:
-                old[key] = new[key]
-    for key, axis in figure["layout"].items():
-        if key[1:5] == "axis" and list(widget.layout[key].range) != axis["range"]:
-            widget.layout[key].range = axis["range"]
-            if "tickvals" in axis:
-                widget.layout[key].update(
-                    tickvals=axis["tickvals"], ticktext=axis["ticktext"]
-                )
+                widget.layout.annotations[number][key] = new[key]
+    for name, axis in after.items():
+        for key in ("range", "tickvals", "ticktext"):
+            if name[1:5] == "axis" and axis.get(key) != before[name].get(key):
+                widget.layout[name][key] = axis[key]
 
 
 def same(old, new) -> bool:
-    """True when an array need not be sent again."""
-    return old is not None and np.array_equal(
-        np.asarray(old, dtype=float), np.asarray(new, dtype=float), equal_nan=True
-    )
+    """True when an array, or a nested list with None, need not be sent again."""
+    if isinstance(new, np.ndarray):
+        return np.array_equal(old, new, equal_nan=True)
+    return old == new

@@ -169,6 +169,4 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
     order = sorted(ends, key=lambda run: -heights[run])
     wanted = [box.bottom - heights[run] * box.height for run in order]
     placed = spread(wanted, box.top, box.bottom)
-    return [
-        EndLabel(run, *ends[run], y) for run, y in zip(order, placed, strict=True)
-    ]
+    return [EndLabel(run, *ends[run], y) for run, y in zip(order, placed, strict=True)]

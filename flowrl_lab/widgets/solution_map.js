@@ -142,7 +142,7 @@ function render({ model, el }) {
       const start = (at * runs.length + r) * count;
       panel.light(frames.subarray(start, start + count), floor, colors);
       panel.said.textContent = remarks[at][r];
-      words.push(`${runs[r].name}: ${remarks[at][r]}`);
+      words.push(`${runs[r].name}: ${remarks[at][r].trim().replace("\n", ", ")}`);
       panel.svg.setAttribute("aria-label", words[words.length - 1]);
     });
     el.querySelector("output").textContent = `step ${steps[at]}`;

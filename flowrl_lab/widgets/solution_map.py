@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import traitlets
@@ -119,7 +120,7 @@ class SolutionMap(Explorer):
             _floor=colour_floor(np.asarray(first.target_probs)),
             _colors=list(VIRIDIS),
             _target_label=target_label,
-            _target_remark=alive_text(np.asarray(first.target_probs)),
+            _target_remark=remark(replace(first, probs=first.target_probs)),
             step_index=len(steps) - 1,
         )
 
@@ -159,14 +160,14 @@ class SolutionMap(Explorer):
 
 
 def remark(snapshot: Snapshot) -> str:
-    """Effective number; total below 1; the peak where a curve is cut off."""
+    """The effective number; below it the sum, or the peak where a curve is cut."""
     probs = np.asarray(snapshot.probs)
     text = alive_text(probs)
-    if probs.sum() < 0.9995:
-        text += f" · sum {probs.sum():.2f}"
-    if is_landscape(snapshot) and probs.max() > 1.6 * np.max(snapshot.target_probs):
-        text += f" · ↑ {probs.max():.2f} at {snapshot.labels[int(probs.argmax())]}"
-    return text
+    if not is_landscape(snapshot):
+        return f"{text}\ntogether {probs.sum():.3f}"
+    if probs.max() > 1.6 * np.max(snapshot.target_probs):
+        return f"{text}\n↑ {probs.max():.2f} at {snapshot.labels[probs.argmax()]}"
+    return f"{text}\n"
 
 
 def check_frames(snapshots: Mapping) -> dict[str, list[tuple[int, Snapshot]]]:
