@@ -167,7 +167,7 @@ def remark(snapshot: Snapshot) -> str:
         return f"{text}\ntogether {probs.sum():.3f}"
     if probs.max() > 1.6 * np.max(snapshot.target_probs):
         return f"{text}\n↑ {probs.max():.2f} at {snapshot.labels[probs.argmax()]}"
-    return f"{text}\n"
+    return f"{text}\n\N{NO-BREAK SPACE}"  # keeps the pictures level
 
 
 def check_frames(snapshots: Mapping) -> dict[str, list[tuple[int, Snapshot]]]:
