@@ -1,0 +1,162 @@
+"""Completions of one prompt share beginnings: compute each beginning once.
+
+Sixteen samples of a prompt repeat each other, in their first tokens at the latest.
+As a tree of distinct prefixes they need about half of the tokens that sixteen
+padded rows need, and what the model says about a token depends on its prefix
+alone, so nothing changes but the work.
+
+A node is a prompt token or a distinct non-empty prefix of a prompt's completions;
+its state predicts the token after it.  The nodes of a prompt fill its *slots*
+0, 1, …; attention runs over slots, with a mask that lets a node see its ancestors
+and itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from flowrl_lab.types import PromptBatch
+
+__all__ = ["Level", "PrefixTree", "build_tree", "grow_level", "plant_prompts"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """Nodes that are computed together; a node's parent is in it or before it.
+
+    Attributes:
+        tokens: token of each node.
+        positions: how many tokens come before it.
+        prompts: which prompt it belongs to.
+        slots: its place among its prompt's nodes.
+        sees: which slots of its prompt it attends to.
+        filled: slots in use in each prompt, these nodes included.
+    """
+
+    tokens: Int[Tensor, " N"]
+    positions: Int[Tensor, " N"]
+    prompts: Int[Tensor, " N"]
+    slots: Int[Tensor, " N"]
+    sees: Bool[Tensor, "N L"]
+    filled: Int[Tensor, " P"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class PrefixTree:
+    """All prefixes of a batch, and where each token of it is predicted.
+
+    Attributes:
+        level: every node, parents first.
+        predictor: node whose state predicts each completion token; 0 where the
+            token does not count.
+    """
+
+    level: Level
+    predictor: Int[Tensor, "B T"]
+
+
+def _rank_in_prompt(prompts: Tensor, count: int) -> Tensor:
+    """0, 1, 2, … within each prompt, in order of appearance."""
+    order = prompts.argsort(stable=True)
+    starts = torch.bincount(prompts, minlength=count).cumsum(0).roll(1)
+    starts[0] = 0
+    ranks = torch.empty_like(prompts)
+    ranks[order] = torch.arange(len(prompts), device=prompts.device)
+    return ranks - starts[prompts]
+
+
+def plant_prompts(prompts: PromptBatch, slots: int) -> tuple[Level, Tensor]:
+    """The prompts' own tokens as the first level.
+
+    Args:
+        prompts: left-padded; the padding gets no node.
+        slots: L, places to reserve for each prompt.
+
+    Returns:
+        The level, and the node of each prompt's last token, ``[P]``.
+    """
+    mask = prompts.prompt_mask
+    owner = mask.nonzero()[:, 0]
+    lengths = mask.sum(-1)
+    rank = _rank_in_prompt(owner, len(mask))
+    sees = torch.arange(slots, device=mask.device) <= rank[:, None]
+    tokens = prompts.prompt_ids[mask]
+    level = Level(tokens, rank, owner, rank, sees, lengths)
+    return level, lengths.cumsum(0) - 1
+
+
+def grow_level(
+    last: Level, parents: Tensor, tokens: Tensor, vocab_size: int
+) -> tuple[Level, Tensor]:
+    """The next level: one node for each different (parent, token).
+
+    Args:
+        last: the level that the parents are in.
+        parents: node, within ``last``, that each row continues.
+        tokens: the token it continues with.
+        vocab_size: V.
+
+    Returns:
+        The level, and the node within it of each row.
+    """
+    keys, nodes = torch.unique(parents * vocab_size + tokens, return_inverse=True)
+    parent = keys // vocab_size
+    owner = last.prompts[parent]
+    count = len(last.filled)
+    slots = last.filled[owner] + _rank_in_prompt(owner, count)
+    sees = last.sees[parent].clone()
+    sees[torch.arange(len(keys), device=keys.device), slots] = True
+    filled = last.filled + torch.bincount(owner, minlength=count)
+    positions = last.positions[parent] + 1
+    return Level(keys % vocab_size, positions, owner, slots, sees, filled), nodes
+
+
+def build_tree(
+    prompts: PromptBatch,
+    completion_ids: Int[Tensor, "B T"],
+    completion_mask: Bool[Tensor, "B T"],
+    vocab_size: int,
+) -> PrefixTree:
+    """The tree of given completions; groups contiguous.
+
+    The last token of a completion predicts nothing, so it gets no node.
+    """
+    rows, width = completion_ids.shape
+    copies = rows // len(prompts)
+    slots = prompts.prompt_ids.shape[1] + copies * (width - 1)
+    level, ends = plant_prompts(prompts, slots)
+    levels, first = [level], 0  # first: number of this level's first node
+    node = ends.repeat_interleave(copies)
+    predictor = torch.zeros_like(completion_ids)
+    predictor[:, 0] = node
+    for place in range(1, width):
+        live = completion_mask[:, place].nonzero().squeeze(-1)
+        if not len(live):
+            break
+        first += len(levels[-1])
+        level, grown = grow_level(
+            levels[-1], node[live], completion_ids[live, place - 1], vocab_size
+        )
+        levels.append(level)
+        node = node.clone()
+        node[live] = grown
+        predictor[live, place] = first + grown
+    return PrefixTree(_join(levels), predictor)
+
+
+def _join(levels: list[Level]) -> Level:
+    """All levels as one; slots that nobody uses are cut off."""
+    used = int(levels[-1].filled.max())
+    parts = [
+        torch.cat([getattr(level, name) for level in levels])
+        for name in ("tokens", "positions", "prompts", "slots")
+    ]
+    sees = torch.cat([level.sees[:, :used] for level in levels])
+    return Level(*parts, sees, levels[-1].filled)

@@ -1,0 +1,207 @@
+"""The tree of prefixes, and the policy that computes each prefix once.
+
+The oracle is ``LanguageModelPolicy``: the Hugging Face model, one row a completion.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowrl_lab.policies import tree_policy
+from flowrl_lab.policies.language_model import (
+    LanguageModelPolicy,
+    add_lora,
+    build_tiny_llama,
+)
+from flowrl_lab.policies.prefix_tree import build_tree, plant_prompts
+from flowrl_lab.policies.tree_llama import TreeLlama
+from flowrl_lab.policies.tree_policy import TreeLanguageModelPolicy
+from flowrl_lab.types import PromptBatch
+
+VOCAB, PAD, EOS, WIDTH = 7, 5, 6, 6
+
+
+@pytest.fixture(name="policies")
+def fixture_policies():
+    """Both policies on one model, in float64, its adapter not zero."""
+    model = build_tiny_llama(VOCAB, pad_id=PAD, eos_id=EOS, seed=3)
+    model = add_lora(model, rank=4, alpha=8.0, seed=1).double()
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data = 0.2 * torch.randn(weight.shape, generator=generator).double()
+    settings = {"eos_id": EOS, "pad_id": PAD, "max_completion_tokens": WIDTH}
+    return (
+        LanguageModelPolicy(model, **settings),
+        TreeLanguageModelPolicy(model, **settings),
+    )
+
+
+def make_prompts(padded: bool) -> PromptBatch:
+    """Three prompts of 4, 2 and 3 tokens (left-padded), or of 4 each."""
+    ids = torch.tensor([[0, 1, 2, 3], [4, 3, 1, 1], [1, 0, 2, 2]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    if padded:
+        mask[1, :2] = mask[2, :1] = False
+        ids = torch.where(mask, ids, PAD)
+    return PromptBatch(("a", "b", "c"), ids, mask, torch.arange(3))
+
+
+def make_completions(copies: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random completions of 1 to WIDTH tokens with many shared beginnings."""
+    generator = torch.Generator().manual_seed(5)
+    rows = 3 * copies
+    ids = torch.randint(0, 2, (rows, WIDTH), generator=generator)
+    lengths = torch.randint(1, WIDTH + 1, (rows, 1), generator=generator)
+    lengths[0] = WIDTH
+    mask = torch.arange(WIDTH) < lengths
+    ids = torch.where(torch.arange(WIDTH) == lengths - 1, EOS, ids)
+    return torch.where(mask, ids, PAD), mask
+
+
+# -------------------------------------------------------------------------- tree
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_tree_has_one_node_for_each_prefix(padded):
+    prompts, (ids, mask) = make_prompts(padded), make_completions()
+    tree = build_tree(prompts, ids, mask, VOCAB)
+    wanted = set()
+    for row, (tokens, length) in enumerate(zip(ids.tolist(), mask.sum(-1).tolist(),
+                                               strict=True)):  # fmt: skip
+        wanted |= {(row // 4, *tokens[:end]) for end in range(1, length)}
+    assert len(tree.level) == int(prompts.prompt_mask.sum()) + len(wanted)
+    assert len(tree.level) < int(prompts.prompt_mask.sum()) + int(mask.sum()) - 12
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_node_sees_its_own_prefix_and_nothing_else(padded):
+    prompts, (ids, mask) = make_prompts(padded), make_completions()
+    tree = build_tree(prompts, ids, mask, VOCAB)
+    level = tree.level
+    home = {
+        (prompt, slot): node
+        for node, (prompt, slot) in enumerate(
+            zip(level.prompts.tolist(), level.slots.tolist(), strict=True)
+        )
+    }
+    assert len(home) == len(level)
+    for row, place in mask.nonzero().tolist():
+        node = int(tree.predictor[row, place])
+        owner = row // 4
+        assert int(level.prompts[node]) == owner
+        seen = level.sees[node].nonzero().squeeze(-1).tolist()
+        nodes = sorted((home[owner, slot] for slot in seen),
+                       key=lambda n: int(level.positions[n]))  # fmt: skip
+        context = prompts.prompt_ids[owner][prompts.prompt_mask[owner]].tolist()
+        context += ids[row, :place].tolist()
+        assert level.tokens[nodes].tolist() == context
+        assert level.positions[nodes].tolist() == list(range(len(context)))
+
+
+def test_prompts_end_at_their_last_token():
+    prompts = make_prompts(padded=True)
+    level, ends = plant_prompts(prompts, 9)
+    assert level.tokens[ends].tolist() == prompts.prompt_ids[:, -1].tolist()
+    assert level.filled.tolist() == [4, 2, 3]
+
+
+# ------------------------------------------------------------------------ policy
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("reference", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_entropies_and_states_are_the_models(
+    policies, padded, reference, temperature
+):
+    prompts, (ids, mask) = make_prompts(padded), make_completions()
+    plain, tree = (
+        policy.evaluate(
+            prompts, ids, mask, temperature=temperature, reference=reference
+        )
+        for policy in policies
+    )
+    torch.testing.assert_close(tree.log_probs, plain.log_probs)
+    torch.testing.assert_close(tree.entropies, plain.entropies)
+    torch.testing.assert_close(tree.states[mask], plain.states[mask])
+    assert tree.log_probs.requires_grad != reference
+    assert bool((tree.log_probs[~mask] == 0).all())
+
+
+def test_gradients_are_the_models(policies):
+    prompts, (ids, mask) = make_prompts(padded=True), make_completions()
+    weights = torch.linspace(-1, 1, ids.numel()).view(ids.shape)
+    gradients = []
+    for policy in policies:
+        # float32: transformers' norms round to it in any case, backwards as well
+        policy.model.float()
+        log_probs = policy.evaluate(prompts, ids, mask).log_probs
+        loss = (log_probs * weights).sum()
+        gradients.append(torch.autograd.grad(loss, policy.trainable_parameters()))
+    for plain, tree in zip(*gradients, strict=True):
+        assert plain.abs().max() > 0.01
+        torch.testing.assert_close(tree, plain)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_samples_are_the_same_draws(policies, padded):
+    prompts = make_prompts(padded)
+    plain, tree = (
+        policy.sample(
+            prompts, 8, temperature=0.9, generator=torch.Generator().manual_seed(2)
+        )
+        for policy in policies
+    )
+    assert torch.equal(tree.completion_ids, plain.completion_ids)
+    assert torch.equal(tree.completion_mask, plain.completion_mask)
+    torch.testing.assert_close(tree.log_probs, plain.log_probs)
+    assert len({tuple(row) for row in tree.completion_ids.tolist()}) > 3
+
+
+def test_sampling_notices_a_trained_adapter(policies):
+    _, tree = policies
+    prompts, (ids, mask) = make_prompts(padded=False), make_completions()
+    before = tree.evaluate(prompts, ids, mask)
+    kept = tree.evaluate(prompts, ids, mask, reference=True)
+    with torch.no_grad():
+        for weight in tree.trainable_parameters():
+            weight += 0.05
+    after = tree.evaluate(prompts, ids, mask)
+    assert (after.log_probs - before.log_probs).abs().max() > 1e-3
+    again = tree.evaluate(prompts, ids, mask, reference=True)
+    assert torch.equal(again.log_probs, kept.log_probs)
+
+
+def test_wide_trees_take_the_plain_way(policies, monkeypatch):
+    plain, tree = policies
+    prompts, (ids, mask) = make_prompts(padded=False), make_completions()
+    monkeypatch.setattr(tree_policy, "MAX_SLOTS", 3)
+    monkeypatch.setattr(TreeLlama, "states", None)  # would fail if it were used
+    expected = plain.evaluate(prompts, ids, mask)
+    found = tree.evaluate(prompts, ids, mask)
+    torch.testing.assert_close(found.log_probs, expected.log_probs)
+
+
+@pytest.mark.bad_input
+def test_temperature_must_be_above_zero(policies):
+    with pytest.raises(ValueError, match="temperature"):
+        policies[1].sample(make_prompts(False), 2, temperature=0.0,
+                           generator=torch.Generator())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "supported"),
+    [
+        ("hidden_act", "silu", True),
+        ("hidden_act", "gelu", False),
+        ("attention_bias", True, False),
+        ("num_key_value_heads", 2, False),
+        ("model_type", "qwen2", False),
+    ],
+)
+def test_supports_only_what_it_computes(policies, name, value, supported):
+    model = policies[1].model
+    setattr(model.get_base_model().config, name, value)
+    assert TreeLlama.supports(model) == supported
