@@ -53,6 +53,10 @@ EXTRAS = {
     "doctor": ("notebooks",),
     "test": ("notebooks", "test"),
 }
+PYTEST_OPTIONS_WITH_VALUE = (
+    *("-k", "-m", "-n", "-p", "-r", "-W", "-o", "-c", "--dist", "--durations"),
+    *("--ignore", "--deselect", "--maxfail", "--tb", "--rootdir", "--basetemp"),
+)
 CELL_TIMEOUT_SECONDS = {"quick": 300, "full": 1200}
 
 
@@ -415,8 +419,7 @@ def build_pytest_command(python, options, rest):
         f"--nbval-cell-timeout={CELL_TIMEOUT_SECONDS[budget]}",
         *("--nbval-sanitize-with", ROOT / "tests" / "nbval.cfg"),
     ]
-    paths = [a for a in rest if not a.startswith("-")]
-    if any((ROOT / path.split("::")[0]).exists() for path in paths):
+    if find_paths(rest):
         return [*command, *rest]
     # One worker a core, each test file and each notebook whole on one of them.
     workers = min(4, os.cpu_count() or 1)
@@ -424,6 +427,17 @@ def build_pytest_command(python, options, rest):
         command += ["-n", workers, "--dist", "loadscope"]
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     return [*command, "-ra", "--durations=15", *rest, "tests", *notebooks]
+
+
+def find_paths(arguments):
+    """Which of pytest's arguments name something to test, not an option's value."""
+    return [
+        argument
+        for before, argument in zip(["", *arguments], arguments, strict=False)
+        if before not in PYTEST_OPTIONS_WITH_VALUE
+        and not argument.startswith("-")
+        and (ROOT / argument.split("::")[0]).exists()
+    ]
 
 
 def build_test_environment(options):

@@ -41,7 +41,6 @@ _HOMES = {
 # Which extra brings a package that the core does without.
 _EXTRAS = {
     "peft": "lm",
-    "safetensors": "lm",
     "transformers": "lm",
     "anywidget": "notebooks",
     "IPython": "notebooks",

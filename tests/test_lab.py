@@ -139,6 +139,19 @@ def test_given_paths_replace_the_suite_and_full_means_full(lab):
     )
 
 
+@pytest.mark.parametrize(
+    ("rest", "paths"),
+    [
+        (["-x", "tests/test_lab.py::test_a[1]"], ["tests/test_lab.py::test_a[1]"]),
+        (["--ignore", "tests/browser", "-k", "tests"], []),
+        (["--ignore=tests/browser"], []),
+        (["-k", "lab", "tests", "notebooks"], ["tests", "notebooks"]),
+    ],
+)
+def test_values_of_options_are_not_taken_for_paths(lab, rest, paths):
+    assert lab.find_paths(rest) == paths
+
+
 def test_jupyterlab_opens_the_first_notebook_without_its_news(lab, monkeypatch):
     options, _ = lab.parse_arguments(["--no-browser", "--port", "9001"])
     monkeypatch.setattr(lab.os, "geteuid", lambda: 1000, raising=False)

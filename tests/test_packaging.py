@@ -30,6 +30,7 @@ COMES_WITH = {
     "nbclient": "jupyterlab",
     "nbformat": "nbval",
     "psutil": "ipykernel",
+    "traitlets": "ipywidgets",
     "yaml": "transformers",
 }
 CORE_MODULES = (
@@ -52,7 +53,9 @@ def find_imports(path: Path) -> set[str]:
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module.split(".")[0])
-    own = {"flowrl_lab", "__future__", "lab", *(p.stem for p in ROOT.rglob("*.py"))}
+    beside = {other.stem for other in path.parent.glob("*.py")}
+    benchmarks = {other.stem for other in (ROOT / "benchmarks").glob("*.py")}
+    own = {"flowrl_lab", "benchmarks", "lab", *beside, *benchmarks}
     return names - set(sys.stdlib_module_names) - own
 
 
@@ -101,8 +104,9 @@ def test_every_import_is_declared(folder, extras):
 def test_every_declared_package_of_the_library_is_used():
     """A dependency that nothing imports is a download for nothing."""
     used = set().union(*(find_imports(p) for p in (ROOT / "flowrl_lab").rglob("*.py")))
-    run_as_programs = {"jupyterlab", "ipykernel"}
-    assert listed("lm", "notebooks") - set(COMES_WITH) <= used | run_as_programs
+    # Programs, and what plotly's FigureWidget and anywidget stand on.
+    not_imported = {"jupyterlab", "ipykernel", "ipywidgets"}
+    assert listed("lm", "notebooks") - set(COMES_WITH) <= used | not_imported
 
 
 @pytest.mark.parametrize("name", CORE_MODULES)
