@@ -22,7 +22,7 @@ __all__ = ["LanguageModelPolicy", "ValueHead", "add_lora", "build_tiny_llama"]
 
 TINY_LLAMA = {
     "hidden_size": 128,
-    "intermediate_size": 384,
+    "intermediate_size": 256,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
@@ -31,7 +31,7 @@ TINY_LLAMA = {
 
 
 def build_tiny_llama(vocab_size: int, *, pad_id: int, eos_id: int, seed: int = 0):
-    """A randomly initialised four-layer Llama of about 0.9 million parameters.
+    """A randomly initialised four-layer Llama of about 0.7 million parameters.
 
     Args:
         vocab_size: V.

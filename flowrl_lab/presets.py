@@ -1,0 +1,110 @@
+"""Settings that work, for every task and variant: where runs should start from.
+
+The toy and the maths settings were tuned the same way for every variant: same
+sampling budget, same candidates for the learning rate, the most accurate one
+taken (``data/results/README.md`` has the search and what it found).
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from flowrl_lab.config import ExperimentConfig
+
+__all__ = ["PRESETS", "VARIANTS", "preset"]
+
+# What distinguishes the variants, whatever the task.  "flowrl" is the textbook
+# form (raw reward, token sums); "flowrl_paper" the paper's (z-scored, token means).
+VARIANTS: dict[str, dict[str, Any]] = {
+    "reinforce_pp": {"algorithm": "reinforce_pp"},
+    "ppo": {"algorithm": "ppo"},
+    "grpo": {"algorithm": "grpo"},
+    "flowrl": {"algorithm": "flowrl"},
+    "flowrl_paper": {
+        "algorithm": "flowrl",
+        "name": "flowrl_paper",
+        "reward_form": "group_normalized",
+        "length_normalize": True,
+    },
+    "vargrad": {"algorithm": "vargrad"},
+    "kl_reinforce": {"algorithm": "kl_reinforce"},
+}
+
+# The tables learn a landscape in seconds: one prompt, so one large group.
+_TABLE = {
+    "prompts_per_step": 1,
+    "num_generations": 256,
+    "learning_rate": 0.15,
+    "log_z_learning_rate": 0.5,
+    "value_learning_rate": 0.15,
+    "reward_scale": 15.0,
+}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "landscape": {
+        "all": _TABLE,
+        "full": {"steps": 400, "eval_every": 10},
+        "quick": {"steps": 150, "eval_every": 10},
+        "kl_reinforce": {"kl_coef": 1 / 15},
+    },
+    "strings": {
+        "all": {
+            **_TABLE,
+            "reward_scale": 10.0,
+            "prompts_per_step": 4,
+            "task_options": {"length": 4, "heldout_prompts": 0},
+        },
+        "full": {"steps": 400, "eval_every": 20},
+        "quick": {"steps": 100, "eval_every": 20},
+        "kl_reinforce": {"kl_coef": 1 / 10},
+    },
+    "make_number": {
+        "all": {
+            "prompts_per_step": 16,
+            "num_generations": 16,
+            "learning_rate": 2e-3,
+            "log_z_learning_rate": 3e-3,
+            "value_learning_rate": 3e-3,
+            "reward_scale": 15.0,
+        },
+        "full": {"steps": 240, "eval_every": 20},
+        "quick": {"steps": 60, "eval_every": 10},
+        "kl_reinforce": {"kl_coef": 1 / 15},
+    },
+}
+
+
+def preset(
+    task: str, variant: str, *, budget: str = "full", **overrides: Any
+) -> ExperimentConfig:
+    """The recommended config of ``variant`` on ``task``.
+
+    Args:
+        task: key of ``PRESETS``.
+        variant: key of ``VARIANTS``: an algorithm, or "flowrl_paper".
+        budget: "full", or "quick" (fewer steps; the effect still shows).
+        overrides: settings to change on top.
+
+    Raises:
+        ValueError: an unknown task, variant, budget or setting.
+    """
+    _check("task", task, PRESETS)
+    _check("variant", variant, VARIANTS)
+    _check("budget", budget, ("full", "quick"))
+    table = PRESETS[task]
+    settings = {
+        "task": task,
+        **table["all"],
+        **table[budget],
+        **VARIANTS[variant],
+        **table.get(variant, {}),
+    }
+    return ExperimentConfig(**settings).replace(**overrides)
+
+
+def _check(kind: str, name: str, known) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(str(name), list(known), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {list(known)}."
+        raise ValueError(f"{kind} is {name!r}, which is not known. Fix: {hint}")
