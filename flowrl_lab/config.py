@@ -116,6 +116,12 @@ class ExperimentConfig:
             )
         if self.algorithm in ("grpo", "vargrad", "kl_reinforce"):
             self._check_group()
+        if self.algorithm == "kl_reinforce" and self.updates_per_batch > 1:
+            raise ValueError(
+                f"updates_per_batch is {self.updates_per_batch}; kl_reinforce has no "
+                "importance weight, so only its first update on a batch is right. "
+                "Fix: set updates_per_batch=1."
+            )
 
     def _check_group(self) -> None:
         if self.num_generations < 2:

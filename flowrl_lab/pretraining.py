@@ -11,6 +11,7 @@ something to improve, and a reference that is worth keeping.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -161,7 +162,8 @@ def pretrain_steps(task, model, config: PretrainConfig) -> Iterator[tuple[int, f
 
 def save_checkpoint(model, out_dir: Path, facts: dict) -> None:
     """Write config.json, model.safetensors and provenance.json (with sha256)."""
-    model.save_pretrained(out_dir, safe_serialization=True)
+    with _no_progress_bar():
+        model.save_pretrained(out_dir)
     (out_dir / "generation_config.json").unlink(missing_ok=True)
     files = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -244,6 +246,20 @@ def _facts(task, model, config: PretrainConfig, seconds: float, device: str) -> 
     }
 
 
+@contextlib.contextmanager
+def _no_progress_bar():
+    """Four megabytes need no bar of their own in a notebook."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def load_base_model(folder: str | Path | None = None):
     """The shipped tiny Llama (or the one in ``folder``), checked by sha256.
 
@@ -270,7 +286,8 @@ def load_base_model(folder: str | Path | None = None):
                 f"{path} is {'missing' if found is None else 'damaged'}: sha256 is "
                 f"{found}, expected {expected}. Fix: restore it from the repository."
             )
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with _no_progress_bar():
+        return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def load_tiny_lm(

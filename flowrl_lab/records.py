@@ -53,6 +53,8 @@ def measure(
         clip_fraction(
             output.log_probs, rollout.old_log_probs, rollout.completion_mask,
             clip_low=config.clip_low, clip_high=config.clip_high,
+            # FlowRL weighs whole sequences, the clipped policy losses tokens.
+            level="sequence" if config.algorithm == "flowrl" else "token",
         ),
         grad_norm,
         (groups.amax(-1) == groups.amin(-1)).float().mean(),
