@@ -175,7 +175,7 @@ def test_our_side_really_trains():
     args = bench.parse(["--prompts", "2", "--generations", "4", "--threads", "1"])
     with bench.model_folder(random_weights=True) as folder:
         assert (folder / "model.safetensors").is_file()
-        ours = bench.Ours(bench.make_config(args, "grpo"))
+        ours = bench.Ours(bench.make_config(args, "flowrl"))
         start = {k: v.clone() for k, v in ours.run.policy.state_dict().items()}
         step = ours.step()
     assert 8 <= step["tokens"] <= 8 * 12 and step["seconds"] > 0

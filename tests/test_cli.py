@@ -23,6 +23,7 @@ from flowrl_lab.runner import Job, prepare_run, run_jobs, train_into
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = ["--task", "landscape", "--steps", "6", "--set", "eval_every=3"]
+SMALL = ["--set", "num_generations=8", "--set", "eval_every=1000"]
 posix = pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
 
 
@@ -228,7 +229,8 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 @posix
 def test_interrupt_keeps_the_run(tmp_path):
     out = tmp_path / "run"
-    process = start(["train", "--out", str(out), "--steps", "1000000"])
+    words = ["train", "--out", str(out), "--steps", "1000000", *SMALL]
+    process = start(words)
     wait_for(out / "checkpoint.pt", process)
     process.send_signal(signal.SIGINT)
     text, _ = process.communicate(timeout=120)
@@ -316,7 +318,8 @@ def test_one_failing_run_does_not_stop_the_others(tmp_path):
 def test_interrupted_comparison_keeps_what_is_finished(tmp_path):
     out = tmp_path / "all"
     words = ["compare", "--algorithms", "flowrl:steps=3,grpo:steps=1000000"]
-    process = start([*words, "--seeds", "1", "--jobs", "2", "--out", str(out)])
+    words += ["--seeds", "1", "--jobs", "2", "--out", str(out), *SMALL]
+    process = start(words)
     wait_for(out / "runs" / "flowrl-steps=3_seed0" / "summary.json", process)
     wait_for(out / "runs" / "grpo-steps=1000000_seed0" / "checkpoint.pt", process)
     process.send_signal(signal.SIGINT)
