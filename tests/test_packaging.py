@@ -176,6 +176,34 @@ def test_the_command_of_the_package_exists():
     assert function in names
 
 
+def test_the_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert links
+    tree = text.partition("## Where things are")[2].split("```")[1]
+    for line in tree.strip().splitlines():
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        links.append(f"flowrl_lab/{name}" if indent else name)
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_readme_code_runs(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.strip().splitlines()[-2:]
+    coverage = {line.split()[0]: float(line.split()[2]) for line in last}
+    assert coverage["flowrl"] == 1.0 > coverage["grpo"]
+
+
 def test_the_code_is_ruff_clean():
     code = ["lab.py", "flowrl_lab", "tests", "benchmarks"]
     for arguments in (["check", "--output-format=concise"], ["format", "--check"]):
