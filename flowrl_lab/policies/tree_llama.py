@@ -73,10 +73,15 @@ class TreeLlama:
         fused = []
         for layer in self._body.layers:
             attention, mlp = layer.self_attn, layer.mlp
-            qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+            query, key, value = (
+                _merged(part, adapted)
+                for part in (attention.q_proj, attention.k_proj, attention.v_proj)
+            )
             fused.append(
                 {
-                    "qkv": torch.cat([_merged(part, adapted) for part in qkv]),
+                    "qkv": torch.cat(
+                        [self._interleave(query), self._interleave(key), value]
+                    ),
                     "out": _merged(attention.o_proj, adapted),
                     "gate_up": torch.cat(
                         [_merged(p, adapted) for p in (mlp.gate_proj, mlp.up_proj)]
@@ -88,20 +93,17 @@ class TreeLlama:
             )
         return fused
 
-    def new_cache(self, prompts: int, slots: int) -> list[tuple[Tensor, Tensor]]:
+    def new_cache(self, prompts: int, slots: int) -> list[Tensor]:
         """Room for the keys and values of every slot, for each layer."""
         weight = self._body.embed_tokens.weight
-        shape = (prompts * slots, self.heads, self.head_size)
-        return [
-            (weight.new_zeros(shape), weight.new_zeros(shape))
-            for _ in self._body.layers
-        ]
+        shape = (prompts * slots, 2 * self.heads * self.head_size)
+        return [weight.new_zeros(shape) for _ in self._body.layers]
 
     def states(
         self,
         level: Level,
         weights: Weights,
-        cache: list[tuple[Tensor, Tensor]] | None = None,
+        cache: list[Tensor] | None = None,
     ) -> Tensor:
         """Final (normalised) hidden states of a level's nodes, ``[N, H]``.
 
@@ -111,15 +113,13 @@ class TreeLlama:
             cache: keys and values of earlier levels; gets this level's added.
         """
         hidden = functional.embedding(level.tokens, self._body.embed_tokens.weight)
-        grid = _Grid(level, level.sees.shape[1], hidden.dtype)
-        cos, sin = self._rotation(level.positions)
+        grid = _Grid(level, self.heads, hidden.dtype)
+        turn = self._rotation(level.positions)
         for number, weight in enumerate(weights):
             normed = self._norm(hidden, weight["norm_1"])
             qkv = functional.linear(normed, weight["qkv"])
-            query, key, value = qkv.view(len(level), 3, self.heads, -1).unbind(1)
-            query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
             store = None if cache is None else cache[number]
-            mixed = grid.attend(query, key, value, store)
+            mixed = grid.attend(self._rotate(qkv, turn), store)
             hidden = hidden + functional.linear(mixed, weight["out"])
             normed = self._norm(hidden, weight["norm_2"])
             gate, up = functional.linear(normed, weight["gate_up"]).chunk(2, -1)
@@ -140,26 +140,40 @@ class TreeLlama:
         normed = functional.rms_norm(hidden.float(), weight.shape, eps=epsilon)
         return normed.to(hidden.dtype) * weight
 
-    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of the rotary embedding, ``[N, 1, head_size]``."""
+    def _rotation(self, positions: Tensor) -> Tensor:
+        """The rotary embedding's turns as complex numbers, ``[N, 1, size / 2]``."""
         angles = positions[:, None].float() * self._body.rotary_emb.inv_freq.float()
-        angles = torch.cat([angles, angles], dim=-1)[:, None]
-        dtype = self._body.embed_tokens.weight.dtype
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        turns = torch.polar(torch.ones_like(angles), angles)[:, None]
+        double = self._body.embed_tokens.weight.dtype == torch.float64
+        return turns.to(torch.complex128) if double else turns
 
+    def _rotate(self, qkv: Tensor, turn: Tensor) -> Tensor:
+        """Turn the queries and keys in ``[N, 3 * heads * size]``.
 
-def _rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding: pair up the two halves of each head and turn them."""
-    first, second = vectors.chunk(2, dim=-1)
-    return vectors * cos + torch.cat([-second, first], dim=-1) * sin
+        The halves of a head lie side by side here (``_interleave``), so each pair
+        is one complex number.
+        """
+        width = 2 * self.heads * self.head_size
+        turned = qkv[:, :width].reshape(len(qkv), 2 * self.heads, -1, 2)
+        turned = torch.view_as_real(torch.view_as_complex(turned) * turn)
+        return torch.cat([turned.flatten(1), qkv[:, width:]], dim=-1)
+
+    def _interleave(self, weight: Tensor) -> Tensor:
+        """Reorder a query or key weight: pair (i, i + size/2) becomes (2i, 2i + 1).
+
+        Scores do not change when queries and keys are reordered alike.
+        """
+        halves = weight.view(self.heads, 2, self.head_size // 2, -1)
+        return halves.transpose(1, 2).reshape(weight.shape)
 
 
 class _Grid:
     """Puts flat nodes on a [prompts, places] grid for attention, and back."""
 
-    def __init__(self, level: Level, slots: int, dtype: torch.dtype):
-        self._prompts, self._slots = len(level.filled), slots
-        self._home = level.prompts * slots + level.slots
+    def __init__(self, level: Level, heads: int, dtype: torch.dtype):
+        self._prompts, self._slots = len(level.filled), level.sees.shape[1]
+        self._heads = heads
+        self._home = level.prompts * self._slots + level.slots
         self._used = int(level.filled.max())
         # queries of this level stand beside each other, whatever slots they have
         place = level.slots - (
@@ -175,29 +189,31 @@ class _Grid:
         bias[self._place] = bias[self._place].masked_fill(~seen, float("-inf"))
         self._bias = bias.view(self._prompts, 1, self._width, self._used)
 
-    def attend(self, query, key, value, store) -> Tensor:
-        """Attention of each node over the slots it sees, ``[N, heads * size]``."""
-        heads, size = query.shape[1:]
-        rows = self._prompts * self._slots
-        if store is None:
-            empty = query.new_zeros(rows, heads, size)
-            keys = empty.index_copy(0, self._home, key)
-            values = empty.index_copy(0, self._home, value)
-        else:
-            keys, values = (
-                kept.index_copy_(0, self._home, new)
-                for kept, new in zip(store, (key, value), strict=True)
-            )
-        queries = query.new_zeros(self._prompts * self._width, heads, size)
-        queries = queries.index_copy(0, self._place, query)
-        mixed = functional.scaled_dot_product_attention(
-            queries.view(self._prompts, self._width, heads, size).transpose(1, 2),
-            self._open(keys), self._open(values), attn_mask=self._bias,
-        )  # fmt: skip
-        flat = mixed.transpose(1, 2).reshape(-1, heads * size)
-        return flat.index_select(0, self._place)
+    def attend(self, qkv: Tensor, store: Tensor | None) -> Tensor:
+        """Attention of each node over the slots it sees, ``[N, heads * size]``.
 
-    def _open(self, kept: Tensor) -> Tensor:
-        """``[P * L, heads, size]`` -> ``[P, heads, used, size]``."""
-        view = kept.view(self._prompts, self._slots, *kept.shape[1:])
-        return view[:, : self._used].transpose(1, 2)
+        Args:
+            qkv: of this level's nodes, ``[N, 3 * heads * size]``.
+            store: keys and values of all slots, ``[P * L, 2 * heads * size]``; gets
+                this level's.  None: this level is all there is.
+        """
+        third = qkv.shape[1] // 3
+        if store is None:
+            table = qkv.new_zeros(self._prompts * self._slots, 3 * third)
+            table = table.index_copy(0, self._home, qkv)
+            query, key, value = self._open(table, self._slots, self._used, 3)
+        else:
+            store.index_copy_(0, self._home, qkv[:, third:])
+            key, value = self._open(store, self._slots, self._used, 2)
+            queries = qkv.new_zeros(self._prompts * self._width, third)
+            queries.index_copy_(0, self._place, qkv[:, :third])
+            (query,) = self._open(queries, self._width, self._width, 1)
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=self._bias
+        )
+        return mixed.transpose(1, 2).reshape(-1, third).index_select(0, self._place)
+
+    def _open(self, table: Tensor, rows: int, used: int, parts: int):
+        """``[P * rows, parts * heads * size]`` -> each ``[P, heads, used, size]``."""
+        split = table.view(self._prompts, rows, parts, self._heads, -1)[:, :used]
+        return split.permute(2, 0, 3, 1, 4).unbind(0)

@@ -26,7 +26,7 @@ from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 __all__ = ["TreeLanguageModelPolicy"]
 
 # Attention over a tree costs slots x slots; beyond this, plain rows are cheaper.
-MAX_SLOTS = 320
+MAX_SLOTS = 1024
 
 
 class TreeLanguageModelPolicy(LanguageModelPolicy):
@@ -96,8 +96,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
             states = self._tree_model.states(tree.level, weights)
             logits = self._tree_model.logits(states)[tree.predictor]
         log_probs = gather_log_probs(logits, completion_ids, temperature=temperature)
-        with torch.no_grad():
-            entropies = entropy_from_logits(logits, temperature=temperature)
+        entropies = entropy_from_logits(logits, temperature=temperature)
         zero = log_probs.new_zeros(())
         return PolicyOutput(
             torch.where(completion_mask, log_probs, zero),
