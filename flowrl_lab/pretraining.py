@@ -29,6 +29,7 @@ from flowrl_lab.policies.language_model import (
     add_lora,
     build_tiny_llama,
 )
+from flowrl_lab.policies.tree_policy import TreeLanguageModelPolicy
 from flowrl_lab.session import data_path
 from flowrl_lab.tasks import make_number
 
@@ -299,9 +300,15 @@ def load_tiny_lm(
     device: str | torch.device = "cpu",
     folder: str | Path | None = None,
 ) -> LanguageModelPolicy:
-    """The pretrained tiny LM with a fresh LoRA adapter, as a policy."""
+    """The pretrained tiny LM with a fresh LoRA adapter, as a policy.
+
+    On a CPU it computes every shared prefix once (``TreeLanguageModelPolicy``); a
+    GPU is faster with plain rows.  Both give the same numbers.
+    """
     model = add_lora(load_base_model(folder), rank=rank, alpha=alpha, seed=seed)
-    return LanguageModelPolicy(
+    on_cpu = torch.device(device).type == "cpu"
+    policy_class = TreeLanguageModelPolicy if on_cpu else LanguageModelPolicy
+    return policy_class(
         model.to(device),
         eos_id=task.eos_id,
         pad_id=task.pad_id,
