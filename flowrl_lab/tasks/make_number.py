@@ -212,7 +212,7 @@ class MakeNumber:
         return PromptBatch(texts, ids, torch.ones_like(ids, dtype=torch.bool), indices)
 
     def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[str]:
-        """Completions as text, up to and without the end token."""
+        """Completions as text, without the end token; "?" is no character."""
         rows = completion_ids.tolist()
         lengths = completion_mask.sum(-1).tolist()
         return [
@@ -250,7 +250,10 @@ def _to_ids(text: str) -> list[int]:
 
 
 def _to_text(ids: list[int]) -> str:
-    return "".join(CHARACTERS[i] if i < PAD else "" if i == EOS else "?" for i in ids)
+    """Characters without a closing end token; "?" is any other special token."""
+    if ids and ids[-1] == EOS:
+        ids = ids[:-1]
+    return "".join(CHARACTERS[i] if i < PAD else "?" for i in ids)
 
 
 @functools.cache
