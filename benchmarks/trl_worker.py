@@ -6,7 +6,7 @@ meant to be started by hand.  Protocol, one JSON object a line:
 * standard input: first the settings, then ``{"command": "step"}`` for every
   step, ``{"command": "stop"}`` or the end of the input to finish;
 * standard output: ``{"event": "ready", "versions": {...}}`` once, then
-  ``{"event": "step", "seconds": ..., "tokens": ..., "rows": ...}`` a step.
+  ``{"event": "step", "seconds": ..., "cpu_seconds": ..., "tokens": ...}`` a step.
 
 Everything that TRL and its friends print goes to standard error.
 """
@@ -77,7 +77,8 @@ def grpo_arguments(settings: dict, folder: str):
         lr_scheduler_type="constant",
         max_grad_norm=settings["max_grad_norm"],
         max_steps=1_000_000,
-        gradient_checkpointing=False,  # TRL's default; it would run forward twice
+        # On by default; the forward pass is then computed twice.
+        gradient_checkpointing=settings["gradient_checkpointing"],
         disable_dropout=True,
         logging_strategy="no",
         save_strategy="no",
@@ -112,13 +113,20 @@ def make_callback(commands, reply, work: dict):
             line = commands.readline()
             if not line or json.loads(line)["command"] == "stop":
                 raise Finished
-            self.start = time.perf_counter()
+            self.start = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_args, **_kwargs):
-            seconds = time.perf_counter() - self.start
-            reward = sum(work["rewards"]) / work["rows"]
-            counts = {"tokens": work["tokens"], "rows": work["rows"]}
-            reply({"event": "step", "seconds": seconds, "reward": reward} | counts)
+            now = time.perf_counter(), time.process_time()
+            reply(
+                {
+                    "event": "step",
+                    "seconds": now[0] - self.start[0],
+                    "cpu_seconds": now[1] - self.start[1],
+                    "reward": sum(work["rewards"]) / work["rows"],
+                    "tokens": work["tokens"],
+                    "rows": work["rows"],
+                }
+            )
 
     return Paced()
 

@@ -34,7 +34,7 @@ for number, line in enumerate(sys.stdin):
         break
     if number == settings.get("dies_at"):
         sys.exit("out of paper")
-    step = {"seconds": 2.0 + number, "tokens": 100, "reward": 0.5}
+    step = {"seconds": 2.0 + number, "cpu_seconds": 1.0, "tokens": 100, "reward": 0.5}
     print(json.dumps(step), flush=True)
 """
 
@@ -45,12 +45,12 @@ def fake_peer(log, **settings):
 
 
 class Side:
-    def __init__(self, name: str, calls: list[str], seconds: float):
-        self.name, self.calls, self.seconds = name, calls, seconds
+    def __init__(self, name: str, calls: list[str]):
+        self.name, self.calls = name, calls
 
     def step(self) -> dict:
         self.calls.append(self.name)
-        return {"seconds": self.seconds, "tokens": 7, "reward": 0.1}
+        return dict.fromkeys(("seconds", "cpu_seconds", "tokens", "reward"), 1.0)
 
 
 def test_peer_steps_when_asked_and_stops():
@@ -73,7 +73,7 @@ def test_a_dying_peer_is_reported_with_its_last_words():
 
 def test_sides_take_turns_and_warm_up_is_not_counted():
     calls: list[str] = []
-    sides = {name: Side(name, calls, 1.0) for name in ("trl", "a", "b")}
+    sides = {name: Side(name, calls) for name in ("trl", "a", "b")}
     taken = bench.take_turns(sides, rounds=2, warmup=1)
     assert calls == ["trl", "a", "b", "b", "a", "trl", "trl", "a", "b"]
     assert {name: len(steps) for name, steps in taken.items()} == {
@@ -83,7 +83,10 @@ def test_sides_take_turns_and_warm_up_is_not_counted():
 
 def test_ratios_compare_medians():
     def steps(*seconds):
-        return [{"seconds": s, "tokens": 10, "reward": 1.0} for s in seconds]
+        return [
+            {"seconds": s, "cpu_seconds": s / 2, "tokens": 10, "reward": 1.0}
+            for s in seconds
+        ]
 
     rows = bench.summarize({"trl": steps(9, 10, 100), "ours": steps(2, 3, 1)})
     assert rows["ours"]["times_faster"] == 5.0  # 10 / 2
