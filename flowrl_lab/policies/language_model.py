@@ -14,11 +14,18 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from flowrl_lab._validation import bad_input, check_count, check_number, check_tensor
 from flowrl_lab.partition import LogPartitionHead
 from flowrl_lab.tokens import entropy_from_logits, gather_log_probs
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
-__all__ = ["LanguageModelPolicy", "ValueHead", "add_lora", "build_tiny_llama"]
+__all__ = [
+    "LanguageModelPolicy",
+    "ValueHead",
+    "add_lora",
+    "build_tiny_llama",
+    "check_completions",
+]
 
 TINY_LLAMA = {
     "hidden_size": 128,
@@ -140,11 +147,8 @@ class LanguageModelPolicy:
         generator: torch.Generator,
     ) -> Completions:
         """Draw completions token by token with a shared-prefix cache."""
-        if temperature <= 0:
-            raise ValueError(
-                f"temperature is {temperature}; expected a number above 0. "
-                "Fix: use 1.0 to sample from the policy itself."
-            )
+        check_number("temperature", temperature, above=True)
+        check_count("num_generations", num_generations)
         decode = _Decoder(self, prompts.to(self.device), num_generations)
         rows = len(prompts) * num_generations
         alive = torch.ones(rows, dtype=torch.bool, device=self.device)
@@ -176,12 +180,13 @@ class LanguageModelPolicy:
         reference: bool = False,
     ) -> PolicyOutput:
         """Teacher-forced log-probs and entropies of given completions."""
+        vocab_size = self._lm_head.out_features
+        check_completions(prompts, completion_ids, completion_mask, vocab_size)
         with self._as_reference() if reference else contextlib.nullcontext():
             states = self._completion_states(prompts.to(self.device), completion_ids)
             logits = self._lm_head(states)
         log_probs = gather_log_probs(logits, completion_ids, temperature=temperature)
-        with torch.no_grad():
-            entropies = entropy_from_logits(logits, temperature=temperature)
+        entropies = entropy_from_logits(logits, temperature=temperature)
         zero = log_probs.new_zeros(())
         return PolicyOutput(
             torch.where(completion_mask, log_probs, zero),
@@ -286,6 +291,38 @@ class LanguageModelPolicy:
         with torch.no_grad():
             for name, parameter in mine.items():
                 parameter.copy_(state[name])
+
+
+def check_completions(
+    prompts: PromptBatch,
+    completion_ids: Tensor,
+    completion_mask: Tensor,
+    vocab_size: int,
+) -> None:
+    """Check ``[B, T]`` completions of P prompts, B a multiple of P.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, rows that do not share out, or tokens
+            that are not in the vocabulary.
+    """
+    check_tensor("completion_ids", completion_ids, (None, None), "[B, T]", "int")
+    shape = completion_ids.shape
+    check_tensor("completion_mask", completion_mask, shape, "[B, T]", "bool")
+    if len(prompts) == 0 or len(completion_ids) % len(prompts):
+        raise bad_input(
+            "completion_ids",
+            f"has {len(completion_ids)} rows for {len(prompts)} prompts",
+            "the same number of completions for each prompt",
+            "pass P * G rows, the G of a prompt in contiguous rows",
+        )
+    low, high = torch.stack(completion_ids.aminmax()).tolist()
+    if low < 0 or high >= vocab_size:
+        raise bad_input(
+            "completion_ids",
+            f"range from {low} to {high}",
+            f"0 to {vocab_size - 1}",
+            "encode them with this model's tokenizer; pad with its padding token",
+        )
 
 
 def _continuation(prompts: PromptBatch, copies: int, new_tokens: int) -> dict:
