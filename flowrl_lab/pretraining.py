@@ -304,8 +304,19 @@ def load_tiny_lm(
 
     On a CPU it computes every shared prefix once (``TreeLanguageModelPolicy``); a
     GPU is faster with plain rows.  Both give the same numbers.
+
+    Raises:
+        ValueError: a damaged checkpoint, or one with other tokens than the task's.
     """
-    model = add_lora(load_base_model(folder), rank=rank, alpha=alpha, seed=seed)
+    base = load_base_model(folder)
+    speaks = (base.config.vocab_size, base.config.eos_token_id)
+    if speaks != (task.vocab_size, task.eos_id):
+        raise ValueError(
+            f"policy 'tiny_lm' has {speaks[0]} tokens and ends with {speaks[1]}; task "
+            f"{task.name!r} has {task.vocab_size} and {task.eos_id}. Fix: use "
+            "policy='auto', or a checkpoint that was trained for this task."
+        )
+    model = add_lora(base, rank=rank, alpha=alpha, seed=seed)
     on_cpu = torch.device(device).type == "cpu"
     policy_class = TreeLanguageModelPolicy if on_cpu else LanguageModelPolicy
     return policy_class(
