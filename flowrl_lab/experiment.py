@@ -168,7 +168,7 @@ class Run:
             prompts = self.task.prompts("heldout")[: self.config.eval_prompts]
             self._referee = Referee(
                 self.policy, self.task,
-                dict.fromkeys((self._watched(), *prompts)) if prompts else (),
+                tuple(dict.fromkeys((self._watched(), *prompts))) if prompts else (),
                 reward_scale=self.config.reward_scale,
                 temperature=self.config.temperature,
             )  # fmt: skip
