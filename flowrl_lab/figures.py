@@ -217,7 +217,8 @@ def add_axes(
         y.update(range=[0.0, panel.y_max])
     else:
         x.update(range=list(panel.x_range))
-        x.update(title={"text": "step", "standoff": 2, "font": {"size": 11}})
+        title = escape(panel.x_title)
+        x.update(title={"text": title, "standoff": 2, "font": {"size": 11}})
         y.update(range=list(panel.y_range))
         if panel.log_y:
             ticks = log_ticks(*panel.y_range)
@@ -243,8 +244,8 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
             "y": curve.y if len(curve.y) else np.array([np.nan]),
             "line": {"color": curve.style.color, "dash": curve.style.dash, "width": 2},
             "marker": {"symbol": curve.style.marker, "size": 7, "maxdisplayed": 8},
-            "hovertemplate": f"{escape(curve.run)}, step %{{x}}: %{{y:.4g}}"
-            "<extra></extra>",
+            "hovertemplate": f"{escape(curve.run)}, {escape(panel.x_title)} "
+            "%{x}: %{y:.4g}<extra></extra>",
         }
         for curve in panel.series
     ]

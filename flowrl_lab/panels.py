@@ -127,7 +127,7 @@ class Series:
 
 @dataclass(frozen=True)
 class LinePanel:
-    """Curves of one metric over the training step."""
+    """Curves of one metric over the training step, or over ``x_title``."""
 
     title: str
     metric: str
@@ -135,6 +135,7 @@ class LinePanel:
     series: tuple[Series, ...]
     x_range: tuple[float, float]
     y_range: tuple[float, float]
+    x_title: str = "step"
 
     def height_of(self, value: float) -> float:
         """Where a value lies: 0 at the bottom of the panel, 1 at the top."""
@@ -551,7 +552,8 @@ def describe_page(page: Page) -> str:
             for run, (_, value) in panel.last_values().items()
         ]
         said = f"at the end {', '.join(ends)}" if ends else "no value yet"
-        parts.append(f"{panel.title} over training steps: {said}")
+        over = "training steps" if panel.x_title == "step" else panel.x_title
+        parts.append(f"{panel.title} over {over}: {said}")
     for panel in page.maps:
         parts.append(f"{panel.run}: {panel.title}, {panel.note}")
     return ". ".join(parts or ["empty figure"]) + "."

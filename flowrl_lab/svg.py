@@ -216,7 +216,7 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
     """One metric: its curves, markers, and the last values at the right."""
     parts = [
         text(box.left - 40, box.top - 10, panel.title),
-        draw_axes(box, panel.x_range, panel.y_range, "step", panel.log_y),
+        draw_axes(box, panel.x_range, panel.y_range, panel.x_title, panel.log_y),
     ]
     for curve in panel.series:
         pieces = curve_points(curve, panel, box)

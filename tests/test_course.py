@@ -17,6 +17,7 @@ from flowrl_lab.course import (
     Exercise,
     Mistake,
     check,
+    draw_curves,
     draw_distributions,
     hint_and_solution,
 )
@@ -241,6 +242,43 @@ def test_picture_of_distributions_says_what_it_shows():
     drawn = {line["name"]: line["y"] for line in lines if len(line["y"]) == 100}
     assert drawn["start"] == pytest.approx([0.01] * 100)
     assert drawn["flowrl"] == pytest.approx(target.exp().tolist())
+
+
+def test_picture_of_curves_says_what_it_shows():
+    curves = {"grpo": ([0, 2, 4], [0.2, 0.01, 1e-4]), "other": ([0, 2], [0.3, 0.0])}
+    picture = draw_curves(
+        curves, title="a & b", x_title="log₂ k", y_title="unsolved", log_y=True
+    )
+    words, bundle = repr(picture), picture._repr_mimebundle_()
+    assert "unsolved (log axis) over log₂ k: at the end grpo 1.0e-04" in words
+    svg = bundle["image/svg+xml"]
+    assert "log₂ k</text>" in svg and "a &amp; b" in svg and ">step<" not in svg
+    figure = bundle["application/vnd.plotly.v1+json"]
+    assert figure["layout"]["xaxis"]["title"]["text"] == "log₂ k"
+    assert figure["layout"]["yaxis"]["type"] == "log"
+    drawn = {line["name"]: (line["x"], line["y"]) for line in figure["data"]}
+    assert drawn == {name: (list(x), list(y)) for name, (x, y) in curves.items()}
+    grpo = next(line for line in figure["data"] if line["name"] == "grpo")
+    assert grpo["line"]["color"] == "#D55E00"
+
+
+@pytest.mark.bad_input
+def test_picture_of_curves_refuses_what_it_cannot_draw():
+    for curves in ({}, {"a": ([1, 2], [1])}, {"a": ([], [])}):
+        with pytest.raises(ValueError, match="got"):
+            draw_curves(curves)
+
+
+def test_pass_at_k_takes_a_product_form_and_a_plain_float():
+    """A solution without binomials, as it is often written, passes too."""
+
+    def as_product(num_samples, num_correct, k):
+        miss = 1.0
+        for i in range(num_samples - num_correct + 1, num_samples + 1):
+            miss *= 1 - k / i
+        return 1 - miss
+
+    assert check("pass_at_k", as_product).status == "passed"
 
 
 @pytest.mark.bad_input

@@ -1,16 +1,20 @@
-"""Still pictures for the lessons: distributions over states beside a target."""
+"""Still pictures for the lessons: distributions beside a target, and curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flowrl_lab.figures import bundle_from_page
 from flowrl_lab.panels import (
+    LinePanel,
     Page,
+    Series,
+    curve_range,
     describe_page,
     run_styles,
     states_panel,
@@ -18,7 +22,7 @@ from flowrl_lab.panels import (
 from flowrl_lab.placement import place_page
 from flowrl_lab.types import Snapshot
 
-__all__ = ["Picture", "draw_distributions"]
+__all__ = ["Picture", "draw_curves", "draw_distributions"]
 
 
 class Picture:
@@ -78,6 +82,53 @@ def draw_distributions(
         snapshot = Snapshot("", labels, probs, goal, goal)
         panels.append(states_panel(name, styles[name], snapshot, target_label))
     return Picture(Page(title, "", tuple(styles.items()), (), tuple(panels), ""))
+
+
+def draw_curves(
+    curves: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]],
+    *,
+    title: str = "",
+    x_title: str = "x",
+    y_title: str = "y",
+    log_y: bool = False,
+) -> Picture:
+    """Draw one panel of curves; those named as an algorithm wear its colours.
+
+    Args:
+        curves: name -> (x, y), in the order in which the points are joined.
+        title: headline.
+        x_title: what lies along the horizontal axis.
+        y_title: what the heights are; written above the panel.
+        log_y: heights on a log axis; values of 0 or less are left out.
+
+    Returns:
+        A picture; as a cell's last value it shows itself.
+
+    Raises:
+        ValueError: for no curves, an empty one, or x and y of different lengths.
+    """
+    if not curves:
+        raise ValueError("curves: got none, expected at least one name: (x, y)")
+    styles = run_styles([(name, name) for name in curves])
+    series = []
+    for name, ends in curves.items():
+        x, y = (np.asarray(values, dtype=float) for values in ends)
+        if x.ndim != 1 or x.shape != y.shape or not len(x):
+            raise ValueError(
+                f"{name}: got x {x.shape} and y {y.shape}, expected two equally "
+                "long lists with at least one number"
+            )
+        series.append(Series(name, styles[name], x, y))
+    panel = LinePanel(
+        y_title + (" (log axis)" if log_y else ""),
+        y_title,
+        log_y,
+        tuple(series),
+        curve_range(np.concatenate([curve.x for curve in series]), False),
+        curve_range(np.concatenate([curve.y for curve in series]), log_y),
+        x_title,
+    )
+    return Picture(Page(title, "", tuple(styles.items()), (panel,), (), ""))
 
 
 def _to_probs(log_probs: Tensor):
