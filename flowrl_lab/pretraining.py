@@ -56,7 +56,8 @@ class PretrainConfig:
         learning_rate: peak, after ``warmup`` steps; it then falls to 0 (cosine).
         warmup: steps of linear rise.
         weight_decay: of AdamW.
-        right_share: share of the corpus that is finished; the rest stops half-way.
+        right_share: share of the corpus that is finished; the rest stops half-way
+            (1 in 16 of those has made the number by then, as in ``8+9=17-0``).
         working_share: share of the examples that show their working.
         weight_spread: standard deviation of an expression's log-weight.
         seed: of the weights, the corpus and the batches.
@@ -198,11 +199,12 @@ def pretrain(
     """
     config = PretrainConfig() if config is None else config
     out_dir = Path(out_dir)
-    if out_dir.exists() and any(out_dir.iterdir()):
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
         raise ValueError(
             f"{out_dir} already holds files; nothing is overwritten. "
             "Fix: name a new folder."
         )
+    out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
     task = make_number.MakeNumber()
     model = build_tiny_llama(
         task.vocab_size, pad_id=task.pad_id, eos_id=task.eos_id, seed=config.seed
@@ -215,7 +217,6 @@ def pretrain(
             report(f"step {step}/{config.steps}  loss {loss:.3f}  {left:.0f} s left")
     seconds = time.perf_counter() - start
     facts = _facts(task, model, config, seconds, device)
-    out_dir.mkdir(parents=True, exist_ok=True)
     save_checkpoint(model.cpu(), out_dir, facts)
     return facts
 
@@ -261,6 +262,28 @@ def _no_progress_bar():
             logging.enable_progress_bar()
 
 
+def _read_provenance(folder: Path) -> dict[str, str]:
+    """File name -> sha256, as ``save_checkpoint`` wrote them."""
+    note = folder / "provenance.json"
+    remake = (
+        "Fix: restore data/ from the repository, or remake it in a new folder: "
+        "python -m flowrl_lab pretrain make_number --out FOLDER"
+    )
+    if not note.is_file():
+        raise ValueError(f"{folder} holds no provenance.json. {remake}")
+    try:
+        files = dict(json.loads(note.read_bytes())["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{note} is damaged ({type(error).__name__}: {error}); expected JSON with "
+            f"the sha256 of every file. {remake}"
+        ) from None
+    missing = {"config.json", "model.safetensors"} - files.keys()
+    if missing:
+        raise ValueError(f"{note} does not list {sorted(missing)}. {remake}")
+    return files
+
+
 def load_base_model(folder: str | Path | None = None):
     """The shipped tiny Llama (or the one in ``folder``), checked by sha256.
 
@@ -270,14 +293,7 @@ def load_base_model(folder: str | Path | None = None):
     from transformers import LlamaForCausalLM
 
     folder = data_path(CHECKPOINT) if folder is None else Path(folder)
-    note = folder / "provenance.json"
-    if not note.is_file():
-        raise ValueError(
-            f"{folder} holds no provenance.json. Fix: restore data/ from the "
-            f"repository, or remake it: python -m flowrl_lab pretrain make_number "
-            f"--out {folder}"
-        )
-    for name, expected in json.loads(note.read_text(encoding="utf-8"))["files"].items():
+    for name, expected in _read_provenance(folder).items():
         path = folder / name
         found = (
             hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
