@@ -29,6 +29,8 @@ WHOLE = (
     "steps", "prompts_per_step", "num_generations", "updates_per_batch", "lora_rank",
     "eval_every", "eval_prompts", "seed",
 )  # fmt: skip
+# By the annotation of a field; numbers have their own check.
+KINDS = {"str": (str, "text"), "bool": (bool, "True or False")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,12 @@ class ExperimentConfig:
         from flowrl_lab.algorithms import ALGORITHMS
         from flowrl_lab.tasks import TASKS
 
+        for field in dataclasses.fields(self):
+            if field.type in KINDS:
+                _check_kind(field.name, getattr(self, field.name), field.type)
+        # A copy in JSON's types: what is saved and loaded again then compares equal.
+        options = _plain_options(self.task_options)
+        object.__setattr__(self, "task_options", options)
         _check_known("task", self.task, TASKS)
         _check_known("algorithm", self.algorithm, ALGORITHMS)
         for field, choices in CHOICES.items():
@@ -177,6 +185,27 @@ def _check_fields(fields: dict[str, Any]) -> None:
     known = [field.name for field in dataclasses.fields(ExperimentConfig)]
     for name in fields:
         _check_known("setting", name, known)
+
+
+def _check_kind(field: str, value: Any, kind: str) -> None:
+    right_type, meaning = KINDS[kind]
+    if not isinstance(value, right_type):
+        raise ValueError(
+            f"{field} is {value!r}; expected {meaning}. Fix: change {field}."
+        )
+
+
+def _plain_options(options: Any) -> dict[str, Any]:
+    problem = f"it is a {type(options).__name__}"
+    if isinstance(options, dict):
+        try:
+            return json.loads(json.dumps(options))
+        except (TypeError, ValueError) as error:
+            problem = str(error)
+    raise ValueError(
+        f"task_options is {options!r}; expected a dict of numbers, text and lists "
+        f"({problem}). Fix: turn tensors and arrays into lists with .tolist()."
+    )
 
 
 def _check_known(field: str, value: Any, choices) -> None:
