@@ -456,6 +456,10 @@ def run_command(command, environment=None):
     Ctrl-C reaches the command itself (JupyterLab asks back, pytest reports), so
     here it only means: keep waiting.
     """
+    environment = dict(os.environ if environment is None else environment)
+    # Threads that wait by spinning make a small model many times slower as soon as
+    # another program wants the same core.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     process = subprocess.Popen(
         [str(part) for part in command], cwd=ROOT, env=environment
     )

@@ -1,4 +1,4 @@
-"""The command line: ``python -m flowrl_lab train | compare | doctor | pretrain``.
+"""The command line: ``python -m flowrl_lab train | compare | doctor | ...``.
 
 Imports wait until a command needs them, so ``--help`` answers at once.
 """
@@ -14,7 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
-COMMANDS = ("train", "compare", "doctor", "pretrain")
+COMMANDS = ("train", "compare", "doctor", "pretrain", "collect", "recorded")
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXAMPLES = """examples:
   python -m flowrl_lab train --task landscape --algorithm flowrl --out runs/one
@@ -42,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine; says what to fix")
     doctor.set_defaults(action=run_doctor)
     _add_pretrain(commands)
+    _add_collect(commands)
+    _add_recorded(commands)
     return parser
 
 
@@ -127,6 +129,24 @@ def _add_pretrain(commands) -> None:
     pretrain.add_argument("--seed", type=int, default=0)
     pretrain.add_argument("--device", default="cpu", help="default: %(default)s")
     pretrain.set_defaults(action=run_pretrain)
+
+
+def _add_collect(commands) -> None:
+    collect = commands.add_parser(
+        "collect", help="finished runs of several folders as one small file"
+    )
+    collect.add_argument("file", type=Path, metavar="FILE", help="to write (.jsonl)")
+    collect.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    collect.set_defaults(action=run_collect)
+
+
+def _add_recorded(commands) -> None:
+    recorded = commands.add_parser(
+        "recorded", help="the table of runs that ship in data/results"
+    )
+    recorded.add_argument("name", help="such as make_number")
+    recorded.add_argument("--report", type=Path, metavar="FILE", help="HTML to write")
+    recorded.set_defaults(action=run_recorded)
 
 
 # ---------------------------------------------------------------------- settings
@@ -335,6 +355,32 @@ def run_doctor(_args: argparse.Namespace) -> int:
     from flowrl_lab.doctor import main as doctor
 
     return doctor()
+
+
+def run_collect(args: argparse.Namespace) -> int:
+    """``collect``: many run folders become one file."""
+    from flowrl_lab.recorded import collect_runs, write_recorded
+    from flowrl_lab.summaries import format_table
+
+    results = collect_runs(args.folders)
+    write_recorded(args.file, results)
+    print(format_table(results))
+    print(f"{len(results)} runs: {args.file}")
+    return DONE
+
+
+def run_recorded(args: argparse.Namespace) -> int:
+    """``recorded``: the table, and on request the report, of shipped runs."""
+    from flowrl_lab.recorded import load_recorded
+    from flowrl_lab.reports import write_report
+    from flowrl_lab.summaries import format_table
+
+    results = load_recorded(args.name)
+    print(format_table(results))
+    if args.report is not None:
+        write_report(results, args.report)
+        print(f"Report: {args.report}")
+    return DONE
 
 
 def run_pretrain(args: argparse.Namespace) -> int:

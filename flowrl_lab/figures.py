@@ -166,6 +166,7 @@ def plotly_figure(page: Page, placement: Placement) -> dict:
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
         "font": {"color": INK, "size": 12},
         "hoverlabel": {"font": {"size": 12}},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK},
         "showlegend": True,
         "legend": {
             "orientation": "h",

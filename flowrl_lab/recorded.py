@@ -1,0 +1,119 @@
+"""Finished runs as one small file that ships with the course.
+
+``python -m flowrl_lab collect FILE FOLDER ...`` gathers what ``compare`` left in
+the folders; ``load_recorded`` reads it back, so that a notebook can show five
+seeds without training them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from flowrl_lab.checkpoints import write_atomically
+from flowrl_lab.config import ExperimentConfig
+from flowrl_lab.records import record_from_dict, record_to_dict
+from flowrl_lab.results import RunResult, is_finished, load_result
+from flowrl_lab.session import data_path
+
+__all__ = ["collect_runs", "load_recorded", "variant_label", "write_recorded"]
+
+FORMAT = 1
+
+
+def variant_label(config: ExperimentConfig) -> str:
+    """What distinguishes a run in words: ``"flowrl β=8"``, ``"grpo kl=0.1"``."""
+    name = config.algorithm
+    if name == "flowrl" and config.length_normalize:
+        name = "flowrl paper form"
+    elif name == "flowrl" and config.reward_form == "group_normalized":
+        name = "flowrl z-scored sums"
+    if config.algorithm in ("flowrl", "vargrad"):
+        name += f" β={config.reward_scale:g}"
+    if config.algorithm == "kl_reinforce":
+        name += f" β={1 / config.kl_coef:g}" if config.kl_coef else " β=∞"
+    elif config.kl_coef:
+        name += f" kl={config.kl_coef:g}"
+    return name + (f" entropy={config.entropy_coef:g}" if config.entropy_coef else "")
+
+
+def collect_runs(folders: Iterable[str | Path]) -> list[RunResult]:
+    """The finished runs below ``folders``, named by what distinguishes them.
+
+    Raises:
+        ValueError: a folder without a finished run.
+    """
+    results = []
+    for folder in map(Path, folders):
+        found = [path.parent for path in sorted(folder.rglob("summary.json"))]
+        if not found:
+            raise ValueError(
+                f"{folder} holds no finished run. Fix: name a folder that "
+                "`python -m flowrl_lab compare --out` wrote."
+            )
+        results += [_labelled(load_result(run)) for run in found if is_finished(run)]
+    return sorted(results, key=lambda result: (result.name, result.seed))
+
+
+def _labelled(result: RunResult) -> RunResult:
+    """The run with its start and end only, under its descriptive name."""
+    fields = {k: v for k, v in result.config.items() if k != "config_version"}
+    label = variant_label(ExperimentConfig(**fields))
+    ends = [r for r in result.records if r.exact is not None]
+    kept = tuple(
+        dataclasses.replace(record, run=label, samples=(), snapshot=None)
+        for record in (ends[0], ends[-1])
+    )
+    return RunResult(fields, kept, result.environment)
+
+
+def write_recorded(path: str | Path, results: Iterable[RunResult]) -> None:
+    """Write runs to one JSON file, a line each.
+
+    Raises:
+        ValueError: ``path`` exists already; nothing is overwritten.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ValueError(f"{path} exists already. Fix: name a new file, or remove it.")
+    lines = [
+        json.dumps(
+            {
+                "format": FORMAT,
+                "config": result.config,
+                "records": [record_to_dict(record) for record in result.records],
+                "environment": result.environment,
+            },
+            ensure_ascii=False,
+        )
+        for result in results
+    ]
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def load_recorded(name: str) -> list[RunResult]:
+    """The recorded runs ``data/results/<name>.jsonl``.
+
+    Raises:
+        ValueError: no such recording, or a damaged or foreign line in it.
+    """
+    path = data_path("results") / f"{name}.jsonl"
+    if not path.is_file():
+        known = sorted(file.stem for file in path.parent.glob("*.jsonl"))
+        raise ValueError(f"no recording {name!r}; there are {known}. Fix: pick one.")
+    results = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            if row["format"] != FORMAT:
+                raise ValueError(f"format {row['format']!r}, expected {FORMAT}")
+            records = tuple(record_from_dict(record) for record in row["records"])
+            results.append(RunResult(row["config"], records, row["environment"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path}, line {number}, cannot be read ({error}). Fix: restore the "
+                "file from the repository."
+            ) from error
+    return results
