@@ -28,22 +28,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full or not writable; what was at ``path`` stays.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise OSError(
             error.errno,
             f"could not save {path}: {error.strerror}. The last saved state is "
             "untouched. Fix: free some disk space, or choose another folder",
         ) from error
+    finally:
+        with contextlib.suppress(OSError):  # an interrupt leaves nothing behind either
+            temporary.unlink(missing_ok=True)
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -81,4 +82,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{expected[:12]}… ({len(payload):,} bytes read). Fix: use an older copy, "
             "or train again."
         )
-    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch fails in many ways on bytes not its own
+        raise ValueError(
+            f"{path} holds more than tensors and plain values; nothing in it was run "
+            f"({type(error).__name__}). Fix: use only checkpoints that Run.save wrote."
+        ) from None
+    if not isinstance(state, dict):
+        raise ValueError(
+            f"{path} holds a {type(state).__name__}; expected a dict. Fix: use only "
+            "checkpoints that Run.save wrote."
+        )
+    return state
