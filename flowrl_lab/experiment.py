@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -25,9 +25,20 @@ from flowrl_lab.records import (
 )
 from flowrl_lab.rollouts import collect_rollout, sample_prompts
 from flowrl_lab.tasks import load_task
-from flowrl_lab.types import ExactReport, PolicyOutput, Rollout, StepRecord
+from flowrl_lab.types import (
+    ExactReport,
+    PolicyOutput,
+    Rollout,
+    Snapshot,
+    StepRecord,
+)
 
 __all__ = ["ExperimentConfig", "Run", "race", "train"]
+
+STATE_FIELDS = (
+    "config", "step", "tokens", "seconds", "policy", "modules", "optimizer",
+    "prompt_generator", "sample_generator", "records",
+)  # fmt: skip
 
 
 class Run:
@@ -75,6 +86,7 @@ class Run:
         self._prompt_generator = torch.Generator().manual_seed(config.seed)
         self._sample_generator = torch.Generator(device).manual_seed(config.seed)
         self._referee: Referee | None = None
+        self._watcher: Referee | None = None
         self.records: list[StepRecord] = []
         self.step = self.tokens = 0
         self.seconds = 0.0
@@ -147,12 +159,15 @@ class Run:
         output = self._evaluate(rollout)
         parts = self._algorithm.loss(batch, output, self.modules, config)
         entropy = output.entropies.sum() / rollout.completion_mask.sum()
-        loss = parts.loss - config.entropy_coef * entropy
-        _check_loss(loss, self.step, config)
+        loss = parts.loss
+        if config.entropy_coef:
+            loss = loss - config.entropy_coef * entropy
+        _check_update("loss", loss, self.step, config)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = self.policy.trainable_parameters()
         grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        _check_update("gradient norm", grad_norm, self.step, config)
         self._optimizer.step()
         return measure(rollout, output, parts, loss, entropy, grad_norm, config)
 
@@ -166,21 +181,29 @@ class Run:
         """The exact judge on the run's held-out prompts, made on first use."""
         if self._referee is None:
             prompts = self.task.prompts("heldout")[: self.config.eval_prompts]
-            self._referee = Referee(
-                self.policy, self.task,
-                tuple(dict.fromkeys((self._watched(), *prompts))) if prompts else (),
-                reward_scale=self.config.reward_scale,
-                temperature=self.config.temperature,
-            )  # fmt: skip
+            self._referee = self._make_referee(prompts)
         return self._referee
 
-    def _watched(self) -> str:
-        return self.config.watch_prompt or self.task.prompts("heldout")[0]
+    def _make_referee(self, prompts: Sequence[str]) -> Referee:
+        return Referee(
+            self.policy, self.task, prompts, reward_scale=self.config.reward_scale,
+            temperature=self.config.temperature,
+        )  # fmt: skip
+
+    def _watch(self) -> Snapshot:
+        """The watched prompt's distribution; it is judged only if it is held out."""
+        prompt = self.config.watch_prompt or self.task.prompts("heldout")[0]
+        if prompt in self.referee.answers:
+            return self.referee.snapshot(prompt)
+        if self._watcher is None:
+            self._watcher = self._make_referee((prompt,))
+        return self._watcher.snapshot(prompt)
 
     def evaluate(self) -> ExactReport:
         """The referee's exact report of the policy as it is now."""
-        raw = self.config.reward_form == "raw"
-        log_z = self.modules["log_z"] if "log_z" in self.modules and raw else None
+        # Only there is what Z_φ learns the log Z that the referee computes.
+        textbook = self.config.reward_form == "raw" and not self.config.length_normalize
+        log_z = self.modules["log_z"] if "log_z" in self.modules and textbook else None
         return self.referee.report(log_z, log_z_features=self.config.log_z_features)
 
     def _start_record(self) -> StepRecord:
@@ -192,7 +215,7 @@ class Run:
         samples: tuple = ()
         if self.step == 0 or self._due(config.eval_every):
             exact = self.evaluate()
-            snapshot = self.referee.snapshot(self._watched())
+            snapshot = self._watch()
             samples = () if rollout is None else self._samples(rollout)
         return StepRecord(
             run=config.run_name, algorithm=config.algorithm, seed=config.seed,
@@ -251,6 +274,12 @@ class Run:
         """
         folder = Path(folder)
         state = read_checkpoint(folder / "checkpoint.pt")
+        missing = [name for name in STATE_FIELDS if name not in state]
+        if missing:
+            raise ValueError(
+                f"{folder / 'checkpoint.pt'} lacks {missing}; expected what Run.save "
+                "writes. Fix: name the folder of a saved run."
+            )
         run = cls(ExperimentConfig.from_json(state["config"]), save_every=save_every)
         run.folder = folder
         run.policy.load_state_dict(state["policy"])
@@ -314,15 +343,21 @@ def _pick_device(name: str) -> torch.device:
     """``"auto"`` takes a GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"device is {name!r}, but PyTorch sees no CUDA GPU here. "
-            "Fix: use device='cpu', or 'auto' to take a GPU where there is one."
-        )
-    return torch.device(name)
+            f"device is {name!r}, which PyTorch cannot use here "
+            f"({str(error).splitlines()[0]}). Fix: use device='cpu', or 'auto' to take "
+            "a GPU where there is one."
+        ) from None
+    return device
 
 
 def _refuse_used_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file. Fix: name a new folder for the run.")
     if any((folder / name).exists() for name in ("checkpoint.pt", "records.jsonl")):
         raise ValueError(
             f"{folder} already holds a run; nothing is overwritten. Fix: name a new "
@@ -365,11 +400,13 @@ def _schedule(name: str, progress: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * progress)) if name == "cosine" else 1.0
 
 
-def _check_loss(loss: Tensor, step: int, config: ExperimentConfig) -> None:
-    if not torch.isfinite(loss):
+def _check_update(
+    what: str, value: Tensor, step: int, config: ExperimentConfig
+) -> None:
+    if not torch.isfinite(value):
         raise FloatingPointError(
-            f"the loss of run {config.run_name!r} is {loss.item()} at step {step + 1}; "
-            "the weights are as they were before this step. Fix: lower learning_rate "
-            f"(now {config.learning_rate:g}) or reward_scale "
+            f"the {what} of run {config.run_name!r} is {value.item()} at step "
+            f"{step + 1}; the weights are as they were before this update. Fix: lower "
+            f"learning_rate (now {config.learning_rate:g}) or reward_scale "
             f"(now {config.reward_scale:g}), and go on from the last checkpoint."
         )
