@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flowrl_lab.checkpoints import write_atomically
 from flowrl_lab.config import ExperimentConfig
+from flowrl_lab.presets import preset
 from flowrl_lab.records import record_from_dict, record_to_dict
 from flowrl_lab.results import RunResult, is_finished, load_result
 from flowrl_lab.session import data_path
@@ -24,7 +25,10 @@ FORMAT = 1
 
 
 def variant_label(config: ExperimentConfig) -> str:
-    """What distinguishes a run in words: ``"flowrl β=8"``, ``"grpo kl=0.1"``."""
+    """What distinguishes a run in words: ``"flowrl β=8"``, ``"grpo kl=0.1"``.
+
+    The learning rate is named where it is not the preset's.
+    """
     name = config.algorithm
     if name == "flowrl" and config.length_normalize:
         name = "flowrl paper form"
@@ -36,7 +40,12 @@ def variant_label(config: ExperimentConfig) -> str:
         name += f" β={1 / config.kl_coef:g}" if config.kl_coef else " β=∞"
     elif config.kl_coef:
         name += f" kl={config.kl_coef:g}"
-    return name + (f" entropy={config.entropy_coef:g}" if config.entropy_coef else "")
+    if config.entropy_coef:
+        name += f" entropy={config.entropy_coef:g}"
+    usual = preset(config.task, config.algorithm).learning_rate
+    if config.learning_rate != usual:
+        name += f" lr={config.learning_rate:g}"
+    return name
 
 
 def collect_runs(folders: Iterable[str | Path]) -> list[RunResult]:

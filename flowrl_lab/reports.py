@@ -7,6 +7,7 @@ dark theme, and every picture carries its numbers as alt text.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -261,9 +262,22 @@ def draw_front(groups: dict[str, list[RunResult]]) -> str:
         '<text x="20" y="14">effective answers</text>',
         draw_axes(box, x_range, y_range, "accuracy", False),
     ]
+
+    def place(name: str) -> tuple[float, float]:
+        accuracy, answers = points[name]
+        return (
+            box.left + _share(accuracy.mean, x_range) * box.width,
+            box.bottom - _share(answers.mean, y_range) * box.height,
+        )
+
+    for family in _families(points):
+        path = " ".join("{:.1f},{:.1f}".format(*place(name)) for name in family)
+        parts.append(
+            f'<polyline points="{path}" fill="none" opacity=".6" '
+            f'stroke="{styles[family[0]].color}"/>'
+        )
     for row, (name, (accuracy, answers)) in enumerate(points.items()):
-        x = box.left + _share(accuracy.mean, x_range) * box.width
-        y = box.bottom - _share(answers.mean, y_range) * box.height
+        x, y = place(name)
         half_x = _bar(accuracy) / (x_range[1] - x_range[0]) * box.width
         half_y = _bar(answers) / (y_range[1] - y_range[0]) * box.height
         style = styles[name]
@@ -277,6 +291,18 @@ def draw_front(groups: dict[str, list[RunResult]]) -> str:
             f"{answers.mean:.2f}</text>"
         )
     return "\n".join([*parts, "</svg>"])
+
+
+def _families(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in one number only, such as β, in that number's order."""
+    families: dict[str, list[tuple[float, str]]] = {}
+    for name in names:
+        stem, found, number = name.rpartition("=")
+        if found:
+            with contextlib.suppress(ValueError):
+                families.setdefault(stem, []).append((float(number), name))
+    sorted_families = [sorted(family) for family in families.values()]
+    return [[name for _, name in f] for f in sorted_families if len(f) > 1]
 
 
 def _bar(spread: Spread) -> float:
