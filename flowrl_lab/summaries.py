@@ -102,6 +102,7 @@ def summarize(results: Iterable[RunResult]) -> dict[str, dict[str, Spread]]:
 
 
 def compute_spread(runs: Sequence[RunResult], key: str) -> Spread:
+    """Mean ± standard deviation of one metric over runs, NaNs left out."""
     values = [value for run in runs if not math.isnan(value := metric_of(run, key))]
     if not values:
         return Spread(math.nan, math.nan, 0)

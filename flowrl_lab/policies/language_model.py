@@ -149,26 +149,31 @@ class LanguageModelPolicy:
         """Draw completions token by token with a shared-prefix cache."""
         check_number("temperature", temperature, above=True)
         check_count("num_generations", num_generations)
-        decode = _Decoder(self, prompts.to(self.device), num_generations)
+        decode = self._start_decoding(prompts.to(self.device), num_generations)
         rows = len(prompts) * num_generations
         alive = torch.ones(rows, dtype=torch.bool, device=self.device)
         tokens, masks, log_probs = [], [], []
         for position in range(self.max_completion_tokens):
             scaled = decode.logits.float() / temperature
-            noise = torch.empty_like(scaled).exponential_(generator=generator)
-            token = (scaled.softmax(-1) / noise).argmax(-1)  # exponential race
+            noise = scaled.new_empty(rows, scaled.shape[-1])
+            noise.exponential_(generator=generator)  # an exponential race
+            token = (scaled.softmax(-1)[decode.node] / noise).argmax(-1)
             token = torch.where(alive, token, self.pad_id)
-            chosen = scaled.log_softmax(-1).gather(-1, token[:, None]).squeeze(-1)
+            chosen = scaled.log_softmax(-1)[decode.node, token]
             tokens.append(token)
             masks.append(alive)
             log_probs.append(torch.where(alive, chosen, 0.0))
             alive = alive & (token != self.eos_id)
             if position + 1 == self.max_completion_tokens or not alive.any():
                 break
-            decode.step(token)
+            decode.step(token, alive)
         return Completions(
             *(torch.stack(rows, dim=1) for rows in (tokens, masks, log_probs))
         )
+
+    def _start_decoding(self, prompts: PromptBatch, copies: int):
+        """A decoder: ``logits`` [M, V], ``node`` [B] (a row's logits), ``step``."""
+        return _Decoder(self, prompts, copies)
 
     def evaluate(
         self,
@@ -182,9 +187,10 @@ class LanguageModelPolicy:
         """Teacher-forced log-probs and entropies of given completions."""
         vocab_size = self._lm_head.out_features
         check_completions(prompts, completion_ids, completion_mask, vocab_size)
-        with self._as_reference() if reference else contextlib.nullcontext():
-            states = self._completion_states(prompts.to(self.device), completion_ids)
-            logits = self._lm_head(states)
+        prompts = prompts.to(self.device)
+        states, logits = self._score(
+            prompts, completion_ids, completion_mask, reference
+        )
         log_probs = gather_log_probs(logits, completion_ids, temperature=temperature)
         entropies = entropy_from_logits(logits, temperature=temperature)
         zero = log_probs.new_zeros(())
@@ -193,6 +199,18 @@ class LanguageModelPolicy:
             torch.where(completion_mask, entropies, zero),
             states,
         )
+
+    def _score(
+        self,
+        prompts: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,  # noqa: ARG002 - here padding is scored, and ignored
+        reference: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """States before each completion token [B, T, H], and their logits [B, T, V]."""
+        with self._as_reference() if reference else contextlib.nullcontext():
+            states = self._completion_states(prompts, completion_ids)
+            return states, self._lm_head(states)
 
     @contextlib.contextmanager
     def _as_reference(self):
@@ -348,12 +366,13 @@ class _Decoder:
         self._cache.batch_repeat_interleave(copies)
         last = prefix.last_hidden_state[:, -1]
         self.logits = policy._lm_head(last).repeat_interleave(copies, 0)
+        self.node = torch.arange(len(self.logits), device=self.logits.device)
         self._positions = prompts.prompt_mask.sum(-1).repeat_interleave(copies)[:, None]
         self._mask = None
         if not prompts.prompt_mask.all():
             self._mask = prompts.prompt_mask.long().repeat_interleave(copies, 0)
 
-    def step(self, token: Tensor) -> None:
+    def step(self, token: Tensor, alive: Tensor) -> None:  # noqa: ARG002 - all rows go
         """Feed one token a row; ``logits`` then predict the next."""
         if self._mask is not None:
             self._mask = torch.cat([self._mask, torch.ones_like(token)[:, None]], dim=1)

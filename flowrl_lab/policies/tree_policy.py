@@ -20,8 +20,7 @@ from flowrl_lab.policies.prefix_tree import (
     plant_prompts,
 )
 from flowrl_lab.policies.tree_llama import TreeLlama
-from flowrl_lab.tokens import entropy_from_logits, gather_log_probs
-from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
+from flowrl_lab.types import PromptBatch
 
 __all__ = ["TreeLanguageModelPolicy"]
 
@@ -37,72 +36,26 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         self._tree_model = TreeLlama(model)
         self._grown: tuple[Tensor, Tensor, PrefixTree] | None = None
 
-    @torch.no_grad()
-    def sample(
-        self,
-        prompts: PromptBatch,
-        num_generations: int,
-        *,
-        temperature: float = 1.0,
-        generator: torch.Generator,
-    ) -> Completions:
-        """Draw completions token by token; rows that agree so far are one row."""
-        if temperature <= 0:
-            raise ValueError(
-                f"temperature is {temperature}; expected a number above 0. "
-                "Fix: use 1.0 to sample from the policy itself."
-            )
-        decode = _TreeDecoder(self._tree_model, prompts.to(self.device),
-                              num_generations, self.max_completion_tokens)  # fmt: skip
-        rows = len(prompts) * num_generations
-        alive = torch.ones(rows, dtype=torch.bool, device=self.device)
-        tokens, masks, log_probs = [], [], []
-        for position in range(self.max_completion_tokens):
-            scaled = decode.logits.float() / temperature
-            noise = scaled.new_empty(rows, scaled.shape[-1])
-            noise.exponential_(generator=generator)  # an exponential race
-            token = (scaled.softmax(-1)[decode.node] / noise).argmax(-1)
-            token = torch.where(alive, token, self.pad_id)
-            chosen = scaled.log_softmax(-1)[decode.node, token]
-            tokens.append(token)
-            masks.append(alive)
-            log_probs.append(torch.where(alive, chosen, 0.0))
-            alive = alive & (token != self.eos_id)
-            if position + 1 == self.max_completion_tokens or not alive.any():
-                break
-            decode.step(token, alive)
-        return Completions(
-            *(torch.stack(rows, dim=1) for rows in (tokens, masks, log_probs))
+    def _start_decoding(self, prompts: PromptBatch, copies: int):
+        return _TreeDecoder(
+            self._tree_model, prompts, copies, self.max_completion_tokens
         )
 
-    def evaluate(
+    def _score(
         self,
         prompts: PromptBatch,
         completion_ids: Tensor,
         completion_mask: Tensor,
-        *,
-        temperature: float = 1.0,
-        reference: bool = False,
-    ) -> PolicyOutput:
-        """Teacher-forced log-probs and entropies of given completions."""
+        reference: bool,
+    ) -> tuple[Tensor, Tensor]:
         tree = self._tree(prompts, completion_ids, completion_mask)
         if tree.level.sees.shape[1] > MAX_SLOTS:
-            return super().evaluate(
-                prompts, completion_ids, completion_mask,
-                temperature=temperature, reference=reference,
-            )  # fmt: skip
+            return super()._score(prompts, completion_ids, completion_mask, reference)
         with torch.no_grad() if reference else contextlib.nullcontext():
             weights = self._tree_model.weights(reference=reference)
             states = self._tree_model.states(tree.level, weights)
-            logits = self._tree_model.logits(states)[tree.predictor]
-        log_probs = gather_log_probs(logits, completion_ids, temperature=temperature)
-        entropies = entropy_from_logits(logits, temperature=temperature)
-        zero = log_probs.new_zeros(())
-        return PolicyOutput(
-            torch.where(completion_mask, log_probs, zero),
-            torch.where(completion_mask, entropies, zero),
-            states[tree.predictor],
-        )
+            logits = self._tree_model.logits(states)
+            return states[tree.predictor], logits[tree.predictor]
 
     def _tree(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> PrefixTree:
         """The batch's tree; policy and reference score the same batch in turn."""
