@@ -105,6 +105,22 @@ def test_the_same_seed_gives_the_same_language_model_run():
     assert runs[0] != [{**record, "seed": 0} for record in runs[2]]
 
 
+def test_new_weights_depend_on_the_seed_alone():
+    """Z_φ and the adapter start the same, whatever was drawn before."""
+    state, starts = torch.get_rng_state(), []
+    try:
+        for seed, noise in ((0, 1), (0, 2), (1, 1)):
+            torch.manual_seed(noise)
+            run = Run(tiny_maths(seed=seed))
+            starts.append({**run.modules.state_dict(), **run.policy.state_dict()})
+    finally:
+        torch.set_rng_state(state)
+    for name in starts[0]:
+        assert torch.equal(starts[0][name], starts[1][name]), name
+    first = "log_z.layers.0.weight"
+    assert not torch.equal(starts[0][first], starts[2][first])
+
+
 def test_a_run_does_not_depend_on_what_was_drawn_elsewhere():
     expected = [plain(record) for record in train(small("ppo"))]
     found = []
@@ -472,6 +488,19 @@ def test_groups_without_a_difference_are_survived_and_shown(algorithm, reward):
     # its baseline, is still on the way to log Z.
     jitter = 0.02 if algorithm == "flowrl" else 1e-9
     assert abs(records[-1].exact.kl_policy_target) < jitter
+
+
+def test_groups_without_a_difference_are_counted(monkeypatch):
+    rewards = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0, -1.0, -1.0])
+    monkeypatch.setattr("flowrl_lab.tasks.strings.Strings.score",
+                        lambda *_: rewards)  # fmt: skip
+    options = {"length": 2, "alphabet": 3, "train_prompts": 4, "heldout_prompts": 0}
+    config = small(steps=1, prompts_per_step=4, num_generations=2,
+                   task_options=options).replace(task="strings")  # fmt: skip
+    *_, record = train(config)
+    assert record.reward == pytest.approx(rewards.mean().item())
+    assert record.zero_variance_groups == 0.75  # all but the second
+    assert record.all_wrong_groups == 0.5  # the first and the last
 
 
 def test_all_wrong_maths_groups_are_survived_and_shown(monkeypatch):
