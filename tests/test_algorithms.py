@@ -173,8 +173,10 @@ class Oracle:
         return self.vargrad() if name == "vargrad" else self.kl_reinforce()
 
     def ppo(self):
-        raw = [[reward - value for value in values]
-               for reward, values in zip(self.rewards, self.old_values, strict=True)]
+        raw = [
+            [reward - value for value in values]
+            for reward, values in zip(self.rewards, self.old_values, strict=True)
+        ]
         policy = self.surrogate(self.whitened(raw), kl_coef=0.0, dual_clip=3.0)
         errors, now = [], self.read_values()
         for row, t in itertools.product(range(len(self.rows)), range(LENGTH)):

@@ -97,9 +97,9 @@ def test_the_shipped_study_supports_the_claims_made_of_it():
 
     def mean(name: str, field: str) -> float:
         assert len(runs[name]) >= 5
-        return math.fsum(
-            getattr(result.exact, field) for result in runs[name]
-        ) / len(runs[name])
+        return math.fsum(getattr(result.exact, field) for result in runs[name]) / len(
+            runs[name]
+        )
 
     ours, grpo = "flowrl β=8", "grpo"
     assert mean(ours, "accuracy") >= mean(grpo, "accuracy") - 0.02

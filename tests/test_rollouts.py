@@ -55,9 +55,7 @@ def test_the_generator_decides(task):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_a_rollout_is_what_was_sampled_and_what_it_was_worth(
-    task, policy, temperature
-):
+def test_a_rollout_is_what_was_sampled_and_what_it_was_worth(task, policy, temperature):
     prompts = task.encode(task.prompts("train")[:3])
     rollout = collect_rollout(
         policy, task, prompts, 4, temperature=temperature, generator=seeded()
