@@ -184,6 +184,22 @@ def test_wide_trees_take_the_plain_way(policies, monkeypatch):
 
 
 @pytest.mark.bad_input
+def test_the_kept_tree_belongs_to_its_prompts_and_completions(policies):
+    """The same completions under other prompts, and after a change in place."""
+    plain, tree = policies
+    ids, mask = make_completions()
+    first, second = make_prompts(False), make_prompts(True)
+    for prompts in (first, second, first):
+        expected = plain.evaluate(prompts, ids, mask).log_probs
+        torch.testing.assert_close(
+            tree.evaluate(prompts, ids, mask).log_probs, expected
+        )
+    ids[0, 0] = 1 - ids[0, 0]
+    changed = plain.evaluate(first, ids, mask).log_probs
+    assert not torch.allclose(changed, expected)
+    torch.testing.assert_close(tree.evaluate(first, ids, mask).log_probs, changed)
+
+
 def test_temperature_must_be_above_zero(policies):
     with pytest.raises(ValueError, match="temperature"):
         policies[1].sample(make_prompts(False), 2, temperature=0.0,

@@ -34,7 +34,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
     def __init__(self, model, **settings):
         super().__init__(model, **settings)
         self._tree_model = TreeLlama(model)
-        self._grown: tuple[Tensor, Tensor, PrefixTree] | None = None
+        self._grown: tuple[tuple, list[int], PrefixTree] | None = None
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
         return _TreeDecoder(
@@ -58,17 +58,23 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
             return states[tree.predictor], logits[tree.predictor]
 
     def _tree(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> PrefixTree:
-        """The batch's tree; policy and reference score the same batch in turn."""
-        if (
-            self._grown is None
-            or self._grown[0] is not ids
-            or self._grown[1] is not mask
-        ):
-            tree = build_tree(
-                prompts.to(self.device), ids, mask, self._lm_head.out_features
-            )
-            self._grown = (ids, mask, tree)
-        return self._grown[2]
+        """The batch's tree; policy and reference score the same batch in turn.
+
+        Kept while the tensors are the same and unchanged (torch counts a tensor's
+        changes in ``_version``).
+        """
+        tensors = (prompts.prompt_ids, prompts.prompt_mask, ids, mask)
+        versions = [tensor._version for tensor in tensors]
+        if self._grown is not None:
+            kept, kept_versions, tree = self._grown
+            same = all(a is b for a, b in zip(kept, tensors, strict=True))
+            if same and kept_versions == versions:
+                return tree
+        tree = build_tree(
+            prompts.to(self.device), ids, mask, self._lm_head.out_features
+        )
+        self._grown = (tensors, versions, tree)
+        return tree
 
 
 class _TreeDecoder:
