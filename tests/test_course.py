@@ -320,3 +320,43 @@ def test_notebook_keeps_the_conventions(path):
         ):
             assert step in follow
             follow = follow.split(step, 1)[1]
+
+
+def _weighted_square(log_w, x):
+    """The library's side of a made-up exercise: the weight carries no gradient."""
+    return log_w.detach().exp() * x.square()
+
+
+def _weight_with_gradient(log_w, x):
+    return log_w.exp() * x.square()
+
+
+def _gradient_exercise(monkeypatch):
+    monkeypatch.setattr(
+        "flowrl_lab.metrics.weighted_square", _weighted_square, raising=False
+    )
+    one, two = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (3, 5))
+    return Exercise(
+        name="weighted_square",
+        solution="flowrl_lab.metrics:weighted_square",
+        cases=lambda: [((one, one + 2), {}), ((two,), {"x": two - 2})],
+        mistakes=(Mistake("not detached", "Detach it.", _weight_with_gradient),),
+        hint="detach",
+        gradients=("log_w", "x"),
+    )
+
+
+def test_equal_values_with_another_gradient_are_told_apart(monkeypatch):
+    table = {"weighted_square": _gradient_exercise(monkeypatch)}
+
+    def judge(function):
+        return check("weighted_square", function, exercises=table)
+
+    assert judge(lambda log_w, x: log_w.detach().exp() * x**2).status == "passed"
+    # names of the learner's own
+    assert judge(lambda a, x: a.detach().exp() * x * x).status == "passed"
+    assert judge(_weight_with_gradient).mistake == "not detached"
+    cut = judge(lambda log_w, x: log_w.exp().detach() * x.detach().square())
+    assert cut.status == "failed"
+    assert "gradient with respect to x" in cut.message
+    assert "detach" in cut.message

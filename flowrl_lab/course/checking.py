@@ -6,6 +6,7 @@ import copy
 import difflib
 import html
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 __all__ = ["Case", "Exercise", "Mistake", "Result", "check", "load_solution"]
 
 Case = tuple[tuple[Any, ...], dict[str, Any]]
+# What a call gave: its result and its gradients, by name.
+Outputs = dict[str, Tensor]
 
 # Loose enough for float32 working, tight enough that no known mistake slips by.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
@@ -49,6 +52,9 @@ class Exercise:
         cases: builds the calls to compare on, as (args, kwargs).
         mistakes: known mistakes, the likeliest first.
         hint: a nudge, short of the solution.
+        gradients: names of tensor arguments; the gradient of the summed result
+            with respect to each is compared too, so that a missing or a wrong
+            ``detach`` is seen.
     """
 
     name: str
@@ -56,6 +62,7 @@ class Exercise:
     cases: Callable[[], list[Case]]
     mistakes: tuple[Mistake, ...]
     hint: str
+    gradients: tuple[str, ...] = ()
 
 
 @dataclass
@@ -148,11 +155,10 @@ def load_solution(exercise: Exercise) -> Callable[..., Any]:
 
 def _judge(exercise: Exercise, function: Callable, seconds: float) -> Result:
     """Compare on every case; the first thing wrong decides."""
-    solution = load_solution(exercise)
     cases = exercise.cases()
-    outputs, problem = [], ""
-    for args, kwargs in cases:
-        output, problem = _run(function, args, kwargs, seconds)
+    outputs: list[Outputs] = []
+    for case in cases:
+        output, problem = _run(exercise, function, case, seconds)
         if problem == "not attempted":
             return Result(
                 exercise.name,
@@ -161,11 +167,10 @@ def _judge(exercise: Exercise, function: Callable, seconds: float) -> Result:
                 "run the cell, and check again.",
             )
         if problem:
-            break
+            return Result(exercise.name, "failed", problem)
         outputs.append(output)
-    if problem:
-        return Result(exercise.name, "failed", problem)
-    expected = [_to_tensor(solution(*args, **kwargs)) for args, kwargs in cases]
+    solution = load_solution(exercise)
+    expected = [_call(exercise, solution, case) for case in cases]
     wrong = [_compare(o, e) for o, e in zip(outputs, expected, strict=True)]
     if not any(wrong):
         message = f"All {len(cases)} cases agree with {exercise.solution}."
@@ -179,71 +184,125 @@ def _judge(exercise: Exercise, function: Callable, seconds: float) -> Result:
 
 
 def _run(
-    function: Callable, args: tuple, kwargs: dict, seconds: float
-) -> tuple[Tensor | None, str]:
-    """Call the learner's function: its output as a tensor, or the problem."""
-    given = copy.deepcopy((args, kwargs))
+    exercise: Exercise, function: Callable, case: Case, seconds: float
+) -> tuple[Outputs, str]:
+    """Call the learner's function: what came out, or the problem."""
+    given = copy.deepcopy(case)
     try:
-        value = call_with_limit(lambda: function(*given[0], **given[1]), seconds)
+        outputs = call_with_limit(lambda: _call(exercise, function, given), seconds)
     except NotImplementedError:
-        return None, "not attempted"
+        return {}, "not attempted"
     except TimeUp:
-        return None, (
+        return {}, (
             f"Your function was still running after {seconds:g} seconds and was "
             "stopped. Is there a loop that never ends?"
         )
     except KeyboardInterrupt:
-        return None, "You interrupted the check."
+        return {}, "You interrupted the check."
+    except _NoTensor as error:
+        return {}, str(error)
     except BaseException as error:  # SystemExit too: a check never stops Run All
-        return None, f"Your function stopped with {type(error).__name__}: {error}"
-    if not _same((args, kwargs), given):
-        return None, (
+        return {}, f"Your function stopped with {type(error).__name__}: {error}"
+    if not _same(case, given):
+        return {}, (
             "Your function changed one of its inputs. Work on a copy: x = x - 1 "
             "makes a new tensor, x -= 1 changes the caller's."
         )
-    if value is None:
-        return None, "Your function returned None. Is the `return` missing?"
-    try:
-        return _to_tensor(value), ""
-    except (TypeError, ValueError, RuntimeError):
-        kind = type(value).__name__
-        return None, f"Your function returned a {kind}; a tensor was expected."
+    return outputs, ""
 
 
-def _compare(output: Tensor, expected: Tensor) -> str:
+def _call(exercise: Exercise, function: Callable, case: Case) -> Outputs:
+    """The function's value on one case, and the gradients that are compared."""
+    args, kwargs = case
+    if not exercise.gradients:
+        return {"result": _to_tensor(function(*args, **kwargs))}
+    names = list(inspect.signature(load_solution(exercise)).parameters)
+    # The learner's names may differ from ours; positions do not.
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    leaves = {n: named[n].detach().clone() for n in exercise.gradients}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    args = tuple(leaves.get(n, a) for n, a in zip(names, args, strict=False))
+    kwargs = {n: leaves.get(n, a) for n, a in kwargs.items()}
+    value = function(*args, **kwargs)
+    outputs = {"result": _to_tensor(value)}
+    for name, leaf in leaves.items():
+        slope = None
+        if isinstance(value, Tensor) and value.requires_grad:
+            (slope,) = torch.autograd.grad(
+                value.sum(), leaf, retain_graph=True, allow_unused=True
+            )
+        # a path that is cut and a slope of 0 are the same to an optimiser
+        slope = torch.zeros_like(leaf) if slope is None else slope
+        outputs[f"gradient with respect to {name}"] = _to_tensor(slope)
+    return outputs
+
+
+def _compare(outputs: Outputs, expected: Outputs) -> str:
     """What differs, in words; "" where they agree."""
+    for what, wanted in expected.items():
+        problem = _compare_one(what, outputs[what], wanted)
+        if problem:
+            return problem
+    return ""
+
+
+def _compare_one(what: str, output: Tensor, expected: Tensor) -> str:
     if output.shape != expected.shape:
         return (
-            f"your result has shape {list(output.shape)}, expected "
+            f"your {what} has shape {list(output.shape)}, expected "
             f"{list(expected.shape)}. Check which dimension you sum over."
         )
     if torch.isnan(output).any() and not torch.isnan(expected).any():
         return (
-            "your result holds NaN. Log of 0, 0 × ∞ or ∞ − ∞? Stay with "
+            f"your {what} holds NaN. Log of 0, 0 × ∞ or ∞ − ∞? Stay with "
             "log-probabilities as long as you can."
         )
     if torch.allclose(output, expected, **TOLERANCE):
         return ""
+    if what != "result":
+        return (
+            f"the value is right, but its {what} is {_brief(output)}, expected "
+            f"{_brief(expected)}. What must be detached, and what must not?"
+        )
     return f"you got {_brief(output)}, expected {_brief(expected)}."
 
 
 def _find_mistake(
-    exercise: Exercise, cases: list[Case], outputs: list[Tensor]
+    exercise: Exercise, cases: list[Case], outputs: list[Outputs]
 ) -> Mistake | None:
     """The known mistake that gives just these outputs on every case."""
     for mistake in exercise.mistakes:
-        theirs = [_to_tensor(mistake.wrong(*args, **kwargs)) for args, kwargs in cases]
+        theirs = [_call(exercise, mistake.wrong, case) for case in cases]
         if all(_alike(a, b) for a, b in zip(outputs, theirs, strict=True)):
             return mistake
     return None
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, equal_nan=True, **TOLERANCE)
+def _alike(ours: Outputs, theirs: Outputs) -> bool:
+    return all(
+        value.shape == theirs[what].shape
+        and torch.allclose(value, theirs[what], equal_nan=True, **TOLERANCE)
+        for what, value in ours.items()
+    )
+
+
+class _NoTensor(Exception):
+    """The function returned something that holds no numbers."""
 
 
 def _to_tensor(value: Any) -> Tensor:
-    return torch.as_tensor(value).detach().to("cpu", torch.float64)
+    if value is None:
+        raise _NoTensor("Your function returned None. Is the `return` missing?")
+    try:
+        if isinstance(value, tuple | list):
+            value = torch.stack([torch.as_tensor(part) for part in value])
+        return torch.as_tensor(value).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(value).__name__
+        raise _NoTensor(
+            f"Your function returned a {kind}; a tensor was expected."
+        ) from None
 
 
 def _same(before: Any, after: Any) -> bool:

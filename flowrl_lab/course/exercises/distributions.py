@@ -1,9 +1,4 @@
-"""The exercises of the course: cases, hints, and the mistakes we know.
-
-Every exercise's solution is a function of the library, so there is one source.
-The known mistakes are written as short wrong functions: a learner whose output
-equals one of them on every case is told which one it is.
-"""
+"""Notebooks 0 and 1: distributions, their distances, and the target."""
 
 from __future__ import annotations
 
@@ -12,58 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from flowrl_lab.course.checking import Case, Exercise, Mistake
+from flowrl_lab.course.checking import Exercise, Mistake
+from flowrl_lab.course.exercises._cases import (
+    one_distribution,
+    policy_reference_and_rewards,
+    reference_and_rewards,
+    two_distributions,
+)
 
 __all__ = ["EXERCISES"]
-
-
-def _log_probs(*shape: int, seed: int, spread: float = 1.5) -> Tensor:
-    """Random normalised log-probabilities, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    scores = spread * torch.randn(shape, generator=generator, dtype=torch.float64)
-    return torch.log_softmax(scores, dim=-1)
-
-
-def _rewards(number: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(number, generator=generator, dtype=torch.float64)
-
-
-def _one_distribution() -> list[Case]:
-    even = torch.full((8,), -math.log(8), dtype=torch.float64)
-    return [
-        ((even,), {}),
-        ((_log_probs(6, seed=1),), {}),
-        ((_log_probs(3, 5, seed=2),), {}),
-    ]
-
-
-def _two_distributions() -> list[Case]:
-    return [
-        ((_log_probs(6, seed=3), _log_probs(6, seed=4)), {}),
-        ((_log_probs(3, 5, seed=5), _log_probs(3, 5, seed=6)), {}),
-    ]
-
-
-def _reference_and_rewards() -> list[Case]:
-    uniform = torch.full((5,), -math.log(5), dtype=torch.float64)
-    return [
-        ((uniform, _rewards(5, 7)), {"reward_scale": 4.0}),
-        ((_log_probs(7, seed=8), _rewards(7, 9)), {"reward_scale": 2.0}),
-    ]
-
-
-def _policy_reference_and_rewards() -> list[Case]:
-    return [
-        (
-            (_log_probs(6, seed=10), _log_probs(6, seed=11), _rewards(6, 12)),
-            {"reward_scale": 3.0},
-        ),
-        (
-            (_log_probs(4, seed=13), _log_probs(4, seed=14), _rewards(4, 15)),
-            {"reward_scale": 0.5},
-        ),
-    ]
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
@@ -77,7 +29,7 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 EFFECTIVE_NUMBER = Exercise(
     name="effective_number",
     solution="flowrl_lab.metrics:effective_number",
-    cases=_one_distribution,
+    cases=one_distribution,
     mistakes=(
         Mistake(
             "no exp",
@@ -123,7 +75,7 @@ EFFECTIVE_NUMBER = Exercise(
 TOTAL_VARIATION = Exercise(
     name="total_variation",
     solution="flowrl_lab.metrics:total_variation",
-    cases=_two_distributions,
+    cases=two_distributions,
     mistakes=(
         Mistake(
             "no half",
@@ -166,7 +118,7 @@ TOTAL_VARIATION = Exercise(
 EXACT_TARGET = Exercise(
     name="exact_target",
     solution="flowrl_lab.exact:exact_target",
-    cases=_reference_and_rewards,
+    cases=reference_and_rewards,
     mistakes=(
         Mistake(
             "not normalised",
@@ -231,7 +183,7 @@ EXACT_TARGET = Exercise(
 KL_DIVERGENCE = Exercise(
     name="kl_divergence",
     solution="flowrl_lab.metrics:kl_divergence",
-    cases=_two_distributions,
+    cases=two_distributions,
     mistakes=(
         Mistake(
             "direction",
@@ -280,7 +232,7 @@ KL_DIVERGENCE = Exercise(
 OPTIMAL_LOG_Z = Exercise(
     name="optimal_log_z",
     solution="flowrl_lab.exact:optimal_log_z",
-    cases=_policy_reference_and_rewards,
+    cases=policy_reference_and_rewards,
     mistakes=(
         Mistake(
             "exact log Z",
@@ -337,235 +289,10 @@ OPTIMAL_LOG_Z = Exercise(
     "− β r − log π_ref zero, when the states are drawn from π?",
 )
 
-
-def _listed_answers() -> list[Case]:
-    """Probabilities of right answers, which need not sum to 1, and n."""
-    return [
-        ((torch.tensor([0.5, 0.25], dtype=torch.float64), 3), {}),
-        ((0.8 * _log_probs(6, seed=16).exp(), 16), {}),
-        ((0.4 * _log_probs(3, 5, seed=17).exp(), 4), {}),
-    ]
-
-
-EXPECTED_DISTINCT = Exercise(
-    name="expected_distinct",
-    solution="flowrl_lab.metrics:expected_distinct",
-    cases=_listed_answers,
-    mistakes=(
-        Mistake(
-            "pass@k",
-            "That is the chance of finding *any* right answer. Here each answer "
-            "counts by itself: apply 1 − (1 − p)^n to each, then sum.",
-            lambda probs, num_samples: 1 - (1 - probs.sum(-1)) ** num_samples,
-        ),
-        Mistake(
-            "counts repeats",
-            "That is the number of right samples, n · Σ p. An answer that comes "
-            "twice is still one answer.",
-            lambda probs, num_samples: num_samples * probs.sum(-1),
-        ),
-        Mistake(
-            "not found",
-            "You summed (1 − p)^n, which is how many answers are *missed*. Found is "
-            "1 minus that, for each answer.",
-            lambda probs, num_samples: ((1 - probs) ** num_samples).sum(-1),
-        ),
-        Mistake(
-            "every time",
-            "p^n is the chance that all n samples are this answer. One of them is "
-            "enough: 1 minus the chance that none is.",
-            lambda probs, num_samples: (probs**num_samples).sum(-1),
-        ),
-        Mistake(
-            "average",
-            "You averaged over the answers; a number of answers is a sum.",
-            lambda probs, num_samples: (1 - (1 - probs) ** num_samples).mean(-1),
-        ),
-        Mistake(
-            "not per row",
-            "You summed over everything. With a batch, sum over the last dimension "
-            "only: [..., N] gives [...].",
-            lambda probs, num_samples: (1 - (1 - probs) ** num_samples).sum(),
-        ),
-        Mistake(
-            "one step short",
-            "You raised to n − 1. All n samples must miss an answer for it to stay "
-            "unfound.",
-            lambda probs, num_samples: (1 - (1 - probs) ** (num_samples - 1)).sum(-1),
-        ),
-    ),
-    hint="One answer of probability p is missed by one sample with 1 − p, by n with "
-    "(1 − p)^n. Expected counts of several answers simply add up.",
+EXERCISES = (
+    EFFECTIVE_NUMBER,
+    TOTAL_VARIATION,
+    EXACT_TARGET,
+    KL_DIVERGENCE,
+    OPTIMAL_LOG_Z,
 )
-
-
-def _right_and_unlisted() -> list[Case]:
-    rewards = torch.tensor([1.0, 1.0, 0.5, 1.0], dtype=torch.float64)
-    return [
-        (
-            (_log_probs(4, seed=18) + math.log(0.45), rewards),
-            {"reward_scale": 5.0, "exhaustive": False},
-        ),
-        (
-            (_log_probs(6, seed=19) + math.log(0.8), _rewards(6, 20)),
-            {"reward_scale": 2.0, "exhaustive": False},
-        ),
-        (
-            (_log_probs(5, seed=21), _rewards(5, 22)),
-            {"reward_scale": 3.0, "exhaustive": True},
-        ),
-    ]
-
-
-def _log_z_with_rest(ref_log_probs, rewards, reward_scale, rest):
-    listed = (ref_log_probs.exp() * torch.exp(reward_scale * rewards)).sum()
-    return torch.log(listed + rest)
-
-
-def _unlisted(ref_log_probs: Tensor, exhaustive: bool) -> Tensor | float:
-    return 0.0 if exhaustive else 1 - ref_log_probs.exp().sum()
-
-
-REFERENCE_LOG_PARTITION = Exercise(
-    name="reference_log_partition",
-    solution="flowrl_lab.exact:reference_log_partition",
-    cases=_right_and_unlisted,
-    mistakes=(
-        Mistake(
-            "forgot the rest",
-            "What is not listed is missing. It has reward 0, so it adds its "
-            "probability times e^0 = 1 (unless exhaustive is True).",
-            lambda ref_log_probs, rewards, *, reward_scale, exhaustive: (  # noqa: ARG005
-                _log_z_with_rest(ref_log_probs, rewards, reward_scale, 0.0)
-            ),
-        ),
-        Mistake(
-            "Z, not its log",
-            "That is Z itself; its logarithm was asked for.",
-            lambda ref_log_probs, rewards, *, reward_scale, exhaustive: torch.exp(
-                _log_z_with_rest(
-                    ref_log_probs,
-                    rewards,
-                    reward_scale,
-                    _unlisted(ref_log_probs, exhaustive),
-                )
-            ),
-        ),
-        Mistake(
-            "adds 1",
-            "You added 1 for the rest. The rest is less than everything: it weighs "
-            "1 − Σ π_ref, what the list leaves over.",
-            lambda ref_log_probs, rewards, *, reward_scale, exhaustive: (
-                _log_z_with_rest(
-                    ref_log_probs, rewards, reward_scale, 0.0 if exhaustive else 1.0
-                )
-            ),
-        ),
-        Mistake(
-            "no reference",
-            "The reference is missing: each e^(βr) is weighed by π_ref of its answer.",
-            lambda ref_log_probs, rewards, *, reward_scale, exhaustive: (  # noqa: ARG005
-                torch.logsumexp(reward_scale * rewards, -1)
-            ),
-        ),
-        Mistake(
-            "log inside the mean",
-            "You averaged βr, which is the mean of logs. log Z is the log of the mean "
-            "of e^(βr), and that is larger (Jensen).",
-            lambda ref_log_probs, rewards, *, reward_scale, exhaustive: (  # noqa: ARG005
-                (ref_log_probs.exp() * reward_scale * rewards).sum()
-            ),
-        ),
-        Mistake(
-            "the rest is rewarded",
-            "You paid the rest as well: e^β times its probability. Only right answers "
-            "have a reward; everything else keeps e^0 = 1.",
-            lambda ref_log_probs, rewards, *, reward_scale, exhaustive: (
-                _log_z_with_rest(
-                    ref_log_probs,
-                    rewards,
-                    reward_scale,
-                    _unlisted(ref_log_probs, exhaustive) * math.exp(reward_scale),
-                )
-            ),
-        ),
-    ),
-    hint="Z has two parts: Σ π_ref e^(βr) over the listed answers, and 1 − Σ π_ref for "
-    "all the others together. Add them, then take the log.",
-)
-
-
-def _pass_at_k_cases() -> list[Case]:
-    return [
-        ((16, 3, 4), {}),
-        ((64, 5, 16), {}),
-        ((10, 8, 4), {}),
-        ((8, 0, 2), {}),
-        ((200, 120, 64), {}),
-    ]
-
-
-PASS_AT_K = Exercise(
-    name="pass_at_k",
-    solution="flowrl_lab.metrics:pass_at_k",
-    cases=_pass_at_k_cases,
-    mistakes=(
-        Mistake(
-            "plug-in",
-            "You put the measured share c/n into 1 − (1 − a)^k. That is biased: too "
-            "low on average. Count draws of k out of your n samples instead, without "
-            "putting any back.",
-            lambda num_samples, num_correct, k: (
-                1 - (1 - num_correct / num_samples) ** k
-            ),
-        ),
-        Mistake(
-            "all wrong",
-            "That is the chance that all k are wrong. pass@k is 1 minus it.",
-            lambda num_samples, num_correct, k: (
-                math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
-            ),
-        ),
-        Mistake(
-            "all right",
-            "That is the chance that all k are right. One right one is enough.",
-            lambda num_samples, num_correct, k: (
-                math.comb(num_correct, k) / math.comb(num_samples, k)
-            ),
-        ),
-        Mistake(
-            "not all right",
-            "1 − C(c, k)/C(n, k) is the chance that at least one is *wrong*. The wrong "
-            "samples belong into the binomial: there are n − c of them.",
-            lambda num_samples, num_correct, k: (
-                1 - math.comb(num_correct, k) / math.comb(num_samples, k)
-            ),
-        ),
-        Mistake(
-            "accuracy",
-            "That is the share of right samples, which is pass@1. k has no effect.",
-            lambda num_samples, num_correct, k: num_correct / num_samples,  # noqa: ARG005
-        ),
-        Mistake(
-            "any of all",
-            "You asked whether any of all n samples is right. Only k are drawn.",
-            lambda num_samples, num_correct, k: float(num_correct > 0),  # noqa: ARG005
-        ),
-    ),
-    hint="math.comb(n − c, k) of the math.comb(n, k) ways to draw k samples hold no "
-    "right one.",
-)
-
-EXERCISES: dict[str, Exercise] = {
-    exercise.name: exercise
-    for exercise in (
-        EFFECTIVE_NUMBER,
-        TOTAL_VARIATION,
-        EXACT_TARGET,
-        KL_DIVERGENCE,
-        OPTIMAL_LOG_Z,
-        EXPECTED_DISTINCT,
-        REFERENCE_LOG_PARTITION,
-        PASS_AT_K,
-    )
-}

@@ -1,0 +1,76 @@
+"""Inputs that several exercises are checked on: small, random, float64."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flowrl_lab.course.checking import Case
+
+__all__ = [
+    "draw_log_probs",
+    "draw_rewards",
+    "one_distribution",
+    "policy_reference_and_rewards",
+    "reference_and_rewards",
+    "two_distributions",
+]
+
+
+def draw_log_probs(*shape: int, seed: int, spread: float = 1.5) -> Tensor:
+    """Random normalised log-probabilities, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = spread * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.log_softmax(scores, dim=-1)
+
+
+def draw_rewards(number: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(number, generator=generator, dtype=torch.float64)
+
+
+def one_distribution() -> list[Case]:
+    even = torch.full((8,), -math.log(8), dtype=torch.float64)
+    return [
+        ((even,), {}),
+        ((draw_log_probs(6, seed=1),), {}),
+        ((draw_log_probs(3, 5, seed=2),), {}),
+    ]
+
+
+def two_distributions() -> list[Case]:
+    return [
+        ((draw_log_probs(6, seed=3), draw_log_probs(6, seed=4)), {}),
+        ((draw_log_probs(3, 5, seed=5), draw_log_probs(3, 5, seed=6)), {}),
+    ]
+
+
+def reference_and_rewards() -> list[Case]:
+    uniform = torch.full((5,), -math.log(5), dtype=torch.float64)
+    return [
+        ((uniform, draw_rewards(5, 7)), {"reward_scale": 4.0}),
+        ((draw_log_probs(7, seed=8), draw_rewards(7, 9)), {"reward_scale": 2.0}),
+    ]
+
+
+def policy_reference_and_rewards() -> list[Case]:
+    return [
+        (
+            (
+                draw_log_probs(6, seed=10),
+                draw_log_probs(6, seed=11),
+                draw_rewards(6, 12),
+            ),
+            {"reward_scale": 3.0},
+        ),
+        (
+            (
+                draw_log_probs(4, seed=13),
+                draw_log_probs(4, seed=14),
+                draw_rewards(4, 15),
+            ),
+            {"reward_scale": 0.5},
+        ),
+    ]
