@@ -1,0 +1,120 @@
+"""JupyterLab with the course's own settings, and a Chromium without a window."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from pages import ROOT, START_SECONDS, TOKEN, Visit, call_api, end_kernels
+from playwright.sync_api import Browser, sync_playwright
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM_FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+    *("--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Headless Chromium; skipped where there is none, but not in CI."""
+    executable = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+    if executable is None:
+        reason = "no Chromium on the PATH (Debian: apt install chromium)"
+        if os.environ.get("CI", "").lower() in ("", "0", "false"):
+            pytest.skip(reason)
+        pytest.fail(reason)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=executable, args=CHROMIUM_FLAGS
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of the notebooks: what JupyterLab opens."""
+    folder = tmp_path_factory.mktemp("jupyterlab")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lab_address(lab_folder: Path) -> Iterator[str]:
+    """JupyterLab on ``lab_folder``, with a home of its own."""
+    port = find_free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [
+        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+        f"--ServerApp.root_dir={lab_folder}",
+        *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"),
+        f"--IdentityProvider.token={TOKEN}",
+        f"--LabApp.app_settings_dir={ROOT / '.jupyter'}",
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "FLOWRL_HEADLESS"}
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_CONFIG_DIR": str(lab_folder / "config"),
+        "JUPYTER_DATA_DIR": str(lab_folder / "data"),
+        "JUPYTER_RUNTIME_DIR": str(lab_folder / "runtime"),
+        "IPYTHONDIR": str(lab_folder / "ipython"),
+    }
+    with open(lab_folder / "jupyterlab.log", "wb") as log:
+        server = subprocess.Popen(
+            command, cwd=lab_folder, env=environment, stdout=log, stderr=log
+        )
+        try:
+            wait_for_server(server, address, lab_folder / "jupyterlab.log")
+            yield address
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+
+
+@pytest.fixture
+def visit(browser: Browser, lab_address: str) -> Iterator[Visit]:
+    """A fresh window that notes every address; all must be on this machine."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    page = context.new_page()
+    visit = Visit(page)
+    context.on("request", lambda request: visit.addresses.add(request.url))
+    page.on("websocket", lambda socket: visit.addresses.add(socket.url))
+    page.on("pageerror", lambda error: visit.errors.append(str(error)))
+    yield visit
+    context.close()
+    end_kernels(lab_address)
+    web = [urlsplit(address) for address in visit.addresses]
+    hosts = {a.hostname for a in web if a.scheme in ("http", "https", "ws", "wss")}
+    assert hosts == {urlsplit(lab_address).hostname}
+    assert visit.errors == []
+
+
+def find_free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_for_server(server: subprocess.Popen, address: str, log: Path) -> None:
+    """Until JupyterLab answers; fails with its own words if it ends first."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            break
+        try:
+            call_api(address, "status")
+            return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
