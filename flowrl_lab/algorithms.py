@@ -7,6 +7,7 @@ says which pieces each algorithm puts together.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,11 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from flowrl_lab import advantages, losses
+from flowrl_lab._validation import bad_input
 from flowrl_lab.partition import vargrad_log_z
 from flowrl_lab.tokens import masked_sum
 from flowrl_lab.types import PolicyOutput, Rollout
 
-__all__ = ["ALGORITHMS", "Algorithm", "Batch", "LossParts", "shaped_rewards"]
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Batch",
+    "LossParts",
+    "flowrl_with",
+    "shaped_rewards",
+]
 
 
 @dataclass(frozen=True)
@@ -79,26 +88,96 @@ def shaped_rewards(rollout: Rollout, config) -> Tensor:
     return advantages.group_normalized(rollout.rewards, rollout.num_generations)
 
 
-def _flowrl(batch: Batch, output: PolicyOutput, modules: nn.ModuleDict, config):
-    rollout = batch.rollout
-    prompt_log_z = modules["log_z"](batch.log_z_features)
-    log_z = prompt_log_z.repeat_interleave(rollout.num_generations)
-    shared = (rollout.ref_log_probs, shaped_rewards(rollout, config))
-    mask = rollout.completion_mask
-    form = {
-        "reward_scale": config.reward_scale,
-        "length_normalize": config.length_normalize,
-    }
-    loss = losses.flowrl_loss(
-        log_z, output.log_probs, rollout.old_log_probs, *shared, mask,
-        importance=config.importance, clip_low=config.clip_low,
-        clip_high=config.clip_high, **form,
-    )  # fmt: skip
-    with torch.no_grad():
-        residuals = losses.flowrl_residuals(
-            log_z, output.log_probs, *shared, mask, **form
+def flowrl_with(flowrl_loss: Callable[..., Tensor]) -> Algorithm:
+    """FlowRL with a loss from outside in the place of ``losses.flowrl_loss``.
+
+    Args:
+        flowrl_loss: takes the arguments of ``losses.flowrl_loss`` under the same
+            names, all but ``reduction``, and returns a scalar to minimise.
+
+    Returns:
+        The algorithm.  Residuals and log Z are measured as ever, whatever the loss.
+
+    Raises:
+        ValueError: it is no function, or takes other arguments; and, in the first
+            step of a run, it returns no scalar or one that does not depend on π.
+    """
+    _check_signature(flowrl_loss)
+
+    def loss(batch: Batch, output: PolicyOutput, modules: nn.ModuleDict, config):
+        rollout = batch.rollout
+        prompt_log_z = modules["log_z"](batch.log_z_features)
+        log_z = prompt_log_z.repeat_interleave(rollout.num_generations)
+        shared = (rollout.ref_log_probs, shaped_rewards(rollout, config))
+        mask = rollout.completion_mask
+        form = {
+            "reward_scale": config.reward_scale,
+            "length_normalize": config.length_normalize,
+        }
+        value = flowrl_loss(
+            log_z, output.log_probs, rollout.old_log_probs, *shared, mask,
+            importance=config.importance, clip_low=config.clip_low,
+            clip_high=config.clip_high, **form,
+        )  # fmt: skip
+        if flowrl_loss is not losses.flowrl_loss:
+            _check_value(flowrl_loss, value, output.log_probs)
+        with torch.no_grad():
+            residuals = losses.flowrl_residuals(
+                log_z, output.log_probs, *shared, mask, **form
+            )
+        return LossParts(value, residuals, prompt_log_z.detach())
+
+    return Algorithm(loss, uses_log_z=True)
+
+
+def _check_signature(flowrl_loss: object) -> None:
+    """Check that a loss from outside can be called as the library's is."""
+    wanted = list(inspect.signature(losses.flowrl_loss).parameters.values())
+    wanted = [p for p in wanted if p.name != "reduction"]
+    expected = f"a function of {', '.join(p.name for p in wanted)}"
+    if not callable(flowrl_loss):
+        raise bad_input(
+            "flowrl_loss",
+            f"is a {type(flowrl_loss).__name__}",
+            expected,
+            "pass the function itself, not its result",
         )
-    return LossParts(loss, residuals, prompt_log_z.detach())
+    positional = [p for p in wanted if p.kind is p.POSITIONAL_OR_KEYWORD]
+    named = {p.name: p for p in wanted if p.kind is p.KEYWORD_ONLY}
+    try:
+        inspect.signature(flowrl_loss).bind(*positional, **named)
+    except (TypeError, ValueError) as error:  # ValueError: built in, no signature
+        raise bad_input(
+            "flowrl_loss",
+            f"cannot be called as the library's is ({error})",
+            expected,
+            "take the arguments of flowrl_lab.losses.flowrl_loss; unused ones too",
+        ) from None
+
+
+def _check_value(flowrl_loss: Callable, value: object, log_probs: Tensor) -> None:
+    """Check that a loss from outside gave a scalar that can train the policy."""
+    name = getattr(flowrl_loss, "__name__", type(flowrl_loss).__name__)
+    expected = "one number, as a tensor with a gradient"
+    if not isinstance(value, Tensor) or value.ndim:
+        shape = list(value.shape) if isinstance(value, Tensor) else ""
+        raise bad_input(
+            "flowrl_loss",
+            f"({name}) returned a {type(value).__name__} {shape}".rstrip(),
+            expected,
+            "end it with `return (...).mean()`",
+        )
+    reaches = value.requires_grad and (
+        torch.autograd.grad(value, log_probs, retain_graph=True, allow_unused=True)[0]
+        is not None
+    )
+    if not reaches:
+        raise bad_input(
+            "flowrl_loss",
+            f"({name}) returned a number without a gradient for log_probs",
+            expected,
+            "keep log_probs out of .detach(), .item() and torch.no_grad()",
+        )
 
 
 def _vargrad(batch: Batch, output: PolicyOutput, _modules: nn.ModuleDict, config):
@@ -184,7 +263,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "ppo": Algorithm(_ppo, uses_values=True),
     "grpo": Algorithm(_clipped(losses.grpo_loss), _grpo_advantages),
-    "flowrl": Algorithm(_flowrl, uses_log_z=True),
+    "flowrl": flowrl_with(losses.flowrl_loss),
     "vargrad": Algorithm(_vargrad),
     "kl_reinforce": Algorithm(_kl_reinforce),
 }

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from flowrl_lab._validation import bad_input
 from flowrl_lab.advantages import gae, whiten
-from flowrl_lab.algorithms import ALGORITHMS, Algorithm, Batch
+from flowrl_lab.algorithms import ALGORITHMS, Algorithm, Batch, flowrl_with
 from flowrl_lab.checkpoints import read_checkpoint, write_atomically, write_checkpoint
 from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.evaluation import Referee
@@ -51,6 +52,9 @@ class Run:
         config: the run's settings.
         folder: where to save; None keeps everything in memory.
         save_every: steps between saves to ``folder``.
+        flowrl_loss: a loss of your own for the algorithm "flowrl", with the
+            arguments of ``losses.flowrl_loss`` (all but ``reduction``).  A function
+            cannot be saved: ``load`` asks for it again.
 
     Attributes:
         policy: the policy being trained.
@@ -59,7 +63,8 @@ class Run:
         step: updates done so far.
 
     Raises:
-        ValueError: ``folder`` already holds a run (``Run.load`` resumes it).
+        ValueError: ``folder`` already holds a run (``Run.load`` resumes it); a
+            ``flowrl_loss`` that is no such function, or for another algorithm.
     """
 
     def __init__(
@@ -68,8 +73,11 @@ class Run:
         *,
         folder: str | Path | None = None,
         save_every: int = 20,
+        flowrl_loss: Callable[..., Tensor] | None = None,
     ):
         self.config = config
+        self.flowrl_loss = flowrl_loss
+        self._algorithm = _pick_algorithm(config, flowrl_loss)
         self.folder = None if folder is None else Path(folder)
         self.save_every = save_every
         if self.folder is not None:
@@ -80,7 +88,6 @@ class Run:
             config.policy, self.task, seed=config.seed, lora_rank=config.lora_rank,
             lora_alpha=config.lora_alpha, device=device,
         )  # fmt: skip
-        self._algorithm = ALGORITHMS[config.algorithm]
         self.modules = _make_modules(self._algorithm, self.policy, config.seed)
         self._optimizer = _make_optimizer(self.policy, self.modules, config)
         self._prompt_generator = torch.Generator().manual_seed(config.seed)
@@ -254,6 +261,7 @@ class Run:
     def _state(self) -> dict:
         return {
             "config": self.config.to_json(),
+            "flowrl_loss": _loss_name(self.flowrl_loss),
             "step": self.step,
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -266,11 +274,18 @@ class Run:
         }
 
     @classmethod
-    def load(cls, folder: str | Path, *, save_every: int = 20) -> Run:
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        save_every: int = 20,
+        flowrl_loss: Callable[..., Tensor] | None = None,
+    ) -> Run:
         """The run saved in ``folder``, ready to continue exactly where it was.
 
         Raises:
-            ValueError: no run there, a damaged checkpoint, or another version.
+            ValueError: no run there, a damaged checkpoint, or another version; a run
+                with a loss of its own without that loss, or the other way round.
         """
         folder = Path(folder)
         state = read_checkpoint(folder / "checkpoint.pt")
@@ -280,7 +295,10 @@ class Run:
                 f"{folder / 'checkpoint.pt'} lacks {missing}; expected what Run.save "
                 "writes. Fix: name the folder of a saved run."
             )
-        run = cls(ExperimentConfig.from_json(state["config"]), save_every=save_every)
+        # Checkpoints from before losses could be passed in have no such entry.
+        _check_same_loss(folder, state.get("flowrl_loss", ""), flowrl_loss)
+        config = ExperimentConfig.from_json(state["config"])
+        run = cls(config, save_every=save_every, flowrl_loss=flowrl_loss)
         run.folder = folder
         run.policy.load_state_dict(state["policy"])
         run.modules.load_state_dict(state["modules"])
@@ -296,21 +314,27 @@ class Run:
         """A new run that starts from this run's policy, under changed settings.
 
         The policy's weights are copied; step count, optimiser, log Z and critic
-        start anew.  This run is left as it is.
+        start anew.  A loss of your own goes with it, as long as the algorithm is
+        "flowrl".  This run is left as it is.
         """
         changes.setdefault("name", "")
-        run = Run(self.config.replace(**changes), folder=folder)
+        config = self.config.replace(**changes)
+        loss = self.flowrl_loss if config.algorithm == "flowrl" else None
+        run = Run(config, folder=folder, flowrl_loss=loss)
         run.policy.load_state_dict(self.policy.state_dict())
         return run
 
 
-def train(config: ExperimentConfig) -> Iterator[StepRecord]:
+def train(
+    config: ExperimentConfig, *, flowrl_loss: Callable[..., Tensor] | None = None
+) -> Iterator[StepRecord]:
     """Train as ``config`` says, yielding the start and then every step.
 
     ``for record in train(config): plot.update(record)`` is the whole interface;
-    keep a ``Run`` instead where the policy is wanted afterwards.
+    keep a ``Run`` instead where the policy is wanted afterwards.  ``flowrl_loss``
+    is a loss of your own, as for ``Run``.
     """
-    yield from Run(config)
+    yield from Run(config, flowrl_loss=flowrl_loss)
 
 
 def race(*runs: Run | ExperimentConfig) -> Iterator[StepRecord]:
@@ -337,6 +361,43 @@ def race(*runs: Run | ExperimentConfig) -> Iterator[StepRecord]:
                 loops.remove(loop)
             else:
                 yield record
+
+
+def _pick_algorithm(config: ExperimentConfig, flowrl_loss) -> Algorithm:
+    """The config's algorithm, or FlowRL with a loss of the caller's own."""
+    if flowrl_loss is None:
+        return ALGORITHMS[config.algorithm]
+    if config.algorithm != "flowrl":
+        raise bad_input(
+            "flowrl_loss",
+            f"was given for algorithm {config.algorithm!r}, which does not use it",
+            "algorithm 'flowrl'",
+            "leave flowrl_loss out, or set algorithm='flowrl'",
+        )
+    return flowrl_with(flowrl_loss)
+
+
+def _loss_name(flowrl_loss) -> str:
+    """What a checkpoint can say about a loss from outside; empty for none."""
+    if flowrl_loss is None:
+        return ""
+    return getattr(flowrl_loss, "__qualname__", type(flowrl_loss).__qualname__)
+
+
+def _check_same_loss(folder: Path, saved: str, flowrl_loss) -> None:
+    """Refuse to go on with another kind of loss than the run was started with."""
+    if saved and flowrl_loss is None:
+        raise ValueError(
+            f"the run in {folder} was trained with a loss of its own, {saved!r}; a "
+            "checkpoint holds its name, not its code. Fix: Run.load(folder, "
+            f"flowrl_loss={saved.split('.')[-1]}), with the same function."
+        )
+    if flowrl_loss is not None and not saved:
+        raise ValueError(
+            f"the run in {folder} was trained with the library's loss; got "
+            f"{_loss_name(flowrl_loss)!r}. Fix: load it without flowrl_loss, or start "
+            "a new Run with it."
+        )
 
 
 def _pick_device(name: str) -> torch.device:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from flowrl_lab import checkpoints, experiment
+from flowrl_lab import checkpoints, experiment, losses
 from flowrl_lab.algorithms import ALGORITHMS, Algorithm, LossParts
 from flowrl_lab.checkpoints import read_checkpoint, write_checkpoint
 from flowrl_lab.config import ExperimentConfig
@@ -389,6 +389,116 @@ def test_a_full_disk_stops_the_run_but_loses_nothing(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert [record.step for record in run] == [5, 6]
     assert [plain(r) for r in run.records] == [plain(r) for r in train(small())]
+
+
+# ------------------------------------------------------------- a loss from outside
+
+
+@pytest.mark.parametrize("config", [small(updates_per_batch=2), tiny_maths()])
+def test_the_library_loss_from_outside_gives_the_same_run(config):
+    def again(*tensors, **settings):
+        return losses.flowrl_loss(*tensors, **settings)
+
+    plainly, injected = Run(config), Run(config, flowrl_loss=again)
+    expected = [plain(record) for record in plainly]
+    assert [plain(record) for record in injected] == expected
+    assert_same_weights(plainly, injected)
+    assert [plain(r) for r in train(config, flowrl_loss=again)] == expected
+
+
+def test_a_loss_from_outside_is_the_one_that_is_minimised():
+    seen = []
+
+    def doubled(log_z, log_probs, old_log_probs, ref_log_probs, rewards,
+                completion_mask, *, reward_scale, importance, clip_low, clip_high,
+                length_normalize):  # fmt: skip
+        seen.append((importance, clip_low, clip_high, length_normalize))
+        return 2 * losses.flowrl_loss(
+            log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
+            reward_scale=reward_scale, importance=importance, clip_low=clip_low,
+            clip_high=clip_high, length_normalize=length_normalize,
+        )  # fmt: skip
+
+    config = small(steps=1, importance="raw", clip_low=0.1, length_normalize=True)
+    (_, once), (_, twice) = train(config), train(config, flowrl_loss=doubled)
+    assert twice.loss == pytest.approx(2 * once.loss)
+    assert twice.grad_norm == pytest.approx(2 * once.grad_norm, rel=1e-5)
+    # what is measured beside it is measured as ever
+    assert twice.residual_rms == once.residual_rms
+    assert seen == [("raw", 0.1, 0.2, True)]
+
+
+def _doubled_loss(*tensors, **settings):
+    return 2 * losses.flowrl_loss(*tensors, **settings)
+
+
+def test_a_run_with_a_loss_from_outside_resumes_with_it(tmp_path):
+    whole = Run(small(), flowrl_loss=_doubled_loss)
+    expected = [plain(record) for record in whole]
+    run = Run(small(), folder=tmp_path / "run", save_every=3, flowrl_loss=_doubled_loss)
+    for record in run:
+        if record.step == 3:
+            break
+    resumed = Run.load(tmp_path / "run", flowrl_loss=_doubled_loss)
+    assert [plain(record) for record in resumed] == expected[4:]
+    assert_same_weights(whole, resumed)
+
+
+def test_a_checkpoint_of_older_days_has_the_library_loss(tmp_path):
+    list(Run(small(steps=1), folder=tmp_path / "run"))
+    state = read_checkpoint(tmp_path / "run/checkpoint.pt")
+    assert state.pop("flowrl_loss") == ""
+    write_checkpoint(tmp_path / "run/checkpoint.pt", state)
+    assert Run.load(tmp_path / "run").flowrl_loss is None
+
+
+def test_a_fork_takes_its_loss_along_to_flowrl_only():
+    parent = Run(small(steps=1), flowrl_loss=_doubled_loss)
+    assert parent.fork(seed=1).flowrl_loss is _doubled_loss
+    assert parent.fork(algorithm="grpo").flowrl_loss is None
+
+
+@pytest.mark.bad_input
+def test_a_checkpoint_says_that_its_loss_came_from_outside(tmp_path):
+    list(Run(small(steps=1), folder=tmp_path / "mine", flowrl_loss=_doubled_loss))
+    words = r"loss of its own, '_doubled_loss'.*Fix: .*flowrl_loss=_doubled_loss"
+    with pytest.raises(ValueError, match=words):
+        Run.load(tmp_path / "mine")
+    list(Run(small(steps=1), folder=tmp_path / "theirs"))
+    with pytest.raises(ValueError, match=r"library's loss; got '_doubled_loss'.*Fix:"):
+        Run.load(tmp_path / "theirs", flowrl_loss=_doubled_loss)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("loss", "words"),
+    [
+        (3.0, "is a float; expected a function of log_z, log_probs, .* Fix:"),
+        (lambda log_z: log_z.mean(), "cannot be called .*too many positional"),
+        (lambda *given: given[0].mean(), "unexpected keyword .* unused ones too"),
+        (lambda *_, **__: 1.0, "returned a float; expected one number"),
+        (lambda _, p, *__, **___: p.sum(1), r"returned a Tensor \[16\]; .*\.mean"),
+        (lambda z, *_, **__: z.mean(), "without a gradient for log_probs.*Fix:"),
+        (lambda _, p, *__, **___: p.detach().sum(), "without a gradient for log_p"),
+    ],
+)
+def test_a_loss_that_cannot_train_is_refused_before_it_does_harm(loss, words):
+    made: list[Run] = []
+
+    def attempt():
+        made.append(Run(small(), flowrl_loss=loss))
+        list(made[0])
+
+    with pytest.raises(ValueError, match=words):
+        attempt()
+    # where it came to a first step, the weights are as they were: zero
+    assert not any(run.policy.logits.any() for run in made)
+
+
+@pytest.mark.bad_input
+def test_a_loss_for_an_algorithm_that_has_its_own_is_refused():
+    with pytest.raises(ValueError, match=r"algorithm 'grpo', which does not.*Fix:"):
+        Run(small("grpo"), flowrl_loss=_doubled_loss)
 
 
 # ----------------------------------------------------------------------------- fork
