@@ -1,9 +1,10 @@
-"""Exercises: stubs to fill in, checks that name the mistake, hints on demand."""
+"""Exercises with checks that name the mistake, predictions, quizzes, progress."""
 
 from flowrl_lab.course.checking import Exercise, Mistake, Result, check
 from flowrl_lab.course.exercises import EXERCISES
 from flowrl_lab.course.hints import Reveal, hint_and_solution
 from flowrl_lab.course.pictures import Picture, draw_curves, draw_distributions
+from flowrl_lab.course.predictions import answer, outcome, predict, predicted
 
 __all__ = [
     "EXERCISES",
@@ -12,8 +13,12 @@ __all__ = [
     "Picture",
     "Result",
     "Reveal",
+    "answer",
     "check",
     "draw_curves",
     "draw_distributions",
     "hint_and_solution",
+    "outcome",
+    "predict",
+    "predicted",
 ]

@@ -7,7 +7,6 @@ import difflib
 import html
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowrl_lab.course.ledger import open_ledger
+from flowrl_lab.course.showing import show
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 
 __all__ = ["Case", "Exercise", "Mistake", "Result", "check", "load_solution"]
@@ -116,7 +117,7 @@ def check(
     seconds: float = 5.0,
     exercises: Mapping[str, Exercise] | None = None,
 ) -> Result:
-    """Check a learner's function, show the verdict, and never raise.
+    """Check a learner's function, show and record the verdict, and never raise.
 
     Args:
         name: the exercise's name.
@@ -127,6 +128,7 @@ def check(
     Returns:
         The verdict; it has been shown already.
     """
+    recorded = exercises is None
     if exercises is None:
         from flowrl_lab.course.exercises import EXERCISES as exercises
     if name not in exercises:
@@ -144,6 +146,9 @@ def check(
         result = _judge(exercises[name], function, seconds)
     _show(result)
     result._shown = True
+    if recorded and name in exercises and result.status != "not attempted":
+        facts = {"status": result.status, "mistake": result.mistake}
+        open_ledger().record("check", name, facts)
     return result
 
 
@@ -325,12 +330,4 @@ def _brief(values: Tensor) -> str:
 
 def _show(result: Result) -> None:
     """As HTML in a notebook, as text elsewhere."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if shell is not None and hasattr(shell, "kernel"):
-        from IPython.display import display
-
-        bundle = {"text/html": result._repr_html_(), "text/plain": str(result)}
-        display(bundle, raw=True)
-    else:
-        print(result)
+    show({"text/html": result._repr_html_(), "text/plain": str(result)})

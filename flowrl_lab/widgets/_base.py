@@ -9,15 +9,22 @@ import anywidget
 
 from flowrl_lab.figures import svg_image
 
-__all__ = ["Explorer"]
+__all__ = ["Explorer", "read_styles"]
 
 FOLDER = Path(__file__).parent
+
+
+def read_styles(*names: str) -> str:
+    """The explorers' common style sheet, and a widget's own after it."""
+    files = (FOLDER / name for name in ("explorer.css", *names))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 class Explorer(anywidget.AnyWidget):
     """A widget with a still form for exported pages and headless runs.
 
-    A subclass gives ``still() -> (svg, alt text, plain text)``.
+    A subclass gives ``still() -> (svg, alt text, plain text)``, or, where its still
+    form is no picture, a ``still_bundle`` of its own.
     """
 
     _css = FOLDER / "explorer.css"
@@ -31,13 +38,17 @@ class Explorer(anywidget.AnyWidget):
         """SVG, alt text and table of the present state."""
         raise NotImplementedError(f"{type(self).__name__} has no still form")
 
-    def _repr_mimebundle_(self, **options):
+    def still_bundle(self) -> dict[str, str]:
+        """The still form by mime type."""
         svg, alt, table = self.still()
-        bundle = {
+        return {
             "text/html": svg_image(svg, alt),
             "image/svg+xml": svg,
             "text/plain": f"{table}\n{alt}",
         }
+
+    def _repr_mimebundle_(self, **options):
+        bundle = self.still_bundle()
         if self.comm is None:
             return bundle
         live = super()._repr_mimebundle_(**options)
