@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from flowrl_lab.widgets.beta_explorer import BetaExplorer
 from flowrl_lab.widgets.solution_map import SolutionMap, solution_map
+from flowrl_lab.widgets.token_inspector import TokenInspector
 
-__all__ = ["BetaExplorer", "SolutionMap", "solution_map"]
+__all__ = ["BetaExplorer", "SolutionMap", "TokenInspector", "solution_map"]
