@@ -34,6 +34,7 @@ __all__ = [
     "PASS_AT",
     "exact_report",
     "exact_target",
+    "gradient_noise",
     "length_normalized_target",
     "mean_report",
     "optimal_log_z",
@@ -186,6 +187,53 @@ def optimal_log_z(
     never = torch.isneginf(log_probs)
     bonus = reward_scale * rewards + ref_log_probs.masked_fill(never, 0.0)
     return (log_probs.exp() * (bonus - log_probs.masked_fill(never, 0.0))).sum()
+
+
+def gradient_noise(
+    log_probs: Float[Tensor, " N"],
+    ref_log_probs: Float[Tensor, " N"],
+    rewards: Float[Tensor, " N"],
+    log_z: float | Float[Tensor, ""],
+    *,
+    reward_scale: float,
+) -> Float[Tensor, ""]:
+    """How much the gradient of on-policy trajectory balance scatters.
+
+        g(y) = 2 δ(y) ∇log π(y),   δ(y) = log Z + log π(y) - β r(y) - log π_ref(y)
+        noise = E_{y~π} ‖g(y)‖² - ‖E_{y~π} g(y)‖²
+
+    for one sample and a softmax with one logit for each answer, where
+    ∇log π(y) = onehot(y) - π.  A mean over G samples has a G-th of it.  The mean
+    gradient does not depend on log Z, the noise does: it is a parabola in log Z,
+    and 0 for every answer once π = p* and log Z is the true one.
+
+    Args:
+        log_probs: log π of all answers; sums to 1.
+        ref_log_probs: log π_ref of the same.
+        rewards: their rewards.
+        log_z: the log Z in the residual.
+        reward_scale: β.
+
+    Returns:
+        Scalar: the variances of all N components added up, nats squared.
+
+    Raises:
+        ValueError: bad tensors, probabilities that do not sum to 1, a log Z that
+            is not finite, an answer that π writes and π_ref cannot.
+    """
+    _check_answers(ref_log_probs, rewards, reward_scale)
+    check_tensor("log_probs", log_probs, rewards.shape, "[N]: one per answer")
+    _check_total("log_probs", log_probs, True)
+    check_number("log_z", float(log_z), low=-math.inf)
+    probs = log_probs.exp()
+    # What π never writes is never sampled, so it adds nothing.
+    ratio = (log_probs - ref_log_probs).masked_fill(torch.isneginf(log_probs), 0.0)
+    check_finite({"log_probs - ref_log_probs": ratio})
+    residuals = log_z + ratio - reward_scale * rewards
+    slopes = 1 - 2 * probs + probs.square().sum()  # ‖onehot(y) - π‖²
+    mean_gradient = probs * (residuals - (probs * residuals).sum())
+    spread = (probs * residuals.square() * slopes).sum()
+    return 4 * (spread - mean_gradient.square().sum())
 
 
 def exact_report(

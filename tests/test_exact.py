@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from flowrl_lab.exact import (
     exact_report,
     exact_target,
+    gradient_noise,
     length_normalized_target,
     mean_report,
     optimal_log_z,
@@ -255,3 +256,70 @@ def test_mean_report_is_the_mean_and_the_root_mean_square():
     nested, flat = mean_report([mean, third]), mean_report([first, second, third])
     assert nested.log_z_learned == pytest.approx(flat.log_z_learned)
     assert nested.log_z_rmse == pytest.approx(flat.log_z_rmse)
+
+
+# --- noise of the gradient ---------------------------------------------------
+
+
+def one_sample_gradients(logits, ref, rewards, log_z):
+    """The TB gradient of each answer alone, by autograd: [N, N]."""
+
+    def loss(values, index):
+        log_p = values.log_softmax(0)[index]
+        return (log_z + log_p - SCALE * rewards[index] - ref[index]).square()
+
+    rows = [
+        torch.autograd.functional.jacobian(lambda v, i=i: loss(v, i), logits)
+        for i in range(len(logits))
+    ]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("log_z", [-4.0, 0.0, 1.3])
+def test_gradient_noise_is_the_variance_over_the_enumerated_samples(log_z):
+    logits, ref = rand(6, seed=1), rand(6, seed=2).log_softmax(0)
+    rewards = rand(6, seed=3)
+    gradients = one_sample_gradients(logits, ref, rewards, log_z)
+    probs = logits.softmax(0)[:, None]
+    mean = (probs * gradients).sum(0)
+    expected = (probs * (gradients - mean).square()).sum()
+    noise = gradient_noise(
+        logits.log_softmax(0), ref, rewards, log_z, reward_scale=SCALE
+    )
+    assert_close(noise, expected)
+
+
+def test_gradient_noise_vanishes_at_the_target_with_the_true_log_z_only():
+    ref, rewards = rand(5, seed=4).log_softmax(0), rand(5, seed=5)
+    target = exact_target(ref, rewards, reward_scale=SCALE)
+    log_z = reference_log_partition(ref, rewards, reward_scale=SCALE, exhaustive=True)
+    at_truth = gradient_noise(target, ref, rewards, log_z, reward_scale=SCALE)
+    assert_close(at_truth, torch.zeros_like(at_truth))
+    # There every residual is the error b of log Z: 4 b² (1 - Σ p²).
+    off = gradient_noise(target, ref, rewards, log_z + 3.0, reward_scale=SCALE)
+    assert_close(off, 4 * 9 * (1 - target.exp().square().sum()))
+
+
+def test_gradient_noise_ignores_what_the_policy_never_writes():
+    log_p, ref, rewards = rand(4, seed=6).log_softmax(0), rand(4, seed=7), rand(4)
+    ref = ref.log_softmax(0)
+    alone = gradient_noise(log_p, ref, rewards, 0.7, reward_scale=SCALE)
+    never = double([-math.inf])
+    longer = [torch.cat([log_p, never]), torch.cat([ref, never])]
+    rewards = torch.cat([rewards, double([1.0])])
+    assert_close(gradient_noise(*longer, rewards, 0.7, reward_scale=SCALE), alone)
+
+
+@pytest.mark.bad_input
+def test_gradient_noise_refuses_what_makes_no_sense():
+    even, rewards = double([0.5, 0.5]).log(), double([0.0, 1.0])
+    with pytest.raises(ValueError, match="log_z"):
+        gradient_noise(even, even, rewards, math.nan, reward_scale=1.0)
+    with pytest.raises(ValueError, match=r"sum to 0\.5"):
+        half = even - math.log(2)
+        gradient_noise(half, even, rewards, 0.0, reward_scale=1.0)
+    with pytest.raises(ValueError, match="log_probs"):
+        gradient_noise(even[:1], even, rewards, 0.0, reward_scale=1.0)
+    with pytest.raises(ValueError, match="log_probs - ref_log_probs"):
+        impossible = double([0.0, -math.inf])
+        gradient_noise(even, impossible, rewards, 0.0, reward_scale=1.0)

@@ -14,7 +14,9 @@ __all__ = [
     "draw_rewards",
     "one_distribution",
     "policy_reference_and_rewards",
+    "policy_reference_rewards_and_log_z",
     "reference_and_rewards",
+    "sampled_sequences",
     "two_distributions",
 ]
 
@@ -74,3 +76,27 @@ def policy_reference_and_rewards() -> list[Case]:
             {"reward_scale": 0.5},
         ),
     ]
+
+
+def policy_reference_rewards_and_log_z() -> list[Case]:
+    """Over all answers, with a log Z that is too low, and one too high."""
+    cases = []
+    for (tensors, settings), log_z in zip(
+        policy_reference_and_rewards(), (-1.5, 2.0), strict=True
+    ):
+        log_z_tensor = torch.tensor(log_z, dtype=torch.float64)
+        cases.append(((*tensors, log_z_tensor), settings))
+    return cases
+
+
+def sampled_sequences(*group_sizes: int) -> list[Case]:
+    """Sums of log-probs and rewards of 6 samples; with sizes, one case for each."""
+    cases: list[Case] = []
+    for seed, size in enumerate(group_sizes or (0, 0)):
+        generator = torch.Generator().manual_seed(40 + seed)
+        noise = torch.randn((2, 6), generator=generator, dtype=torch.float64)
+        policy, reference = (noise - 6).unbind()
+        tensors = (policy, reference, draw_rewards(6, 50 + seed))
+        positional = (*tensors, size) if group_sizes else tensors
+        cases.append((positional, {"reward_scale": (3.0, 0.5)[seed % 2]}))
+    return cases
