@@ -53,6 +53,8 @@ class Session:
 def setup(seed: int = 0, budget: str | None = None) -> Session:
     """Seed every generator, choose device, budget and plots, and print the choice.
 
+    In a notebook the choice is also noted in the learner's progress file.
+
     Args:
         seed: 0 to 2**32 - 1; the same seed on the same machine gives the same run.
         budget: ``"quick"`` or ``"full"``; None reads the environment variable
@@ -75,6 +77,7 @@ def setup(seed: int = 0, budget: str | None = None) -> Session:
     np.random.seed(seed)  # libraries that still draw from the global generator
     torch.manual_seed(seed)
     print(_describe(session))
+    _record(session)
     return session
 
 
@@ -165,6 +168,22 @@ def _describe(session: Session) -> str:
         ("plots", session.plot_backend),
     )  # fmt: skip
     return "\n".join(f"{label:<9} {text}" for label, text in rows)
+
+
+def _record(session: Session) -> None:
+    """Note the session in the learner's progress file.
+
+    Only in a notebook, or where a file was asked for: a script that sets a seed
+    should leave nothing behind in the folder it was started in.
+    """
+    from flowrl_lab.course.ledger import open_ledger
+    from flowrl_lab.course.showing import in_notebook
+    from flowrl_lab.results import describe_environment
+
+    if in_notebook() or os.environ.get("FLOWRL_PROGRESS"):
+        facts = {"seed": session.seed, "budget": session.budget}
+        facts |= describe_environment(str(session.device))
+        open_ledger().record("session", "setup", facts)
 
 
 def _own_version() -> str:

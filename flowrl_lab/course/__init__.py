@@ -5,6 +5,7 @@ from flowrl_lab.course.exercises import EXERCISES
 from flowrl_lab.course.hints import Reveal, hint_and_solution
 from flowrl_lab.course.pictures import Picture, draw_curves, draw_distributions
 from flowrl_lab.course.predictions import answer, outcome, predict, predicted
+from flowrl_lab.course.quiz_questions import quiz
 
 __all__ = [
     "EXERCISES",
@@ -21,4 +22,5 @@ __all__ = [
     "outcome",
     "predict",
     "predicted",
+    "quiz",
 ]
