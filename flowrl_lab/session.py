@@ -73,11 +73,11 @@ def setup(seed: int = 0, budget: str | None = None) -> Session:
         budget=_pick_budget(budget),
         plot_backend=choose_backend(),
     )
+    _record(session)  # first, since an import may draw random numbers
     random.seed(seed)
     np.random.seed(seed)  # libraries that still draw from the global generator
     torch.manual_seed(seed)
     print(_describe(session))
-    _record(session)
     return session
 
 
