@@ -27,7 +27,14 @@ from flowrl_lab.panels import (
     format_number,
     tabulate_page,
 )
-from flowrl_lab.placement import WIDTH, Box, Placement, end_labels, place_page
+from flowrl_lab.placement import (
+    WIDTH,
+    Box,
+    Placement,
+    end_labels,
+    mark_labels,
+    place_page,
+)
 from flowrl_lab.svg import draw_svg, log_ticks
 from flowrl_lab.types import StepRecord
 
@@ -178,6 +185,7 @@ def plotly_figure(page: Page, placement: Placement) -> dict:
             "itemwidth": 40,
         },
         "annotations": annotations(page, placement),
+        "shapes": mark_lines(placement),
     }
     data: list[dict] = []
     places = [*placement.curves, *placement.maps]
@@ -362,6 +370,9 @@ def annotations(page: Page, placement: Placement) -> list[dict]:
             mark = f'<span style="color:{label.style.color}">{label.style.glyph}</span>'
             text = f"{mark} {format_number(label.value)}"
             texts.append(note(box, place.right + 5, label.y - 8, text, 12))
+        for mark in mark_labels(panel, place):
+            words = escape(mark.words)
+            texts.append(note(box, place.left + 6, mark.text_y - 11, words, 11))
     for panel, place in placement.maps:
         texts.extend(map_notes(panel, place, box))
     if placement.scale:
@@ -369,6 +380,24 @@ def annotations(page: Page, placement: Placement) -> list[dict]:
         x, y = placement.scale.right + 14, placement.scale.top - 4
         texts.append(note(box, x, y, text, 11))
     return texts
+
+
+def mark_lines(placement: Placement) -> list[dict]:
+    """A dashed level line for every marked height."""
+    return [
+        {
+            "type": "line",
+            "xref": "paper",
+            "yref": "paper",
+            "x0": box.left / placement.width,
+            "x1": box.right / placement.width,
+            "y0": 1 - mark.line_y / placement.height,
+            "y1": 1 - mark.line_y / placement.height,
+            "line": {"color": INK, "dash": "dash", "width": 1.5},
+        }
+        for panel, box in placement.curves
+        for mark in mark_labels(panel, box)
+    ]
 
 
 def map_notes(panel: StatesPanel | CellsPanel, place: Box, box: Box) -> list[dict]:

@@ -127,7 +127,10 @@ class Series:
 
 @dataclass(frozen=True)
 class LinePanel:
-    """Curves of one metric over the training step, or over ``x_title``."""
+    """Curves of one metric over the training step, or over ``x_title``.
+
+    ``marks`` are named heights, each drawn as a level line.
+    """
 
     title: str
     metric: str
@@ -136,6 +139,7 @@ class LinePanel:
     x_range: tuple[float, float]
     y_range: tuple[float, float]
     x_title: str = "step"
+    marks: tuple[tuple[str, float], ...] = ()
 
     def height_of(self, value: float) -> float:
         """Where a value lies: 0 at the bottom of the panel, 1 at the top."""
@@ -553,6 +557,7 @@ def describe_page(page: Page) -> str:
         ]
         said = f"at the end {', '.join(ends)}" if ends else "no value yet"
         over = "training steps" if panel.x_title == "step" else panel.x_title
+        said += "".join(f"; {name} {format_number(v)}" for name, v in panel.marks)
         parts.append(f"{panel.title} over {over}: {said}")
     for panel in page.maps:
         parts.append(f"{panel.run}: {panel.title}, {panel.note}")

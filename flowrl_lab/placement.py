@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowrl_lab.panels import CellsPanel, LinePanel, Page, RunStyle, StatesPanel
+from flowrl_lab.panels import (
+    CellsPanel,
+    LinePanel,
+    Page,
+    RunStyle,
+    StatesPanel,
+    format_number,
+)
 
-__all__ = ["Box", "EndLabel", "Placement", "end_labels", "place_page"]
+__all__ = [
+    "Box",
+    "EndLabel",
+    "MarkLabel",
+    "Placement",
+    "end_labels",
+    "mark_labels",
+    "place_page",
+]
 
 WIDTH = 830.0  # fits a cell of JupyterLab on a 1280-pixel screen
 HEADER_LINE = 24
@@ -42,6 +57,16 @@ class EndLabel:
     style: RunStyle
     value: float
     y: float
+
+
+@dataclass(frozen=True)
+class MarkLabel:
+    """A marked height: its line, and the baseline of the words above it."""
+
+    words: str
+    value: float
+    line_y: float
+    text_y: float
 
 
 @dataclass(frozen=True)
@@ -170,3 +195,15 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
     wanted = [box.bottom - heights[run] * box.height for run in order]
     placed = spread(wanted, box.top, box.bottom)
     return [EndLabel(run, *ends[run], y) for run, y in zip(order, placed, strict=True)]
+
+
+def mark_labels(panel: LinePanel, box: Box) -> list[MarkLabel]:
+    """A panel's marks with their words, which stand above the line, not overlapping."""
+    marks = sorted(panel.marks, key=lambda mark: -panel.height_of(mark[1]))
+    lines = [box.bottom - panel.height_of(value) * box.height for _, value in marks]
+    wanted = [y - 4 for y in lines]
+    placed = spread(wanted, box.top + 10, box.bottom - 2)
+    return [
+        MarkLabel(f"{name} {format_number(value)}", value, line, y)
+        for (name, value), line, y in zip(marks, lines, placed, strict=True)
+    ]

@@ -22,7 +22,7 @@ from flowrl_lab.panels import (
     describe_page,
     format_number,
 )
-from flowrl_lab.placement import Box, Placement, end_labels
+from flowrl_lab.placement import Box, Placement, end_labels, mark_labels
 
 __all__ = ["VIRIDIS", "draw_svg", "viridis"]
 
@@ -231,6 +231,10 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
             text(x, y + 4, style.glyph, 11, anchor="middle", color=style.color)
             for x, y in (points[round(i)] for i in shown)
         ]
+    for mark in mark_labels(panel, box):
+        line = f"M{num(box.left)} {num(mark.line_y)}h{num(box.width)}"
+        parts.append(f'<path d="{line}" stroke="{INK}" stroke-dasharray="5 4"/>')
+        parts.append(text(box.left + 6, mark.text_y, mark.words, 11))
     for label in end_labels(panel, box):
         y, style = label.y + 4, label.style
         parts.append(text(box.right + 6, y, style.glyph, 11, color=style.color))

@@ -360,3 +360,31 @@ def test_equal_values_with_another_gradient_are_told_apart(monkeypatch):
     assert cut.status == "failed"
     assert "gradient with respect to x" in cut.message
     assert "detach" in cut.message
+
+
+def test_marks_are_drawn_at_their_height_and_said():
+    curves = {"grpo": ([0, 1, 2], [1.0, 2.0, 3.0])}
+    marks = {"your prediction": 7.0, "truth": 2, "skipped": None}
+    picture = draw_curves(curves, marks=marks, y_title="log Z")
+    assert "your prediction 7" in repr(picture) and "truth 2" in repr(picture)
+    assert "skipped" not in repr(picture)
+    bundle = picture._repr_mimebundle_()
+    layout = bundle["application/vnd.plotly.v1+json"]["layout"]
+    bottom, top = layout["yaxis"]["domain"]
+    low, high = layout["yaxis"]["range"]
+    assert high > 7  # the axis makes room for the marks
+    for shape, value in zip(layout["shapes"], (7.0, 2.0), strict=True):
+        share = (value - low) / (high - low)
+        assert shape["y0"] == shape["y1"]
+        assert shape["y0"] == pytest.approx(bottom + share * (top - bottom))
+    assert "your prediction 7</text>" in bundle["image/svg+xml"]
+    plain = draw_curves(curves)._repr_mimebundle_()["application/vnd.plotly.v1+json"]
+    assert plain["layout"]["shapes"] == []
+
+
+@pytest.mark.bad_input
+def test_marks_that_cannot_be_drawn_are_refused():
+    curves = {"grpo": ([0, 1], [1.0, 2.0])}
+    for log_y, value in ((False, float("nan")), (True, 0.0), (False, "3")):
+        with pytest.raises(ValueError, match="'guess', expected a finite number"):
+            draw_curves(curves, log_y=log_y, marks={"guess": value})

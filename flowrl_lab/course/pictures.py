@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -91,6 +92,7 @@ def draw_curves(
     x_title: str = "x",
     y_title: str = "y",
     log_y: bool = False,
+    marks: Mapping[str, int | float | None] | None = None,
 ) -> Picture:
     """Draw one panel of curves; those named as an algorithm wear its colours.
 
@@ -100,12 +102,15 @@ def draw_curves(
         x_title: what lies along the horizontal axis.
         y_title: what the heights are; written above the panel.
         log_y: heights on a log axis; values of 0 or less are left out.
+        marks: name -> a height to mark with a level line, such as
+            ``{"your prediction": predicted("02.log_z")}``; None is left out.
 
     Returns:
         A picture; as a cell's last value it shows itself.
 
     Raises:
-        ValueError: for no curves, an empty one, or x and y of different lengths.
+        ValueError: for no curves, an empty one, x and y of different lengths, or a
+            mark that is no finite number (above 0 on a log axis).
     """
     if not curves:
         raise ValueError("curves: got none, expected at least one name: (x, y)")
@@ -119,16 +124,34 @@ def draw_curves(
                 "long lists with at least one number"
             )
         series.append(Series(name, styles[name], x, y))
+    levels = _check_marks(marks or {}, log_y)
+    heights = [curve.y for curve in series] + [np.array([v]) for _, v in levels]
     panel = LinePanel(
         y_title + (" (log axis)" if log_y else ""),
         y_title,
         log_y,
         tuple(series),
         curve_range(np.concatenate([curve.x for curve in series]), False),
-        curve_range(np.concatenate([curve.y for curve in series]), log_y),
+        curve_range(np.concatenate(heights), log_y),
         x_title,
+        levels,
     )
     return Picture(Page(title, "", tuple(styles.items()), (panel,), (), ""))
+
+
+def _check_marks(
+    marks: Mapping[str, int | float | None], log_y: bool
+) -> tuple[tuple[str, float], ...]:
+    """The marks that are there, as floats."""
+    kept = [(name, value) for name, value in marks.items() if value is not None]
+    for name, value in kept:
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not number or (log_y and value <= 0):
+            raise ValueError(
+                f"marks: got {value!r} for {name!r}, expected a finite number"
+                f"{' above 0 (log axis)' if log_y else ''}. Fix: leave it out with None"
+            )
+    return tuple((name, float(value)) for name, value in kept)
 
 
 def _to_probs(log_probs: Tensor):
