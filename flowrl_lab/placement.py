@@ -198,12 +198,17 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
 
 
 def mark_labels(panel: LinePanel, box: Box) -> list[MarkLabel]:
-    """A panel's marks with their words, which stand above the line, not overlapping."""
+    """A panel's marks with their words, above the line or, where it is tight, below."""
     marks = sorted(panel.marks, key=lambda mark: -panel.height_of(mark[1]))
     lines = [box.bottom - panel.height_of(value) * box.height for _, value in marks]
     wanted = [y - 4 for y in lines]
     placed = spread(wanted, box.top + 10, box.bottom - 2)
     return [
-        MarkLabel(f"{name} {format_number(value)}", value, line, y)
+        MarkLabel(
+            f"{name} {format_number(value)}",
+            value,
+            line,
+            y if y <= line - 3 else max(y, line + 12),
+        )
         for (name, value), line, y in zip(marks, lines, placed, strict=True)
     ]

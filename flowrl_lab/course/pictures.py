@@ -126,13 +126,14 @@ def draw_curves(
         series.append(Series(name, styles[name], x, y))
     levels = _check_marks(marks or {}, log_y)
     heights = [curve.y for curve in series] + [np.array([v]) for _, v in levels]
+    low, high = curve_range(np.concatenate(heights), log_y)
     panel = LinePanel(
         y_title + (" (log axis)" if log_y else ""),
         y_title,
         log_y,
         tuple(series),
         curve_range(np.concatenate([curve.x for curve in series]), False),
-        curve_range(np.concatenate(heights), log_y),
+        (low, high + 0.1 * (high - low) * bool(levels)),  # room for their words
         x_title,
         levels,
     )
