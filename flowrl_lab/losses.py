@@ -34,6 +34,7 @@ from flowrl_lab.tokens import at_least_float32, sum_counted
 __all__ = [
     "IMPORTANCE_MODES",
     "clip_fraction",
+    "clipped_surrogate",
     "detailed_balance_loss",
     "flowrl_loss",
     "flowrl_residuals",
@@ -377,6 +378,49 @@ def detailed_balance_loss(
     return _reduce(per_sequence, reduction)
 
 
+def clipped_surrogate(
+    log_probs: Float[Tensor, "*shape"],
+    old_log_probs: Float[Tensor, "*shape"],
+    advantages: Float[Tensor, "*shape"],
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Float[Tensor, "*shape"]:
+    """The clipped loss of single tokens, before they are averaged.
+
+        l = -min(ρA, clip(ρ, 1-ε_low, 1+ε_high) A),   ρ = π/π_old
+
+    Where A > 0 the gradient is 0 above 1 + ε_high, where A < 0 below 1 - ε_low: a
+    token that has gone far enough the *right* way is left alone; one that went the
+    wrong way is always pulled back.
+
+    Source: PPO (arXiv 1707.06347) Eq. 7.  log ρ is held to ±60.
+
+    Args:
+        log_probs: log π of the sampled tokens.
+        old_log_probs: log π when they were sampled; detached.
+        advantages: one per token; detached.
+        clip_low, clip_high: ε below and above 1.
+
+    Returns:
+        One loss per token.  Gradients flow to ``log_probs``.
+
+    Raises:
+        ValueError: shapes that differ, a wrong dtype, NaN, ε < 0.
+    """
+    _check_clips(clip_low, clip_high)
+    shape = (None,) * getattr(log_probs, "ndim", 0)
+    check_tensor("log_probs", log_probs, shape, "any")
+    others = {"old_log_probs": old_log_probs, "advantages": advantages}
+    for name, value in others.items():
+        check_tensor(name, value, log_probs.shape, "that of log_probs")
+    check_finite({"log_probs": log_probs, **others})
+    signal = at_least_float32(advantages.detach())
+    ratio = _bounded_exp(at_least_float32(log_probs) - old_log_probs.detach())
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio * signal, clipped * signal)
+
+
 def reinforce_pp_loss(
     log_probs: Float[Tensor, "B T"],
     old_log_probs: Float[Tensor, "B T"],
@@ -413,7 +457,7 @@ def reinforce_pp_loss(
         ValueError: bad tensors or numbers, kl_coef > 0 without ref_log_probs.
     """
     _check_reduction(reduction)
-    per_token = _clipped_surrogate(
+    per_token = _counted_surrogate(
         log_probs, old_log_probs, advantages, completion_mask, clip_low, clip_high
     )
     per_token = per_token + _kl_penalty(
@@ -454,7 +498,7 @@ def grpo_loss(
         ValueError: bad tensors or numbers, kl_coef > 0 without ref_log_probs.
     """
     _check_reduction(reduction)
-    per_token = _clipped_surrogate(
+    per_token = _counted_surrogate(
         log_probs, old_log_probs, advantages, completion_mask, clip_low, clip_high
     )
     per_token = per_token + _kl_penalty(
@@ -508,7 +552,7 @@ def ppo_loss(
         ValueError: bad tensors or numbers, values without returns.
     """
     _check_reduction(reduction)
-    per_token = _clipped_surrogate(
+    per_token = _counted_surrogate(
         log_probs, old_log_probs, advantages, completion_mask, clip_low, clip_high
     )
     if dual_clip is not None:
@@ -694,7 +738,7 @@ def _advantage_per_token(advantages: Tensor, mask: Tensor) -> Tensor:
     return at_least_float32(advantages.detach()).masked_fill(~mask, 0.0)
 
 
-def _clipped_surrogate(
+def _counted_surrogate(
     log_probs: Tensor,
     old_log_probs: Tensor,
     advantages: Tensor,
@@ -702,16 +746,16 @@ def _clipped_surrogate(
     clip_low: float,
     clip_high: float,
 ) -> Tensor:
-    """-min(ρA, clip(ρ)A) per token, 0 in the padding; checks its input."""
-    _check_clips(clip_low, clip_high)
+    """``clipped_surrogate`` per token, 0 in the padding; checks its input."""
     tokens = {"log_probs": log_probs, "old_log_probs": old_log_probs}
     check_batch(mask, tokens, {})
-    signal = _advantage_per_token(advantages, mask)
-    check_finite({"advantages": signal})
-    log_ratio = at_least_float32(log_probs) - old_log_probs.detach()
-    ratio = _bounded_exp(log_ratio.masked_fill(~mask, 0.0))
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio * signal, clipped * signal)
+    return clipped_surrogate(
+        log_probs.masked_fill(~mask, 0.0),
+        old_log_probs.masked_fill(~mask, 0.0),
+        _advantage_per_token(advantages, mask),
+        clip_low=clip_low,
+        clip_high=clip_high,
+    )
 
 
 def _kl_penalty(

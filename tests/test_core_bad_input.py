@@ -129,6 +129,7 @@ CLIPS_BAD = {"clip_low": BAD_NUMBER, "clip_high": BAD_NUMBER}
 SURROGATE = BATCH | {"advantages": ROWS}
 SURROGATE_BAD = BATCH_BAD | CLIPS_BAD | {"reduction": BAD_CHOICE}
 BAD_ADVANTAGES = [bad for bad in BAD_TOKENS + BAD_ROWS if bad is not None]
+BAD_PER_TOKEN = [[0.1], TOKENS[:2], TOKENS.long(), poisoned(TOKENS, NAN)]
 SEQUENCES = {
     "sequence_log_probs": ROWS,
     "ref_sequence_log_probs": ROWS,
@@ -284,6 +285,11 @@ TABLE = {
         FLOWS_BAD | {"subtb_lambda": POSITIVE},
     ),
     losses.detailed_balance_loss: (FLOWS, FLOWS_BAD),
+    losses.clipped_surrogate: (
+        {"log_probs": TOKENS, "old_log_probs": TOKENS, "advantages": TOKENS},
+        dict.fromkeys(("log_probs", "old_log_probs", "advantages"), BAD_PER_TOKEN)
+        | CLIPS_BAD,
+    ),
     losses.reinforce_pp_loss: (
         SURROGATE,
         SURROGATE_BAD | {"advantages": BAD_ADVANTAGES, "kl_coef": [*BAD_NUMBER, 0.1]},

@@ -548,6 +548,27 @@ def test_clipped_losses_equal_their_loops(name, coef, per_token):
         assert_close(result, expected)
 
 
+@pytest.mark.parametrize("advantage", [1.5, -0.5])
+def test_clipped_surrogate_and_where_it_lets_go(advantage):
+    """Value by the loop above; the gradient -ρA survives on one side only."""
+    ratios = torch.tensor([0.1, 0.79, 0.95, 1.05, 1.31, 4.0], dtype=torch.float64)
+    old = rand(6, seed=21)
+    log_probs = (old + ratios.log()).requires_grad_()
+    signal = torch.full_like(ratios, advantage)
+    result = losses.clipped_surrogate(
+        log_probs, old, signal, clip_low=0.2, clip_high=0.3
+    )
+    expected = [
+        surrogate_loop(*row, None, low=0.2, high=0.3, coef=0.0)
+        for row in zip(log_probs, old, signal, strict=True)
+    ]
+    assert_close(result, torch.stack(expected))
+    (slope,) = torch.autograd.grad(result.sum(), log_probs)
+    held = ratios > 1.3 if advantage > 0 else ratios < 0.8
+    assert held.any() and not held.all()
+    assert_close(slope, torch.where(held, 0.0, -ratios * advantage))
+
+
 def test_dual_clip_bounds_the_loss_of_a_bad_token_that_became_likely():
     old, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
     new, bad = torch.full((1, 1), math.log(50.0)), torch.tensor([-2.0])
