@@ -6,7 +6,16 @@ They need the ``notebooks`` extra; the rest of the library does not import them.
 from __future__ import annotations
 
 from flowrl_lab.widgets.beta_explorer import BetaExplorer
+from flowrl_lab.widgets.run_scrubber import RunScrubber
 from flowrl_lab.widgets.solution_map import SolutionMap, solution_map
 from flowrl_lab.widgets.token_inspector import TokenInspector
+from flowrl_lab.widgets.z_lab import ZLab
 
-__all__ = ["BetaExplorer", "SolutionMap", "TokenInspector", "solution_map"]
+__all__ = [
+    "BetaExplorer",
+    "RunScrubber",
+    "SolutionMap",
+    "TokenInspector",
+    "ZLab",
+    "solution_map",
+]
