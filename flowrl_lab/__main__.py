@@ -14,7 +14,9 @@ import shlex
 import sys
 from pathlib import Path
 
-COMMANDS = ("train", "compare", "doctor", "pretrain", "collect", "recorded")
+COMMANDS = (
+    "train", "compare", "doctor", "pretrain", "collect", "recorded", "explorer-data",
+)  # fmt: skip
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXAMPLES = """examples:
   python -m flowrl_lab train --task landscape --algorithm flowrl --out runs/one
@@ -44,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_pretrain(commands)
     _add_collect(commands)
     _add_recorded(commands)
+    _add_explorer_data(commands)
     return parser
 
 
@@ -147,6 +150,14 @@ def _add_recorded(commands) -> None:
     recorded.add_argument("name", help="such as make_number")
     recorded.add_argument("--report", type=Path, metavar="FILE", help="HTML to write")
     recorded.set_defaults(action=run_recorded)
+
+
+def _add_explorer_data(commands) -> None:
+    explorer = commands.add_parser(
+        "explorer-data", help="remake the runs that the scrubber of notebook 1 shows"
+    )
+    explorer.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    explorer.set_defaults(action=run_explorer_data)
 
 
 # ---------------------------------------------------------------------- settings
@@ -380,6 +391,22 @@ def run_recorded(args: argparse.Namespace) -> int:
     if args.report is not None:
         write_report(results, args.report)
         print(f"Report: {args.report}")
+    return DONE
+
+
+def run_explorer_data(args: argparse.Namespace) -> int:
+    """``explorer-data``: all runs of the scrubber, in about two minutes."""
+    from time import perf_counter
+
+    from flowrl_lab import landscape_runs
+    from flowrl_lab.progress import ProgressLine
+
+    landscape_runs.refuse_used_folder(args.out)
+    progress, start = ProgressLine(landscape_runs.count_steps()), perf_counter()
+    grid = landscape_runs.make_grid(progress.update)
+    progress.close()
+    facts = landscape_runs.write_grid(args.out, grid, perf_counter() - start)
+    print(f"{landscape_runs.DATA} in {args.out}, sha256 {facts['sha256']}")
     return DONE
 
 
