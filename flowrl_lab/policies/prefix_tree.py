@@ -21,7 +21,14 @@ from torch import Tensor
 
 from flowrl_lab.types import PromptBatch
 
-__all__ = ["Level", "PrefixTree", "build_tree", "grow_level", "plant_prompts"]
+__all__ = [
+    "Level",
+    "PrefixTree",
+    "build_tree",
+    "grow_level",
+    "join_levels",
+    "plant_prompts",
+]
 
 
 @dataclass(frozen=True)
@@ -148,10 +155,10 @@ def build_tree(
         node = node.clone()
         node[live] = grown
         predictor[live, place] = first + grown
-    return PrefixTree(_join(levels), predictor)
+    return PrefixTree(join_levels(levels), predictor)
 
 
-def _join(levels: list[Level]) -> Level:
+def join_levels(levels: list[Level]) -> Level:
     """All levels as one; slots that nobody uses are cut off."""
     used = int(levels[-1].filled.max())
     parts = [

@@ -6,7 +6,7 @@ both), two to three times as fast on a CPU for small models.
 
 from __future__ import annotations
 
-import contextlib
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,15 +17,28 @@ from flowrl_lab.policies.prefix_tree import (
     PrefixTree,
     build_tree,
     grow_level,
+    join_levels,
     plant_prompts,
 )
-from flowrl_lab.policies.tree_llama import TreeLlama
-from flowrl_lab.types import PromptBatch
+from flowrl_lab.policies.tree_grad import differentiable_states
+from flowrl_lab.policies.tree_llama import LayerWeights, Tape, TreeLlama
+from flowrl_lab.types import Completions, PromptBatch
 
 __all__ = ["TreeLanguageModelPolicy"]
 
 # Attention over a tree costs slots x slots; beyond this, plain rows are cheaper.
 MAX_SLOTS = 1024
+
+
+@dataclass
+class _Grown:
+    """The tree of one batch, and what is known of it so far."""
+
+    tensors: tuple[Tensor, ...]
+    versions: list[int]
+    tree: PrefixTree
+    tape: Tape | None = None
+    weights: list[LayerWeights] | None = None
 
 
 class TreeLanguageModelPolicy(LanguageModelPolicy):
@@ -34,12 +47,33 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
     def __init__(self, model, **settings):
         super().__init__(model, **settings)
         self._tree_model = TreeLlama(model)
-        self._grown: tuple[tuple, list[int], PrefixTree] | None = None
+        self._decoder: _TreeDecoder | None = None
+        self._grown: _Grown | None = None
+
+    def sample(
+        self,
+        prompts: PromptBatch,
+        num_generations: int,
+        *,
+        temperature: float = 1.0,
+        generator: torch.Generator,
+    ) -> Completions:
+        """As in ``LanguageModelPolicy``; its activations serve ``evaluate``."""
+        completions = super().sample(
+            prompts, num_generations, temperature=temperature, generator=generator
+        )
+        decoder, self._decoder = self._decoder, None
+        tensors = _key(prompts, completions.completion_ids, completions.completion_mask)
+        tree = decoder.tree(completions.completion_mask)
+        tape = Tape.join(decoder.tapes)
+        self._grown = _Grown(tensors, _versions(tensors), tree, tape, decoder.weights)
+        return completions
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
-        return _TreeDecoder(
+        self._decoder = _TreeDecoder(
             self._tree_model, prompts, copies, self.max_completion_tokens
         )
+        return self._decoder
 
     def _score(
         self,
@@ -48,33 +82,55 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         completion_mask: Tensor,
         reference: bool,
     ) -> tuple[Tensor, Tensor]:
-        tree = self._tree(prompts, completion_ids, completion_mask)
-        if tree.level.sees.shape[1] > MAX_SLOTS:
+        grown = self._grow(prompts, completion_ids, completion_mask)
+        level = grown.tree.level
+        if level.sees.shape[1] > MAX_SLOTS:
             return super()._score(prompts, completion_ids, completion_mask, reference)
-        with torch.no_grad() if reference else contextlib.nullcontext():
-            weights = self._tree_model.weights(reference=reference)
-            states = self._tree_model.states(tree.level, weights)
-            logits = self._tree_model.logits(states)
-            return states[tree.predictor], logits[tree.predictor]
+        if reference:
+            weights = self._tree_model.weights(reference=True)
+            states = self._tree_model.states(level, weights)
+        else:
+            self._fill(grown)
+            states = differentiable_states(
+                self._tree_model, level, grown.weights, grown.tape
+            )
+        logits = self._tree_model.logits(states)
+        return states[grown.tree.predictor], logits[grown.tree.predictor]
 
-    def _tree(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> PrefixTree:
+    def _fill(self, grown: _Grown) -> None:
+        """Make sure that the tape is of the adapter as it is now."""
+        if (
+            grown.tape is not None
+            and grown.tape.versions == self._tree_model.versions()
+        ):
+            return
+        grown.tape, grown.weights = Tape(), self._tree_model.weights()
+        self._tree_model.states(grown.tree.level, grown.weights, tape=grown.tape)
+
+    def _grow(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> _Grown:
         """The batch's tree; policy and reference score the same batch in turn.
 
         Kept while the tensors are the same and unchanged (torch counts a tensor's
         changes in ``_version``).
         """
-        tensors = (prompts.prompt_ids, prompts.prompt_mask, ids, mask)
-        versions = [tensor._version for tensor in tensors]
-        if self._grown is not None:
-            kept, kept_versions, tree = self._grown
-            same = all(a is b for a, b in zip(kept, tensors, strict=True))
-            if same and kept_versions == versions:
-                return tree
+        tensors, grown = _key(prompts, ids, mask), self._grown
+        if grown is not None:
+            same = all(a is b for a, b in zip(grown.tensors, tensors, strict=True))
+            if same and grown.versions == _versions(tensors):
+                return grown
         tree = build_tree(
             prompts.to(self.device), ids, mask, self._lm_head.out_features
         )
-        self._grown = (tensors, versions, tree)
-        return tree
+        self._grown = _Grown(tensors, _versions(tensors), tree)
+        return self._grown
+
+
+def _key(prompts: PromptBatch, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    return prompts.prompt_ids, prompts.prompt_mask, ids, mask
+
+
+def _versions(tensors: tuple[Tensor, ...]) -> list[int]:
+    return [tensor._version for tensor in tensors]
 
 
 class _TreeDecoder:
@@ -82,23 +138,36 @@ class _TreeDecoder:
 
     def __init__(self, model: TreeLlama, prompts: PromptBatch, copies: int, width: int):
         self._model = model
-        self._weights = model.weights()
+        self.weights = model.weights()
         slots = prompts.prompt_ids.shape[1] + copies * (width - 1)
         self._cache = model.new_cache(len(prompts), slots)
+        self._levels: list[Level] = []
+        self._rows: list[Tensor] = []  # which node of the tree each row is at
+        self.tapes: list[Tape] = []
+        self._count = 0
         level, ends = plant_prompts(prompts, slots)
         self._enter(level, ends.repeat_interleave(copies))
 
     def _enter(self, level: Level, node: Tensor) -> None:
-        self._level, self.node = level, node
-        states = self._model.states(level, self._weights, self._cache)
-        self.logits = self._model.logits(states)
+        tape = Tape()
+        states = self._model.states(level, self.weights, self._cache, tape)
+        self.logits, self.node = self._model.logits(states), node
+        self._rows.append(self._count + node)
+        self._count += len(level)
+        self._levels.append(level)
+        self.tapes.append(tape)
 
     def step(self, token: Tensor, alive: Tensor) -> None:
         """Append a token to every live row."""
         live = alive.nonzero().squeeze(-1)
         level, grown = grow_level(
-            self._level, self.node[live], token[live], self.logits.shape[-1]
+            self._levels[-1], self.node[live], token[live], self.logits.shape[-1]
         )
         node = torch.zeros_like(self.node)
         node[live] = grown
         self._enter(level, node)
+
+    def tree(self, completion_mask: Tensor) -> PrefixTree:
+        """The tree that was grown while sampling."""
+        rows = torch.stack(self._rows[: completion_mask.shape[1]], dim=1)
+        return PrefixTree(join_levels(self._levels), rows.where(completion_mask, 0))
