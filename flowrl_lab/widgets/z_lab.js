@@ -6,19 +6,20 @@ const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 800;
 const LEFT = 46;
 const COUNTERS = 2 ** 20;
+const USUAL_RATE = 0.2; // of log Z, in the run that others are compared with
 const BLUE = "#0072B2";
 const ORANGE = "#D55E00";
 
 const MODES = {
-  learned: "learned: a number of its own",
-  attached: "learned, and reads the policy undetached",
-  batch: "batch mean (VarGrad), nothing learned",
-  frozen: "frozen at the truth + bias",
-  dropped: "dropped: log Z = 0",
+  learned: "learned",
+  attached: "learned, not detached",
+  batch: "batch mean (VarGrad)",
+  frozen: "frozen at truth + bias",
+  dropped: "dropped (0)",
 };
 const SAMPLERS = {
-  policy: "the policy (on-policy)",
-  reference: "the reference (off-policy)",
+  policy: "the policy",
+  reference: "the reference",
 };
 
 function doubles(view) {
@@ -189,7 +190,12 @@ function drawCurves(svg, box, title, curves, options) {
     if (curve.dash) style["stroke-dasharray"] = curve.dash;
     svg.append(node("path", { ...style, d: line(curve.values.map(change), box, height) }));
   }
-  const x = box.left + (options.step / (curves[0].values.length - 1)) * box.width;
+  const last = curves[0].values.length - 1;
+  const under = { y: box.top + box.height + 15, class: "small" };
+  svg.append(node("text", { ...under, x: box.left }, "step 0"));
+  const right = { ...under, x: box.left + box.width, "text-anchor": "end" };
+  svg.append(node("text", right, String(last)));
+  const x = box.left + (options.step / last) * box.width;
   svg.append(node("path", { class: "frame", d: `M${x} ${box.top}v${box.height}` }));
 }
 
@@ -253,8 +259,8 @@ function lastMean(kl, count) {
   return kl.slice(-count).reduce((a, b) => a + b, 0) / count;
 }
 
-function picture(trace, step, target) {
-  const svg = node("svg", { viewBox: `0 0 ${WIDTH} 350`, role: "img" });
+function picture(trace, step, target, usualKl) {
+  const svg = node("svg", { viewBox: `0 0 ${WIDTH} 358`, role: "img" });
   const wide = { left: LEFT, top: 24, width: WIDTH - LEFT - 10, height: 110 };
   drawPolicy(svg, wide, trace.logProbs[step], target);
   const boxes = [0, 1, 2].map((i) => (
@@ -266,13 +272,15 @@ function picture(trace, step, target) {
     { values: trace.best, color: ORANGE, dash: "6 3" },
     { values: trace.logZ, color: BLUE },
   ], { step });
-  drawCurves(svg, boxes[1], "KL(π‖p*), log axis", [{ values: trace.kl, color: BLUE }],
-    { step, log: true });
+  drawCurves(svg, boxes[1], "KL(π‖p*), log axis", [
+    { values: usualKl, color: "currentColor", width: 1, dash: "2 3" },
+    { values: trace.kl, color: BLUE },
+  ], { step, log: true });
   drawCurves(svg, boxes[2], "rms residual (root of the loss)",
     [{ values: trace.rms, color: BLUE }], { step, floor: 0 });
-  const words = "log Z in the residual: blue line; true: dotted; true − KL: orange " +
-    "dashes.  Upright lines: the step that is shown.";
-  svg.append(node("text", { x: LEFT, y: 342 }, words));
+  const words = "log Z: blue is in the residual, dotted is true, orange is true − KL.  " +
+    "KL: dotted is the run with log Z learned.  Upright: the shown step.";
+  svg.append(node("text", { x: LEFT, y: 354 }, words));
   return svg;
 }
 
@@ -307,6 +315,7 @@ function render({ model, el }) {
     seed: () => model.get("batch_size") !== 0,
   };
   let trace = null;
+  let usualKl = null;
   let facts = [];
   let verdict = "";
 
@@ -319,15 +328,19 @@ function render({ model, el }) {
   function retrain() {
     const chosen = settings();
     const seed = model.get("seed");
-    const ends = [];
-    for (let draw = 0; draw < limits.draws; draw += 1) {
-      const run = train(world, chosen, seed + draw);
-      if (!draw) trace = run;
-      ends.push(lastMean(run.kl, limits.last));
+    const usual = { ...chosen, mode: "learned", log_z_learning_rate: USUAL_RATE };
+    trace = train(world, chosen, seed);
+    usualKl = train(world, usual, seed).kl;
+    const ends = [lastMean(trace.kl, limits.last)];
+    // without samples all draws are the same
+    for (let more = 1; chosen.batch_size && more < limits.draws; more += 1) {
+      ends.push(lastMean(train(world, chosen, seed + more).kl, limits.last));
     }
     const [mean, deviation] = spread(ends);
-    verdict = `KL(π‖p*) at the end: ${round(mean)} ± ${round(deviation)} nats ` +
-      `(last ${limits.last} steps, ${limits.draws} different draws)`;
+    const how = `last ${limits.last} steps`;
+    verdict = `KL(π‖p*) at the end: ${round(mean)} ` + (chosen.batch_size
+      ? `± ${round(deviation)} nats (${how}, ${limits.draws} different draws)`
+      : `nats (${how}, exact: nothing is drawn)`);
     draw();
   }
 
@@ -360,9 +373,9 @@ function render({ model, el }) {
       Object.assign(document.createElement("span"), { textContent: fact })
     )));
     el.querySelector(".verdict").textContent = verdict;
-    const svg = picture(trace, step, target);
-    svg.setAttribute("aria-label", `Z-lab, log Z ${MODES[model.get("mode")]}, samples ` +
-      `from ${SAMPLERS[model.get("sampler")]}: ${facts.join(", ")}. ${verdict}.`);
+    const svg = picture(trace, step, target, usualKl);
+    svg.setAttribute("aria-label", `Z-lab, log Z ${MODES[model.get("mode")]}, sampled ` +
+      `by ${SAMPLERS[model.get("sampler")]}: ${facts.join(", ")}. ${verdict}.`);
     el.querySelector(".picture").replaceChildren(svg);
   }
 
