@@ -10,11 +10,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowrl_lab._validation import (
     bad_input,
+    check_batch,
     check_finite,
     check_number,
     check_tensor,
@@ -32,6 +33,7 @@ from flowrl_lab.types import AnswerSet, ExactReport
 
 __all__ = [
     "PASS_AT",
+    "exact_log_flows",
     "exact_report",
     "exact_target",
     "gradient_noise",
@@ -236,6 +238,58 @@ def gradient_noise(
     return 4 * (spread - mean_gradient.square().sum())
 
 
+def exact_log_flows(
+    completion_ids: Int[Tensor, "N T"],
+    ref_log_probs: Float[Tensor, "N T"],
+    rewards: Float[Tensor, " N"],
+    completion_mask: Bool[Tensor, "N T"],
+    *,
+    reward_scale: float,
+) -> Float[Tensor, "N prefixes"]:
+    """The flows that make detailed balance exact, for listed completions.
+
+        F(prefix) = log Σ_endings π_ref(ending | prefix) exp(β r(prefix + ending))
+
+    Source: GFlowNet state flows (arXiv 2111.09266), relative to π_ref, as in
+    ``losses.detailed_balance_loss``.  F of the empty prefix is log Z, and the
+    target's next-token probability is π_ref exp(F_child - F_parent).
+
+    Args:
+        completion_ids: all completions of one prompt, each once.
+        ref_log_probs: log π_ref of their tokens.
+        rewards: one per completion.
+        completion_mask: True on the tokens, then False.
+        reward_scale: β.
+
+    Returns:
+        log flow of each completion's prefixes, F_0 (empty) to F_T, nats; from the
+        complete text on it is β r.
+
+    Raises:
+        ValueError: bad tensors, probabilities that do not sum to 1.
+    """
+    tokens = {"ref_log_probs": ref_log_probs}
+    check_batch(completion_mask, tokens, {"rewards": rewards})
+    check_tensor(
+        "completion_ids", completion_ids, completion_mask.shape, "[N, T]", "int"
+    )
+    check_number("reward_scale", reward_scale)
+    counted = ref_log_probs.masked_fill(~completion_mask, 0.0)
+    _check_total("ref_log_probs", counted.sum(dim=1), True)
+    # Padding gets an id of its own, so that it never joins two prefixes.
+    ids = completion_ids.masked_fill(~completion_mask, -1)
+    paid = reward_scale * rewards
+    group = torch.zeros_like(ids[:, 0])  # completions that share their first t tokens
+    columns = []
+    for t in range(ids.shape[1] + 1):
+        if t > 0:
+            longer = torch.stack([group, ids[:, t - 1]], dim=1)
+            _, group = longer.unique(dim=0, return_inverse=True)
+        endings = counted[:, t:].sum(dim=1) + paid
+        columns.append(_group_logsumexp(endings, group)[group])
+    return torch.stack(columns, dim=1)
+
+
 def exact_report(
     log_probs: Float[Tensor, " N"],
     ref_log_probs: Float[Tensor, " N"],
@@ -347,6 +401,15 @@ def _check_answers(ref_log_probs: Tensor, rewards: Tensor, reward_scale: float) 
     check_number("reward_scale", reward_scale)
     # An answer may be impossible (-inf), but not all of them, and none is NaN.
     check_finite({"ref_log_probs": ref_log_probs.logsumexp(dim=0)})
+
+
+def _group_logsumexp(values: Tensor, group: Tensor) -> Tensor:
+    """log Σ exp over the values of each group, numbered from 0."""
+    count = int(group.max()) + 1
+    # the largest of each group is taken out, so that no group underflows to 0
+    top = values.new_full((count,), -math.inf).scatter_reduce(0, group, values, "amax")
+    rest = (values - top[group]).exp()
+    return top + values.new_zeros(count).index_add(0, group, rest).log()
 
 
 def _check_total(name: str, log_probs: Tensor, exhaustive: bool) -> Tensor:

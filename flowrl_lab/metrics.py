@@ -14,13 +14,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowrl_lab._validation import bad_input, check_count, check_number, check_tensor
+from flowrl_lab._validation import (
+    bad_input,
+    check_count,
+    check_finite,
+    check_number,
+    check_tensor,
+)
 from flowrl_lab.tokens import at_least_float32
 
 __all__ = [
     "distinct_n",
     "distinct_solutions",
     "effective_number",
+    "effective_sample_size",
     "exact_pass_at_k",
     "expected_distinct",
     "js_divergence",
@@ -125,6 +132,35 @@ def effective_number(log_p: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"
     _check_log_probs("log_p", log_p)
     # KL to the constant 1 is minus the entropy.
     return (-_kl(log_p, torch.zeros_like(log_p))).exp()
+
+
+def effective_sample_size(
+    log_weights: Float[Tensor, "*batch N"],
+) -> Float[Tensor, "*batch"]:
+    """How many equally weighted samples are worth N samples with these weights.
+
+        ESS = (Σ w)² / Σ w²,   w = exp(log_weights)
+
+    Source: Kong (1992).  Between 1 (one sample has all the weight) and N; a
+    constant factor of all weights changes nothing.
+
+    Args:
+        log_weights: log importance weights log π - log π_old, nats.
+
+    Returns:
+        A number of samples, along the last axis.
+
+    Raises:
+        ValueError: no sample, NaN or infinity, a wrong dtype.
+    """
+    dims = max(getattr(log_weights, "ndim", 1), 1)
+    check_tensor("log_weights", log_weights, (None,) * dims, "[..., N]: log weights")
+    check_finite({"log_weights": log_weights})
+    log_weights = at_least_float32(log_weights)
+    # In logs: the weights themselves would overflow long before their ratio does.
+    total = 2 * log_weights.logsumexp(dim=-1)
+    squares = (2 * log_weights).logsumexp(dim=-1)
+    return (total - squares).exp()
 
 
 def mode_coverage(

@@ -371,6 +371,27 @@ TABLE = {
         ENUMERATED,
         ENUMERATED_BAD | {"rewards": [*BAD_ANSWER_REWARDS, torch.full((N,), -INF)]},
     ),
+    exact.exact_log_flows: (
+        {
+            "completion_ids": torch.arange(N).unsqueeze(1),
+            "ref_log_probs": LOG_P.unsqueeze(1),
+            "rewards": torch.tensor([1.0, 0.0, 0.5]),
+            "completion_mask": torch.ones(N, 1, dtype=torch.bool),
+            "reward_scale": 2.0,
+        },
+        {
+            "completion_ids": [*WRONG_TYPE, LOG_P, torch.arange(N)],
+            "ref_log_probs": [
+                *WRONG_TYPE,
+                LOG_P,
+                LOG_P.unsqueeze(1) - 1.0,
+                poisoned(LOG_P.unsqueeze(1), NAN),
+            ],
+            "rewards": [*WRONG_TYPE, torch.zeros(N, 1), poisoned(LOG_P, NAN)],
+            "completion_mask": [*WRONG_TYPE, torch.ones(N, 1), torch.zeros(N, 1) > 0],
+            "reward_scale": [-1.0, NAN, "two"],
+        },
+    ),
     exact.length_normalized_target: (
         ENUMERATED | {"lengths": torch.tensor([1, 2, 3]), "log_z": 0.0},
         ENUMERATED_BAD
@@ -455,6 +476,19 @@ TABLE = {
                 torch.tensor([1]),
             ],
             "k": BAD_COUNT,
+        },
+    ),
+    metrics.effective_sample_size: (
+        {"log_weights": ROWS},
+        {
+            "log_weights": [
+                *WRONG_TYPE,
+                torch.tensor(0.5),
+                ROWS[:0],
+                ROWS.long(),
+                poisoned(ROWS, NAN),
+                poisoned(ROWS, -INF),
+            ]
         },
     ),
     metrics.expected_distinct: (

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from flowrl_lab.exact import (
+    exact_log_flows,
     exact_report,
     exact_target,
     gradient_noise,
@@ -15,7 +16,7 @@ from flowrl_lab.exact import (
     optimal_log_z,
     reference_log_partition,
 )
-from flowrl_lab.losses import flowrl_residuals
+from flowrl_lab.losses import detailed_balance_loss, flowrl_residuals
 from flowrl_lab.types import AnswerSet
 
 SCALE = 1.7
@@ -323,3 +324,57 @@ def test_gradient_noise_refuses_what_makes_no_sense():
     with pytest.raises(ValueError, match="log_probs - ref_log_probs"):
         impossible = double([0.0, -math.inf])
         gradient_noise(even, impossible, rewards, 0.0, reward_scale=1.0)
+
+
+# --- flows -----------------------------------------------------------------
+
+
+def texts_of_different_length():
+    """Texts "a" (ends there), "ba" and "bb", token ids 0 and 1; padding is garbage."""
+    ids = torch.tensor([[0, 7], [1, 0], [1, 1]])
+    mask = torch.tensor([[True, False], [True, True], [True, True]])
+    probs = double([[0.4, 9.0], [0.6, 0.25], [0.6, 0.75]])
+    return ids, probs.log(), double([0.5, 1.0, -1.0]), mask
+
+
+def test_flows_by_hand():
+    ids, ref, rewards, mask = texts_of_different_length()
+    flows = exact_log_flows(ids, ref, rewards, mask, reward_scale=2.0)
+    gains = [math.exp(2.0 * r) for r in rewards.tolist()]
+    after_b = 0.25 * gains[1] + 0.75 * gains[2]
+    start = 0.4 * gains[0] + 0.6 * after_b
+    expected = double(
+        [
+            [start, gains[0], gains[0]],
+            [start, after_b, gains[1]],
+            [start, after_b, gains[2]],
+        ]
+    ).log()
+    assert_close(flows, expected)
+
+
+def test_flows_and_target_leave_nothing_for_detailed_balance():
+    ids, ref, rewards, mask = texts_of_different_length()
+    flows = exact_log_flows(ids, ref, rewards, mask, reward_scale=2.0)
+    step = flows.diff(dim=1).masked_fill(~mask, 0.0)
+    policy = ref + step
+    target = exact_target((ref * mask).sum(1), rewards, reward_scale=2.0)
+    assert_close((policy * mask).sum(1), target)
+    loss = detailed_balance_loss(flows, policy, ref, rewards, mask, reward_scale=2.0)
+    assert_close(loss, double(0.0))
+
+
+def test_flows_survive_rewards_that_underflow():
+    ids, ref, rewards, mask = texts_of_different_length()
+    flows = exact_log_flows(ids, ref, rewards - 3000.0, mask, reward_scale=2.0)
+    plain = exact_log_flows(ids, ref, rewards, mask, reward_scale=2.0)
+    assert_close(flows, plain - 6000.0)
+
+
+@pytest.mark.bad_input
+def test_flows_refuse_a_list_that_is_not_complete():
+    ids, ref, rewards, mask = texts_of_different_length()
+    with pytest.raises(ValueError, match=r"sum to 0\.55"):
+        exact_log_flows(ids[:2], ref[:2], rewards[:2], mask[:2], reward_scale=2.0)
+    with pytest.raises(ValueError, match="completion_ids"):
+        exact_log_flows(ids[:, :1], ref, rewards, mask, reward_scale=2.0)

@@ -207,3 +207,30 @@ def test_self_bleu_is_the_mean_of_each_against_the_rest(monkeypatch):
     value = metrics.self_bleu(["a", "b", "c"])
     assert calls == [("a", ["b", "c"]), ("b", ["a", "c"]), ("c", ["a", "b"])]
     assert value == pytest.approx(statistics.fmean([0.1, 0.2, 0.3]))
+
+
+# --- importance weights ----------------------------------------------------
+
+
+def test_effective_sample_size_by_hand():
+    weights = double([[1.0, 1.0, 1.0, 1.0], [4.0, 2.0, 1.0, 1.0]])
+    result = metrics.effective_sample_size(weights.log())
+    assert_close(result, double([4.0, 64.0 / 22.0]))
+
+
+def test_effective_sample_size_is_between_one_and_n_and_free_of_scale():
+    log_weights = double([0.0, -1.0, 2.0, 0.3])
+    plain = metrics.effective_sample_size(log_weights)
+    assert 1 < plain < 4
+    assert_close(metrics.effective_sample_size(log_weights + 5000.0), plain)
+    alone = metrics.effective_sample_size(double([0.0, 800.0, 0.0]))
+    assert_close(alone, double(1.0))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("bad", [[], [float("nan"), 0.0], [float("-inf")]])
+def test_effective_sample_size_refuses_what_is_no_weight(bad):
+    with pytest.raises(ValueError, match="log_weights"):
+        metrics.effective_sample_size(double(bad))
+    with pytest.raises(ValueError, match="log_weights"):
+        metrics.effective_sample_size(double(0.0))

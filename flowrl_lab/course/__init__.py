@@ -6,6 +6,7 @@ from flowrl_lab.course.hints import Reveal, hint_and_solution
 from flowrl_lab.course.pictures import Picture, draw_curves, draw_distributions
 from flowrl_lab.course.predictions import answer, outcome, predict, predicted
 from flowrl_lab.course.quiz_questions import quiz
+from flowrl_lab.course.word_pictures import draw_pictures
 
 __all__ = [
     "EXERCISES",
@@ -18,6 +19,7 @@ __all__ = [
     "check",
     "draw_curves",
     "draw_distributions",
+    "draw_pictures",
     "hint_and_solution",
     "outcome",
     "predict",
