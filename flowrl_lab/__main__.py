@@ -16,6 +16,7 @@ from pathlib import Path
 
 COMMANDS = (
     "train", "compare", "doctor", "pretrain", "collect", "recorded", "explorer-data",
+    "report",
 )  # fmt: skip
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 EXAMPLES = """examples:
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_collect(commands)
     _add_recorded(commands)
     _add_explorer_data(commands)
+    _add_report(commands)
     return parser
 
 
@@ -158,6 +160,21 @@ def _add_explorer_data(commands) -> None:
     )
     explorer.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     explorer.set_defaults(action=run_explorer_data)
+
+
+def _add_report(commands) -> None:
+    report = commands.add_parser(
+        "report", help="one HTML page of a learner's course: predictions, checks, quiz"
+    )
+    report.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        help="progress files, merged; default: your own",
+    )
+    report.add_argument("--out", default="course.html", help="default: %(default)s")
+    report.add_argument("--force", action="store_true", help="replace OUT")
+    report.set_defaults(action=run_report)
 
 
 # ---------------------------------------------------------------------- settings
@@ -407,6 +424,15 @@ def run_explorer_data(args: argparse.Namespace) -> int:
     progress.close()
     facts = landscape_runs.write_grid(args.out, grid, perf_counter() - start)
     print(f"{landscape_runs.DATA} in {args.out}, sha256 {facts['sha256']}")
+    return DONE
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """``report``: what a learner predicted, solved and answered."""
+    from flowrl_lab.course.report import write_course
+
+    count = write_course(args.files, args.out, overwrite=args.force)
+    print(f"{count} events: {args.out}")
     return DONE
 
 

@@ -31,7 +31,7 @@ from flowrl_lab.summaries import (
 )
 from flowrl_lab.svg import INK, draw_axes
 
-__all__ = ["render_report", "write_report"]
+__all__ = ["html_page", "html_table", "render_report", "write_report"]
 
 CURVES = ("reward", "accuracy", "effective_answers", *ALWAYS_LOG, "entropy")
 FRONT = ("accuracy", "effective_answers")
@@ -123,7 +123,11 @@ def render_report(
         _environment_table(results),
         _again(command),
     ]
-    body = "\n".join(part for part in parts if part)
+    return html_page(title, "\n".join(part for part in parts if part))
+
+
+def html_page(title: str, body: str) -> str:
+    """A whole page around ``body``: self-contained, in the reader's theme."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -156,7 +160,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; the first cell of a row is its heading."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(
@@ -184,7 +188,7 @@ def _summary_table(results: list[RunResult], groups: dict) -> str:
         "At the end of training: mean ± standard deviation over n seeds. "
         "↑ higher is better, ↓ lower is better."
     )
-    return _table(caption, head, rows)
+    return html_table(caption, head, rows)
 
 
 def _run_table(groups: dict[str, list[RunResult]]) -> str:
@@ -200,7 +204,7 @@ def _run_table(groups: dict[str, list[RunResult]]) -> str:
         for run in runs
     ]
     head = ["run", "seed", "steps", "tokens", *(metric.heading for metric in shown)]
-    table = _table("The last evaluation of each run.", head, rows)
+    table = html_table("The last evaluation of each run.", head, rows)
     return f"<details><summary>{len(runs)} runs</summary>{table}</details>"
 
 
@@ -331,8 +335,8 @@ def _settings(groups: dict[str, list[RunResult]]) -> str:
     apart = [row for row in rows if len(set(row[1:])) > 1]
     parts = []
     if apart:
-        parts.append(_table("What differs.", ["setting", *configs], apart))
-    table = _table("The same in all runs.", ["setting", "value"], shared)
+        parts.append(html_table("What differs.", ["setting", *configs], apart))
+    table = html_table("The same in all runs.", ["setting", "value"], shared)
     parts.append(f"<details><summary>Shared settings</summary>{table}</details>")
     return "\n".join(parts)
 
@@ -349,7 +353,7 @@ def _environment_table(results: Sequence[RunResult]) -> str:
             if str(value) not in values:
                 values.append(str(value))
     rows = [[key, ", ".join(values)] for key, values in facts.items()]
-    return _table("Versions and machine.", ["what", "value"], rows)
+    return html_table("Versions and machine.", ["what", "value"], rows)
 
 
 def _again(command: str) -> str:
