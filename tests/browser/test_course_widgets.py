@@ -89,7 +89,7 @@ def test_predictions_by_keyboard_are_kept_when_the_cell_runs_again(
     assert "You predicted: two. It came out as: three" in output(visit, 4).inner_text()
     assert "That is 3.1 nats more" in output(visit, 5).inner_text()
     picture = output(visit, 5).locator("svg[role=img]")
-    assert "you: 4.4 nats" in picture.inner_text()
+    assert "you: 4.4 nats" in picture.text_content()
     assert error_outputs(visit) == []
     # a choice as a cell's last value would stand below its own picture once more
     assert "'two'" not in output(visit, 4).inner_text()

@@ -1,0 +1,120 @@
+"""Every notebook's exercises as a learner runs them, unsolved and solved.
+
+The cells themselves run, in order, in one namespace: the setup, all imports, and of
+each exercise the stub, its check, its hint and its adopting import.  What lies
+between (training, plots) is nbval's; so this is fast.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def unsolved(cell: nbformat.NotebookNode) -> Callable:
+    """The stub as it is shipped."""
+    names: dict = {}
+    exec(cell.source, names)
+    return names[ast.parse(cell.source).body[-1].name]
+
+
+def solved(cell: nbformat.NotebookNode) -> Callable:
+    """The stub with the body of the library's function, among that one's imports."""
+    module, _, name = cell.metadata["flowrl"]["solution"].partition(":")
+    home = importlib.import_module(module)
+    source = inspect.getsource(inspect.unwrap(getattr(home, name)))
+    stub, solution = (ast.parse(text).body[-1] for text in (cell.source, source))
+    stub.body = solution.body
+    flags = __future__.annotations.compiler_flag
+    code = compile(
+        ast.Module([stub], type_ignores=[]), f"<{name}>", "exec", flags=flags
+    )
+    names = dict(vars(home))
+    exec(code, names)
+    assert names[name] is not getattr(home, name)
+    return names[name]
+
+
+def run_exercises(path: Path, write: Callable) -> dict[str, str]:
+    """Run the cells; every exercise's verdict."""
+    cells = nbformat.read(path, as_version=nbformat.NO_CONVERT).cells
+    cells = [cell for cell in cells if cell.cell_type == "code"]
+    names: dict = {"__name__": "__main__"}
+    verdicts = {}
+    exec(cells[0].source, names)  # the setup
+    for cell in cells[1:]:
+        mark = cell.metadata.get("flowrl", {})
+        if "exercise" in mark:
+            learners = write(cell)
+            names[learners.__name__] = learners
+        elif cell.source.startswith("check("):
+            result = eval(cell.source, names)
+            verdicts[result.name] = f"{result.status} {result.mistake}".strip()
+        elif cell.source.startswith("hint_and_solution("):
+            assert eval(cell.source, names).hint
+        else:
+            body = ast.parse(cell.source).body
+            imports = [s for s in body if isinstance(s, ast.Import | ast.ImportFrom)]
+            exec(compile(ast.Module(imports, []), "<imports>", "exec"), names)
+            for one in imports:
+                assert_adopted(one, names)
+    return verdicts
+
+
+def assert_adopted(statement: ast.stmt, names: dict) -> None:
+    """After an import the library's function stands where the learner's was."""
+    if isinstance(statement, ast.ImportFrom) and statement.module.startswith("flowrl"):
+        module = importlib.import_module(statement.module)
+        for alias in statement.names:
+            assert names[alias.asname or alias.name] is getattr(module, alias.name)
+
+
+def exercise_names(path: Path) -> set[str]:
+    cells = nbformat.read(path, as_version=nbformat.NO_CONVERT).cells
+    marks = (cell.metadata.get("flowrl", {}) for cell in cells)
+    return {mark["exercise"] for mark in marks if "exercise" in mark}
+
+
+@each_notebook
+@pytest.mark.parametrize(
+    ("write", "verdict"), [(unsolved, "not attempted"), (solved, "passed")]
+)
+def test_the_cells_give_the_verdict(path, write, verdict):
+    names = exercise_names(path)
+    assert names
+    assert run_exercises(path, write) == dict.fromkeys(names, verdict)
+
+
+@each_notebook
+def test_a_crash_or_an_endless_loop_in_a_cell_stops_nothing(path, monkeypatch):
+    """The same cells with broken solutions: each check says so and the next runs."""
+    import flowrl_lab.course as course
+
+    def write(cell: nbformat.NotebookNode) -> Callable:
+        name = unsolved(cell).__name__
+        crash = len(name) % 2
+
+        def broken(*_arguments, **_settings):
+            if crash:
+                raise ZeroDivisionError("made for this test")
+            while True:
+                pass
+
+        broken.__name__ = name
+        return broken
+
+    slow = course.check
+    monkeypatch.setattr(course, "check", lambda *given: slow(*given, seconds=0.2))
+    verdicts = run_exercises(path, write)
+    assert verdicts == dict.fromkeys(exercise_names(path), "failed")
