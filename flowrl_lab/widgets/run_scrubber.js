@@ -42,6 +42,12 @@ function expect(logP, value) {
 const effective = (logP) => Math.exp(-expect(logP, (i) => logP[i]));
 const divergence = (logP, logQ) => expect(logP, (i) => logP[i] - logQ[i]);
 
+// the smallest of 1, 2 and 5 times a power of ten that is not below `least`
+function roundStep(least) {
+  const power = 10 ** Math.floor(Math.log10(least));
+  return [1, 2, 5, 10].find((factor) => factor * power >= least) * power;
+}
+
 function draw(target, policy, live, color, words) {
   const high = 1.6 * Math.max(...target);
   const count = target.length;
@@ -52,11 +58,12 @@ function draw(target, policy, live, color, words) {
     values.map((v, i) => `${i ? "L" : "M"}${across(i)} ${up(v)}`).join("");
   const size = { viewBox: `0 0 ${WIDTH} ${base + 34}`, role: "img", "aria-label": words };
   const svg = node("svg", size);
-  for (const part of [0, 0.25, 0.5, 0.75, 1]) {
-    const y = up(part * high);
+  const gap = roundStep(high / 5);
+  for (let value = 0; value <= high; value += gap) {
+    const y = up(value);
     svg.append(node("path", { class: "grid", d: `M${LEFT} ${y}H${WIDTH - RIGHT}` }));
     const place = { x: LEFT - 6, y: y + 4, "text-anchor": "end" };
-    svg.append(node("text", place, round(part * high)));
+    svg.append(node("text", place, round(value)));
   }
   for (let i = 0; i < count; i += 10) {
     const place = { x: across(i), y: base + 15, "text-anchor": "middle" };
@@ -107,6 +114,7 @@ function makeControls(el, objectives, scales, steps) {
     Object.assign(input, { type: "radio", name: id, value: objective.name });
     const mark = document.createElement("span");
     mark.style.color = objective.color;
+    mark.setAttribute("aria-hidden", "true");
     mark.textContent = "━ ";
     label.append(input, " ", mark, objective.name);
     el.querySelector("fieldset").append(label);
