@@ -144,6 +144,66 @@ def test_gradients_are_the_models(policies):
         torch.testing.assert_close(tree, plain)
 
 
+def sample_and_weigh(policies):
+    """Samples of the tree policy, and a weight for each of their tokens."""
+    _, tree = policies
+    prompts = make_prompts(padded=True)
+    sampled = tree.sample(prompts, 5, generator=torch.Generator().manual_seed(4))
+    ids, mask = sampled.completion_ids, sampled.completion_mask
+    weights = torch.linspace(-1, 1, ids.numel()).view(ids.shape)
+    return prompts, ids, mask, weights
+
+
+def test_activations_of_sampling_serve_the_first_update(policies, monkeypatch):
+    plain, tree = policies
+    prompts, ids, mask, weights = sample_and_weigh(policies)
+    expected = plain.evaluate(prompts, ids, mask)
+    wanted = torch.autograd.grad(
+        (expected.log_probs * weights + expected.entropies).sum(),
+        plain.trainable_parameters(),
+    )
+    monkeypatch.setattr(TreeLlama, "states", None)  # would fail if it were used
+    found = tree.evaluate(prompts, ids, mask)
+    torch.testing.assert_close(found.log_probs, expected.log_probs)
+    gradients = torch.autograd.grad(
+        (found.log_probs * weights + found.entropies).sum(),
+        tree.trainable_parameters(),
+    )
+    for one, other in zip(gradients, wanted, strict=True):
+        assert other.abs().max() > 0.01
+        torch.testing.assert_close(one, other)
+
+
+def test_a_second_update_computes_its_own_activations(policies):
+    plain, tree = policies
+    prompts, ids, mask, weights = sample_and_weigh(policies)
+    with torch.no_grad():
+        for weight in tree.trainable_parameters():
+            weight.mul_(1.1)
+    gradients = []
+    for policy in policies:
+        log_probs = policy.evaluate(prompts, ids, mask).log_probs
+        loss = (log_probs * weights).sum()
+        gradients.append(torch.autograd.grad(loss, policy.trainable_parameters()))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, one)
+    assert plain.trainable_parameters()[0] is tree.trainable_parameters()[0]
+
+
+@pytest.mark.parametrize("spoil", ["update", "sample"])
+def test_no_gradient_from_activations_that_are_gone(policies, spoil):
+    _, tree = policies
+    prompts, ids, mask, weights = sample_and_weigh(policies)
+    loss = (tree.evaluate(prompts, ids, mask).log_probs * weights).sum()
+    if spoil == "sample":
+        tree.sample(prompts, 5, generator=torch.Generator().manual_seed(5))
+    else:
+        with torch.no_grad():
+            tree.trainable_parameters()[0].add_(0.1)
+    with pytest.raises(RuntimeError, match=r"modified by an inplace|evaluate again"):
+        loss.backward()
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_samples_are_the_same_draws(policies, padded):
     prompts = make_prompts(padded)

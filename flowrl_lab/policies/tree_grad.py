@@ -12,14 +12,12 @@ The tests compare every gradient with the Hugging Face model's.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowrl_lab.policies.prefix_tree import Level
-from flowrl_lab.policies.tree_llama import Adapter, Grid, LayerWeights, Tape, TreeLlama
+from flowrl_lab.policies.tree_llama import Adapter, LayerWeights, Tape, TreeLlama
 
 __all__ = ["differentiable_states"]
 
@@ -46,12 +44,14 @@ class _TreeStates(torch.autograd.Function):
     @staticmethod
     def forward(ctx, model, level, weights, tape, *_parameters):
         ctx.model, ctx.level, ctx.weights, ctx.tape = model, level, weights, tape
+        # autograd then refuses if the next rollout has written over the tape
+        ctx.save_for_backward(tape.states)
         return tape.states.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_states):
-        model, tape = ctx.model, ctx.tape
+        model, tape, _ = ctx.model, ctx.tape, ctx.saved_tensors
         if model.versions() != tape.versions:
             raise RuntimeError(
                 "the adapter was changed after these log-probs were computed, so "
@@ -76,7 +76,7 @@ class _Backward:
         self, model: TreeLlama, level: Level, weights: list[LayerWeights], tape: Tape
     ):
         self.model, self.weights, self.tape = model, weights, tape
-        self.grid = Grid(level, model.heads, tape.states.dtype)
+        self.grid = model.tree_grid(level)
         self.turn_back = model.rotation(level.positions).conj()
 
     def run(self, grad_states: Tensor) -> list[Gradients]:
@@ -118,7 +118,8 @@ class _Backward:
         adapters = self.model.adapters[number]
         if "o" in adapters:
             found["o"] = _adapter_gradient(adapters["o"], tape.mixed, grad)
-        grad_qkv = self._attention_gradient(tape.qkv, tape.mixed, grad @ weight.out)
+        grad_qkv = self.grid.gradient(tape.qkv, tape.mixed, grad @ weight.out)
+        grad_qkv = self.model.rotate_(grad_qkv, self.turn_back)
         norm_weight, _ = self.model.norm_weights(number)
         parts = zip(("q", "k", "v"), grad_qkv.chunk(3, -1), strict=True)
         self._shared_input(number, parts, tape.normed_1, norm_weight, found)
@@ -128,39 +129,26 @@ class _Backward:
         return grad + inner
 
     def _shared_input(self, number, parts, normed, norm_weight, found) -> None:
-        """Adapters that read the same normalised rows; the norm's weight is theirs."""
-        for name, grad in parts:
-            adapter = self.model.adapters[number].get(name)
-            if adapter is None:
-                continue
-            inside = Adapter(adapter.low * norm_weight, adapter.high, adapter.scaling)
-            if name in ("q", "k"):
-                inside = Adapter(
-                    inside.low, self.model.interleave(adapter.high), adapter.scaling
-                )
-            grad_low, grad_high = _adapter_gradient(inside, normed, grad)
-            if name in ("q", "k"):
-                grad_high = self.model.deinterleave(grad_high)
-            found[name] = grad_low * norm_weight, grad_high
+        """Adapters that read the same normalised rows; the norm's weight is theirs.
 
-    def _attention_gradient(self, qkv: Tensor, mixed: Tensor, grad: Tensor) -> Tensor:
-        """Gradient of the unturned q, k, v ``[N, 3H]``; attention is done again."""
-        grid, factor = self.grid, 1 / math.sqrt(self.model.head_size)
-        query, key, value = (part.flatten(0, 1) for part in grid.spread(qkv, 3))
-        (upstream,) = (part.flatten(0, 1) for part in grid.spread(grad, 1))
-        (result,) = (part.flatten(0, 1) for part in grid.spread(mixed, 1))
-        bias = grid.bias.expand(-1, grid.heads, -1, -1).flatten(0, 1)
-        scores = torch.baddbmm(bias, query, key.transpose(1, 2), alpha=factor)
-        probs = scores.softmax(-1)
-        grad_value = torch.bmm(probs.transpose(1, 2), upstream)
-        total = (upstream * result).sum(-1, keepdim=True)
-        grad_scores = torch.bmm(upstream, value.transpose(1, 2))
-        grad_scores = grad_scores.sub_(total).mul_(probs).mul_(factor)
-        grad_query = torch.bmm(grad_scores, key)
-        grad_key = torch.bmm(grad_scores.transpose(1, 2), query)
-        shape = (grid.prompts, grid.heads, grid.used, -1)
-        grads = [g.view(shape) for g in (grad_query, grad_key, grad_value)]
-        return self.model.rotate_(grid.collect(grads), self.turn_back)
+        Their narrow products with the rows are done as one.
+        """
+        adapters = self.model.adapters[number]
+        mine = [(name, grad) for name, grad in parts if name in adapters]
+        if not mine:
+            return
+        sizes = [len(adapters[name].low) for name, _ in mine]
+        low = torch.cat([adapters[name].low for name, _ in mine]) * norm_weight
+        narrow, back, highs = (normed @ low.T).split(sizes, dim=1), [], []
+        for (name, grad), rows in zip(mine, narrow, strict=True):
+            adapter, turned = adapters[name], name in ("q", "k")
+            high = self.model.interleave(adapter.high) if turned else adapter.high
+            back.append((grad @ high).mul_(adapter.scaling))
+            grad_high = (grad.T @ rows).mul_(adapter.scaling)
+            highs.append(self.model.deinterleave(grad_high) if turned else grad_high)
+        lows = ((torch.cat(back, dim=1).T @ normed) * norm_weight).split(sizes)
+        for (name, _), grad_low, grad_high in zip(mine, lows, highs, strict=True):
+            found[name] = grad_low, grad_high
 
 
 def _adapter_gradient(

@@ -14,14 +14,15 @@ repeated tokens cost more than the arithmetic:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from flowrl_lab.policies.prefix_tree import Level
+from flowrl_lab.policies.tree_attention import LevelGrid, TreeGrid
 
 __all__ = ["Adapter", "LayerWeights", "Tape", "TreeLlama"]
 
@@ -45,8 +46,7 @@ class LayerWeights:
     down: Tensor
 
 
-@dataclass
-class LayerTape:
+class LayerTape(NamedTuple):
     """What the backward pass of one layer reads, a row for each node."""
 
     normed_1: Tensor  # [N, H] input of qkv, before the norm's weight
@@ -57,38 +57,46 @@ class LayerTape:
     scale_2: Tensor
     gate_up: Tensor  # [N, 2I]
 
+    def rows(self, start: int, stop: int) -> LayerTape:
+        """A part of it, as views."""
+        return LayerTape(*(part[start:stop] for part in self))
+
 
 @dataclass
 class Tape:
-    """Activations of all nodes of a tree, in their order, level after level.
+    """Activations of the nodes of a tree, in their order, level after level.
 
     Attributes:
         layers: one entry for each layer.
         states: final normalised states, ``[N, H]``.
         final_scale: what the last norm multiplied with, ``[N, 1]``.
+        length: nodes so far; the tensors may have room for more.
         versions: of the adapter's parameters, when this was computed.
     """
 
-    layers: list[LayerTape] = field(default_factory=list)
-    states: Tensor | None = None
-    final_scale: Tensor | None = None
+    layers: list[LayerTape]
+    states: Tensor
+    final_scale: Tensor
+    length: int = 0
     versions: tuple[tuple[int, int], ...] = ()
 
-    @staticmethod
-    def join(parts: list[Tape]) -> Tape:
-        """One tape of several levels."""
-        if len(parts) == 1:
-            return parts[0]
-        layers = [
-            LayerTape(*(torch.cat(pieces) for pieces in zip(*rows, strict=True)))
-            for rows in zip(
-                *([tuple(vars(layer).values()) for layer in p.layers] for p in parts),
-                strict=True,
-            )
-        ]
-        states = torch.cat([part.states for part in parts])
-        scale = torch.cat([part.final_scale for part in parts])
-        return Tape(layers, states, scale, parts[0].versions)
+    @property
+    def room(self) -> int:
+        """How many nodes it can hold."""
+        return len(self.states)
+
+    def after(self, count: int) -> Tape:
+        """Room for ``count`` more nodes, as views."""
+        return self.rows(self.length, self.length + count)
+
+    def rows(self, start: int, stop: int) -> Tape:
+        """A part of it, as views."""
+        layers = [layer.rows(start, stop) for layer in self.layers]
+        states, scale = self.states[start:stop], self.final_scale[start:stop]
+        return Tape(layers, states, scale, stop - start, self.versions)
+
+
+NOTHING = LayerTape(*[None] * 7)  # where a pass keeps nothing
 
 
 class TreeLlama:
@@ -105,6 +113,7 @@ class TreeLlama:
         self.head_size = config.hidden_size // self.heads
         self.adapters = [_find_adapters(layer) for layer in self._body.layers]
         self._reference: list[LayerWeights] | None = None
+        self._grid: TreeGrid | None = None
 
     @staticmethod
     def supports(model) -> bool:
@@ -186,6 +195,19 @@ class TreeLlama:
         shape = (prompts * slots, 2 * self.heads * self.head_size)
         return [weight.new_zeros(shape) for _ in self._body.layers]
 
+    def new_tape(self, room: int) -> Tape:
+        """An empty tape for up to ``room`` nodes."""
+        like = self._body.embed_tokens.weight
+        hidden, inner = like.shape[1], self._model.config.intermediate_size
+        wide = (hidden, 1, 3 * hidden, hidden, hidden, 1, 2 * inner)
+
+        def empty(columns: int) -> Tensor:
+            dtype = torch.float32 if columns == 1 else like.dtype
+            return torch.empty(room, columns, dtype=dtype, device=like.device)
+
+        layers = [LayerTape(*map(empty, wide)) for _ in self._body.layers]
+        return Tape(layers, empty(hidden), empty(1))
+
     @torch.no_grad()
     def states(
         self,
@@ -200,44 +222,64 @@ class TreeLlama:
             level: the nodes; without a cache, all of their ancestors are in it.
             weights: as ``weights()`` gives them.
             cache: keys and values of earlier levels; gets this level's added.
-            tape: gets what the backward pass needs.
+            tape: gets what the backward pass needs, after what it holds already.
         """
         hidden = functional.embedding(level.tokens, self._body.embed_tokens.weight)
-        grid = Grid(level, self.heads, hidden.dtype)
+        if cache is None:
+            grid, stores = self.tree_grid(level), [()] * len(weights)
+        else:
+            grid = LevelGrid(level, self.heads, hidden.dtype)
+            stores = [(store,) for store in cache]
         turn = self.rotation(level.positions)
+        rows = (
+            None if tape is None else tape.rows(tape.length, tape.length + len(level))
+        )
         for number, weight in enumerate(weights):
-            normed_1, scale_1 = self._norm(hidden)
-            qkv = self.rotate_(functional.linear(normed_1, weight.qkv), turn)
-            mixed = grid.attend(qkv, None if cache is None else cache[number])
+            keep = NOTHING if rows is None else rows.layers[number]
+            normed, _ = self._norm(hidden, keep.normed_1, keep.scale_1)
+            qkv = torch.mm(normed, weight.qkv.T, out=keep.qkv)
+            mixed = grid.attend(self.rotate_(qkv, turn), *stores[number], keep.mixed)
             hidden = torch.addmm(hidden, mixed, weight.out.T)
-            normed_2, scale_2 = self._norm(hidden)
-            gate_up = functional.linear(normed_2, weight.gate_up)
+            normed, _ = self._norm(hidden, keep.normed_2, keep.scale_2)
+            gate_up = torch.mm(normed, weight.gate_up.T, out=keep.gate_up)
             gate, up = gate_up.chunk(2, -1)
-            active = functional.silu(gate).mul_(up)
-            hidden = hidden.addmm_(active, weight.down.T)
-            if tape is not None:
-                tape.layers.append(
-                    LayerTape(normed_1, scale_1, qkv, mixed, normed_2, scale_2, gate_up)
-                )
+            hidden.addmm_(functional.silu(gate).mul_(up), weight.down.T)
         normed, scale = self._norm(hidden)
-        states = normed * self.final_norm_weight
-        if tape is not None:
-            tape.states, tape.final_scale = states, scale
+        states = normed.mul_(self.final_norm_weight)
+        if rows is not None:
+            rows.states.copy_(states)
+            rows.final_scale.copy_(scale)
+            tape.length += len(level)
             tape.versions = self.versions()
         return states
+
+    def tree_grid(self, level: Level) -> TreeGrid:
+        """Where the nodes of a whole tree stand; policy and reference share it."""
+        if self._grid is None or self._grid.level is not level:
+            dtype = self._body.embed_tokens.weight.dtype
+            self._grid = TreeGrid(level, self.heads, dtype)
+        return self._grid
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits of states."""
         return functional.linear(states, self._model.lm_head.weight)
 
-    def _norm(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows at root mean square 1, and what they were multiplied with."""
+    def _norm(
+        self, hidden: Tensor, normed: Tensor | None = None, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rows at root mean square 1, and what they were multiplied with.
+
+        Written to ``normed`` and ``scale`` where they are given.
+        """
         epsilon = self._model.config.rms_norm_eps
         # transformers normalises in float32 whatever the model's dtype
         wide = hidden.float()
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        scale = length.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
-        return (wide * scale).to(hidden.dtype), scale
+        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True, out=scale)
+        scale.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+        if hidden.dtype == torch.float32:
+            return torch.mul(hidden, scale, out=normed), scale
+        narrow = (wide * scale).to(hidden.dtype)
+        return (narrow if normed is None else normed.copy_(narrow)), scale
 
     def rotation(self, positions: Tensor) -> Tensor:
         """The rotary embedding's turns as complex numbers, ``[N, 1, size / 2]``."""
@@ -281,64 +323,3 @@ def _find_adapters(layer) -> dict[str, Adapter]:
             low, high = linear.lora_A[key].weight, linear.lora_B[key].weight
             found[name] = Adapter(low, high, linear.scaling[key])
     return found
-
-
-class Grid:
-    """Puts flat nodes on a [prompts, places] grid for attention, and back."""
-
-    def __init__(self, level: Level, heads: int, dtype: torch.dtype):
-        self.prompts, self._slots = len(level.filled), level.sees.shape[1]
-        self.heads = heads
-        self.used = int(level.filled.max())
-        self._home = level.prompts * self._slots + level.slots
-        # queries of this level stand beside each other, whatever slots they have
-        place = level.slots - (
-            level.filled - torch.bincount(level.prompts, minlength=self.prompts)
-        )[level.prompts]  # fmt: skip
-        self._width = int(place.max()) + 1
-        self._place = level.prompts * self._width + place
-        seen = level.sees[:, : self.used]
-        # places without a node see everything: any softmax will do there
-        # (and of the queries' dtype: PyTorch misreads a bias of another one)
-        rows = self.prompts * self._width
-        bias = torch.zeros(rows, self.used, dtype=dtype, device=seen.device)
-        bias[self._place] = bias[self._place].masked_fill(~seen, float("-inf"))
-        self.bias = bias.view(self.prompts, 1, self._width, self.used)
-
-    def attend(self, qkv: Tensor, store: Tensor | None) -> Tensor:
-        """Attention of each node over the slots it sees, ``[N, heads * size]``.
-
-        Args:
-            qkv: of this level's nodes, ``[N, 3 * heads * size]``.
-            store: keys and values of all slots, ``[P * L, 2 * heads * size]``; gets
-                this level's.  None: this level is all there is.
-        """
-        third = qkv.shape[1] // 3
-        if store is None:
-            query, key, value = self.spread(qkv, 3)
-        else:
-            store.index_copy_(0, self._home, qkv[:, third:])
-            key, value = self._open(store, self._slots, self.used, 2)
-            queries = qkv.new_zeros(self.prompts * self._width, third)
-            queries.index_copy_(0, self._place, qkv[:, :third])
-            (query,) = self._open(queries, self._width, self._width, 1)
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=self.bias
-        )
-        return mixed.transpose(1, 2).reshape(-1, third).index_select(0, self._place)
-
-    def spread(self, rows: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """``[N, parts * H]`` of a whole tree -> parts of ``[P, heads, L, size]``."""
-        table = rows.new_zeros(self.prompts * self._slots, rows.shape[1])
-        table.index_copy_(0, self._home, rows)
-        return self._open(table, self._slots, self.used, parts)
-
-    def collect(self, parts: Sequence[Tensor]) -> Tensor:
-        """Undo ``spread``: parts of ``[P, heads, L, size]`` -> ``[N, parts * H]``."""
-        table = torch.stack(list(parts), dim=2).permute(0, 3, 2, 1, 4)
-        return table.reshape(self.prompts * self.used, -1).index_select(0, self._home)
-
-    def _open(self, table: Tensor, rows: int, used: int, parts: int):
-        """``[P * rows, parts * heads * size]`` -> each ``[P, heads, used, size]``."""
-        split = table.view(self.prompts, rows, parts, self.heads, -1)[:, :used]
-        return split.permute(2, 0, 3, 1, 4).unbind(0)

@@ -49,6 +49,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         self._tree_model = TreeLlama(model)
         self._decoder: _TreeDecoder | None = None
         self._grown: _Grown | None = None
+        self._tape: Tape | None = None  # used again by the next rollout
 
     def sample(
         self,
@@ -65,14 +66,17 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         decoder, self._decoder = self._decoder, None
         tensors = _key(prompts, completions.completion_ids, completions.completion_mask)
         tree = decoder.tree(completions.completion_mask)
-        tape = Tape.join(decoder.tapes)
+        tape = decoder.tape.rows(0, decoder.tape.length)
         self._grown = _Grown(tensors, _versions(tensors), tree, tape, decoder.weights)
         return completions
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
-        self._decoder = _TreeDecoder(
-            self._tree_model, prompts, copies, self.max_completion_tokens
-        )
+        model, width = self._tree_model, self.max_completion_tokens
+        room = int(prompts.prompt_mask.sum()) + len(prompts) * copies * (width - 1)
+        if self._tape is None or self._tape.room < room:
+            self._tape = model.new_tape(room)
+        self._grown = None  # its tape is about to be written over
+        self._decoder = _TreeDecoder(model, prompts, copies, width, self._tape)
         return self._decoder
 
     def _score(
@@ -86,26 +90,22 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         level = grown.tree.level
         if level.sees.shape[1] > MAX_SLOTS:
             return super()._score(prompts, completion_ids, completion_mask, reference)
-        if reference:
-            weights = self._tree_model.weights(reference=True)
-            states = self._tree_model.states(level, weights)
-        else:
-            self._fill(grown)
-            states = differentiable_states(
-                self._tree_model, level, grown.weights, grown.tape
-            )
+        states = self._states(grown, reference)
         logits = self._tree_model.logits(states)
         return states[grown.tree.predictor], logits[grown.tree.predictor]
 
-    def _fill(self, grown: _Grown) -> None:
-        """Make sure that the tape is of the adapter as it is now."""
-        if (
-            grown.tape is not None
-            and grown.tape.versions == self._tree_model.versions()
-        ):
-            return
-        grown.tape, grown.weights = Tape(), self._tree_model.weights()
-        self._tree_model.states(grown.tree.level, grown.weights, tape=grown.tape)
+    def _states(self, grown: _Grown, reference: bool) -> Tensor:
+        """States of all nodes, from the tape where it is of the adapter as it is."""
+        model, level = self._tree_model, grown.tree.level
+        if reference:
+            return model.states(level, model.weights(reference=True))
+        if grown.tape is None or grown.tape.versions != model.versions():
+            grown.weights, grown.tape = model.weights(), None
+            if not torch.is_grad_enabled():
+                return model.states(level, grown.weights)
+            grown.tape = model.new_tape(len(level))
+            model.states(level, grown.weights, tape=grown.tape)
+        return differentiable_states(model, level, grown.weights, grown.tape)
 
     def _grow(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> _Grown:
         """The batch's tree; policy and reference score the same batch in turn.
@@ -136,26 +136,28 @@ def _versions(tensors: tuple[Tensor, ...]) -> list[int]:
 class _TreeDecoder:
     """Next-token logits of the distinct prefixes, and which row is at which."""
 
-    def __init__(self, model: TreeLlama, prompts: PromptBatch, copies: int, width: int):
-        self._model = model
-        self.weights = model.weights()
+    def __init__(
+        self,
+        model: TreeLlama,
+        prompts: PromptBatch,
+        copies: int,
+        width: int,
+        tape: Tape,
+    ):
+        self._model, self.weights, self.tape = model, model.weights(), tape
+        tape.length = 0
         slots = prompts.prompt_ids.shape[1] + copies * (width - 1)
         self._cache = model.new_cache(len(prompts), slots)
         self._levels: list[Level] = []
         self._rows: list[Tensor] = []  # which node of the tree each row is at
-        self.tapes: list[Tape] = []
-        self._count = 0
         level, ends = plant_prompts(prompts, slots)
         self._enter(level, ends.repeat_interleave(copies))
 
     def _enter(self, level: Level, node: Tensor) -> None:
-        tape = Tape()
-        states = self._model.states(level, self.weights, self._cache, tape)
+        self._rows.append(self.tape.length + node)
+        states = self._model.states(level, self.weights, self._cache, self.tape)
         self.logits, self.node = self._model.logits(states), node
-        self._rows.append(self._count + node)
-        self._count += len(level)
         self._levels.append(level)
-        self.tapes.append(tape)
 
     def step(self, token: Tensor, alive: Tensor) -> None:
         """Append a token to every live row."""
