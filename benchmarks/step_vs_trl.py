@@ -46,6 +46,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from flowrl_lab.session import choose_threads  # noqa: E402 - after the path
+
 WORKER = Path(__file__).with_name("trl_worker.py")
 ENDLESS = 1_000_000
 KL_COEF = 0.01
@@ -138,6 +140,7 @@ def worker_settings(
     config,
     model_folder: Path,
     *,
+    threads: int,
     gradient_checkpointing: bool = False,
 ) -> dict:
     """What TRL's worker needs to do the same work as ``config``."""
@@ -160,7 +163,7 @@ def worker_settings(
         "lora_rank": config.lora_rank,
         "lora_alpha": config.lora_alpha,
         "seed": config.seed,
-        "threads": args.threads,
+        "threads": threads,
         "gradient_checkpointing": gradient_checkpointing,
     }
 
@@ -338,7 +341,10 @@ def _how() -> str:
 
 def measure(args: argparse.Namespace) -> dict:
     """Run the comparison; returns everything that was measured."""
-    torch.set_num_threads(args.threads)
+    usual = torch.get_num_threads()
+    threads = choose_threads() if args.threads == "own" else int(args.threads)
+    torch.set_num_threads(threads)
+    theirs = usual if args.threads == "own" else threads
     configs = {f"ours, {name}": make_config(args, name) for name in args.algorithms}
     command = [find_trl(args.trl_python), str(WORKER)]
     with contextlib.ExitStack() as stack:
@@ -351,6 +357,7 @@ def measure(args: argparse.Namespace) -> dict:
                 next(iter(configs.values())),
                 folder,
                 gradient_checkpointing=checkpointing,
+                threads=theirs,
             )
             peers[name] = Peer(command, settings, log)
             stack.callback(peers[name].close)
@@ -369,7 +376,8 @@ def measure(args: argparse.Namespace) -> dict:
         "flops": flops,
         "matmul_flops_per_second": peak,
         "floor_seconds": sum(flops.values()) / peak,
-        "threads": args.threads,
+        "threads": threads,
+        "trl_threads": theirs,
         "prompts": args.prompts,
         "generations": args.generations,
         "mean_completion_tokens": length,
@@ -388,7 +396,12 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add("--algorithms", nargs="+", default=["grpo", "flowrl"], help="our side's")
     add("--rounds", type=int, default=15, help="timed steps a side (%(default)s)")
     add("--warmup", type=int, default=3, help="untimed rounds before (%(default)s)")
-    add("--threads", type=int, default=torch.get_num_threads())
+    add(
+        "--threads",
+        default="own",
+        help="of both sides; 'own': ours as flowrl_lab.setup chooses, TRL's as "
+        "PyTorch does (%(default)s)",
+    )
     add("--prompts", type=int, default=16)
     add("--generations", type=int, default=16)
     add("--seed", type=int, default=0)
@@ -408,8 +421,8 @@ def main(words: list[str] | None = None) -> int:
     flops = sum(found["flops"].values())
     print(
         f"{args.prompts} prompts x {args.generations} completions of "
-        f"{found['mean_completion_tokens']:.1f} tokens on average, {args.threads} "
-        f"threads, {args.rounds} rounds\n"
+        f"{found['mean_completion_tokens']:.1f} tokens on average, {args.rounds} "
+        f"rounds; threads: TRL {found['trl_threads']}, ours {found['threads']}\n"
         f"arithmetic floor: {flops / 1e9:.1f} GFLOP at the measured matmul peak of "
         f"{found['matmul_flops_per_second'] / 1e9:.0f} GFLOP/s = "
         f"{found['floor_seconds']:.3f} s\n"

@@ -268,8 +268,10 @@ def run_train(args: argparse.Namespace) -> int:
     from flowrl_lab.progress import ProgressLine
     from flowrl_lab.results import is_finished, load_result
     from flowrl_lab.runner import prepare_run, stop_on_interrupt, train_into
+    from flowrl_lab.session import choose_threads
     from flowrl_lab.summaries import format_table
 
+    choose_threads()
     run = prepare_run(config, args.out, resume=args.resume)
     if is_finished(args.out):
         print(f"{args.out} holds this run, finished.")

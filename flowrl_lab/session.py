@@ -17,7 +17,7 @@ import torch
 
 from flowrl_lab.live import choose_backend
 
-__all__ = ["BUDGETS", "Session", "data_path", "setup"]
+__all__ = ["BUDGETS", "Session", "choose_threads", "data_path", "setup"]
 
 BUDGETS = ("quick", "full")
 _LARGEST_SEED = 2**32 - 1  # what numpy's generator takes
@@ -73,12 +73,26 @@ def setup(seed: int = 0, budget: str | None = None) -> Session:
         budget=_pick_budget(budget),
         plot_backend=choose_backend(),
     )
+    choose_threads()
     _record(session)  # first, since an import may draw random numbers
     random.seed(seed)
     np.random.seed(seed)  # libraries that still draw from the global generator
     torch.manual_seed(seed)
     print(_describe(session))
     return session
+
+
+def choose_threads() -> int:
+    """Set how many threads PyTorch uses on the CPU, and return it.
+
+    One on a machine of one or two cores: the course's tensors are small, and waking
+    a second thread for each of a thousand operations a step costs more than it
+    saves (``benchmarks/step_vs_trl.py --threads 1`` against ``--threads 2``).
+    Elsewhere, and where OMP_NUM_THREADS is set, PyTorch's own choice stays.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and (os.cpu_count() or 1) <= 2:
+        torch.set_num_threads(1)
+    return torch.get_num_threads()
 
 
 def data_path(name: str = "") -> Path:
@@ -157,7 +171,8 @@ def _describe(session: Session) -> str:
     if session.device.type == "cuda":
         device = f"cuda ({torch.cuda.get_device_name()})"
     else:
-        device = f"{device} ({torch.get_num_threads()} threads)"
+        threads = torch.get_num_threads()
+        device = f"{device} ({threads} thread{'s' if threads > 1 else ''})"
     note = " (short runs that still show the effect)" if session.quick else ""
     rows = (
         ("versions", f"flowrl_lab {_own_version()}, Python "

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import flowrl_lab
-from flowrl_lab.session import data_path, setup
+from flowrl_lab.session import choose_threads, data_path, setup
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -166,3 +166,20 @@ def test_a_missing_module_of_our_own_is_not_called_optional(monkeypatch):
     monkeypatch.setattr("importlib.import_module", fail)
     with pytest.raises(ModuleNotFoundError, match="No module named 'torch'"):
         _ = flowrl_lab.LivePlot
+
+
+@pytest.mark.parametrize(
+    ("cores", "wanted", "expected"),
+    [(1, None, 1), (2, None, 1), (8, None, 3), (2, "3", 3), (None, None, 1)],
+)
+def test_two_cores_get_one_thread_unless_asked(monkeypatch, cores, wanted, expected):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    torch.set_num_threads(3)  # PyTorch's own choice
+    try:
+        assert choose_threads() == torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
