@@ -136,7 +136,6 @@ def make_config(args: argparse.Namespace, algorithm: str):
 
 
 def worker_settings(
-    args: argparse.Namespace,
     config,
     model_folder: Path,
     *,
@@ -353,7 +352,6 @@ def measure(args: argparse.Namespace) -> dict:
         for name, checkpointing in PEERS.items():
             log = stack.enter_context(tempfile.TemporaryFile("w+"))
             settings = worker_settings(
-                args,
                 next(iter(configs.values())),
                 folder,
                 gradient_checkpointing=checkpointing,

@@ -152,7 +152,7 @@ def test_floor_counts_each_token_once():
 def test_both_sides_are_given_the_same_work(tmp_path):
     args = bench.parse(["--prompts", "4", "--generations", "8", "--threads", "1"])
     config = bench.make_config(args, "grpo")
-    settings = bench.worker_settings(args, config, tmp_path, threads=1)
+    settings = bench.worker_settings(config, tmp_path, threads=1)
     task, _ = tiny_policy()
     for name in ("learning_rate", "max_grad_norm", "temperature", "lora_rank", "seed"):
         assert settings[name] == getattr(config, name)
