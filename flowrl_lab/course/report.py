@@ -157,9 +157,10 @@ def _overview(events: list[Event]) -> str:
     right = sum(bool(row.get("right")) for row in first)
     days = [str(event["time"])[:10] for event in events]
     return (
-        f"<p>{days[0]} to {days[-1]}. {len(settled)} predictions met their outcome "
-        f"({same} exactly). {passed} of the {len(EXERCISES)} exercises passed. "
-        f"{len(first)} quiz questions answered, {right} right at the first try.</p>"
+        f"<p>{days[0]} to {days[-1]}. Predictions that met their outcome: "
+        f"{len(settled)} ({same} exactly). Exercises passed: {passed} of "
+        f"{len(EXERCISES)}. Quiz questions answered: {len(first)} ({right} right at "
+        "the first try).</p>"
         "<p class='soft'>A prediction that was wrong is not a fault: it marks the "
         "place where something could be learned.</p>"
     )
@@ -236,7 +237,7 @@ def _quiz_questions(events: Iterable[Event]) -> dict[str, list[Event]]:
 
 def _quiz_row(question: str, tries: list[Event]) -> str:
     """A question with every choice that was tried, in order."""
-    said = ", then ".join(
+    said = " → ".join(
         f"{'✓' if one.get('right') else '✗'} {one.get('choice')}" for one in tries
     )
     return f"<li>{escape(question)}<br>{escape(said)}</li>\n"
