@@ -131,17 +131,22 @@ def test_the_result_is_marked_when_the_drawing_changes() -> None:
 
 
 def test_the_button_trains_and_says_what_went_wrong(monkeypatch) -> None:
-    designer = TargetDesigner(FEW, steps=3)
+    designer = TargetDesigner("flat", steps=3)
+    press = {"kind": "train", "rewards": FEW, "reward_scale": 4.0}
     designer._handle_custom_msg({"kind": "something else"}, [])
     assert not designer.records
-    designer._handle_custom_msg({"kind": "train"}, [])
+    designer._handle_custom_msg(press, [])
     assert designer.records["flowrl"].step == 3
+    assert designer.rewards.tolist() == designer.trained_on[0].tolist() == FEW
+    assert designer.reward_scale == designer.trained_on[1] == 4.0
+    designer._handle_custom_msg(press | {"rewards": [1.0]}, [])
+    assert designer._status.startswith("could not train: `rewards` has 1 state(s)")
 
     def fail(*_):
         raise ValueError("no room")
 
     monkeypatch.setattr("flowrl_lab.widgets.target_designer.race", fail)
-    designer._handle_custom_msg({"kind": "train"}, [])
+    designer._handle_custom_msg(press, [])
     assert designer._status == "could not train: no room"
     assert designer._busy is False
 

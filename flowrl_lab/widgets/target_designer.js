@@ -6,7 +6,7 @@ const WIDTH = 800;
 const LEFT = 56;
 const RIGHT = 10;
 const HEIGHT = 150;
-const TOP = 24;
+const TOP = 34; // room for a title, and for the mark of a peak that is cut off
 const NAMES = {
   figure1: "Figure 1",
   two_hills: "two hills",
@@ -85,6 +85,7 @@ function render({ model, el }) {
       <span class="remark status" role="status"></span>
     </div>
     <table class="trained"></table>
+    <div class="remark meaning"></div>
     <div class="spoken" aria-live="polite"></div>`;
   const find = (selector) => el.querySelector(selector);
   const select = find("select");
@@ -159,7 +160,7 @@ function render({ model, el }) {
     const high = (runs.length ? 1.5 : 1.05) * Math.max(...now.probs);
     const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${TOP + HEIGHT + 22}`, role: "img" });
     const key = runs.map((run) => `${run.glyph} ${run.name}`).join(", ");
-    const title = `grey: target p*(x) = exp(β r(x))/Z · π_ref${key && `; lines: ${key}`}`;
+    const title = `grey: target p*(x) = π_ref exp(β r(x)) / Z${key && `;  lines: ${key}`}`;
     axes(svg, 0, high, title, false);
     const height = (p) => TOP + HEIGHT - Math.min(p / high, 1) * HEIGHT;
     const line = (probs) => probs.map((p, i) =>
@@ -197,6 +198,10 @@ function render({ model, el }) {
   function drawTable(runs, old) {
     const table = find(".trained");
     table.classList.toggle("outdated", old);
+    find(".meaning").textContent = runs.length
+      ? "A mode is a run of neighbouring states above half the height of the drawing; " +
+        "it is alive where a policy keeps at least half of its target probability."
+      : "";
     if (!runs.length) {
       table.replaceChildren();
       return;
@@ -368,7 +373,8 @@ function render({ model, el }) {
   button.addEventListener("click", () => {
     waiting = true;
     drawStatus();
-    model.send({ kind: "train" });
+    // the drawing goes along: what save() sends may still wait for an idle kernel
+    model.send({ kind: "train", rewards, reward_scale: model.get("reward_scale") });
   });
 
   // ------------------------------------------------------------- from the kernel

@@ -208,7 +208,7 @@ class TargetDesigner(Explorer):
         self.trained_on = self.rewards, self.reward_scale
         groups = Landscape(rewards=self._rewards).groups
         modes = int(groups.max()) + 1
-        self._busy = True
+        self._busy, self._status = True, "training …"
         try:
             for record in race(*configs):
                 if record.exact is not None:
@@ -248,10 +248,12 @@ class TargetDesigner(Explorer):
         return run_styles([(r.run, r.algorithm) for r in self.records.values()])
 
     def _heed(self, _widget, content: dict, _buffers) -> None:
-        """The browser's button."""
+        """The browser's button, with what is drawn there."""
         if content.get("kind") != "train":
             return
         try:
+            self.rewards = content["rewards"]
+            self.reward_scale = content["reward_scale"]
             self.train()
         except (ValueError, FloatingPointError) as error:
             self._status = f"could not train: {error}"
