@@ -139,3 +139,13 @@ def test_a_quiz_explains_each_choice_and_keeps_the_score(
     assert error_outputs(visit) == []
     tried = [event["choice"] for event in saved_events("quiz") if event["key"] == QUIZ]
     assert tried == [wrong.text, right.text, second.text]
+
+
+def test_a_link_to_the_glossary_shows_the_entry(visit, lab_address) -> None:
+    open_notebook(visit, lab_address, "00_start_here")
+    visit.page.get_by_role("link", name="effective number", exact=True).click()
+    entry = visit.page.locator(".jp-MarkdownViewer").get_by_role(
+        "heading", name="effective number"
+    )
+    expect(entry).to_be_in_viewport()  # scrolled to it, and not shown as source text
+    visit.screenshot(f"{NAME}-glossary")
