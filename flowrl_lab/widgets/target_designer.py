@@ -34,7 +34,9 @@ __all__ = ["DRAWINGS", "TargetDesigner", "make_drawing"]
 DRAWINGS = ("figure1", "two_hills", "plateau", "needle", "flat")
 MOST_STATES = 400
 EVALUATIONS = 20  # how often a training run shows where it stands
-GREY = RunStyle("#808080", "solid", "circle")
+# Colours that the usual two policies do not wear.
+REWARD = RunStyle("#009E73", "solid", "circle")
+TARGET = RunStyle("#808080", "solid", "circle")
 
 # What was drawn under each key, for as long as the kernel lives.
 _KEPT: dict[str, TargetDesigner] = {}
@@ -315,7 +317,7 @@ def reward_panel(rewards: np.ndarray) -> StatesPanel:
     return StatesPanel(
         title=f"best {format_number(float(rewards.max()))} at state {best}",
         run="reward" if base == 0 else f"reward − ({format_number(base)})",
-        style=RunStyle("#D55E00", "solid", "circle"),
+        style=REWARD,
         states=np.arange(len(rewards), dtype=float),
         probs=rewards - base,
         target=np.zeros(len(rewards)),
@@ -330,7 +332,7 @@ def target_panel(probs: np.ndarray, scale: float) -> StatesPanel:
     return StatesPanel(
         title=alive_text(probs),
         run="p*",
-        style=RunStyle("#0072B2", "solid", "circle"),
+        style=TARGET,
         states=np.arange(count, dtype=float),
         probs=probs,
         target=np.full(count, 1 / count),

@@ -24,7 +24,7 @@ __all__ = ["TokenInspector"]
 MORE, LESS = "#0072B2", "#D55E00"
 MIN_SCALE = 0.05  # nats; below it differences are too small to be worth a colour
 END, PAD = "⟨end⟩", "⟨pad⟩"
-WIDTH, LINE = 830, 44  # pixels of the still picture, and of a line of boxes
+WIDTH, LINE = 830, 48  # pixels of the still picture, and of a line of boxes
 # Impossible log-probs beyond this are no rounding of a probability of 1.
 ROUNDING = 1e-4
 
@@ -341,7 +341,7 @@ def spell_tokens(task, completion_ids: Tensor, mask: Tensor) -> list[list[str]]:
 def draw_rows(inspector: TokenInspector, alt: str) -> str:
     """The still picture: rows of boxes, broken where a line is full."""
     legend = (
-        "blue +: more likely than under π_ref · orange −: less · darkest: "
+        "blue +: more likely than under π_ref · orange −: less · full colour: "
         f"{format_number(inspector._scale)} nats · dashed: not counted"
     )
     parts = [text(2, 16, f"prompt {inspector.prompt}", 13, bold=True)]
@@ -370,21 +370,23 @@ def draw_rows(inspector: TokenInspector, alt: str) -> str:
 
 
 def draw_token(x, y, wide, name: str, ratio, shade) -> str:
-    """One box: the token, and its signed log-ratio below; no shade: not counted."""
-    colour = MORE if ratio > 0 else LESS
-    opacity = 0.0 if shade is None else 0.65 * shade
-    dash = ' stroke-dasharray="3 3"' if shade is None else ""
-    middle = x + wide / 2
-    return (
-        f'<rect x="{num(x)}" y="{num(y)}" width="{num(wide)}" height="{LINE - 6}" '
-        f'rx="3" fill="{colour}" fill-opacity="{opacity:.2f}" stroke="{INK}" '
-        f'stroke-opacity=".5"{dash}/>'
-        + text(middle, y + 16, name, 13, anchor="middle", bold=shade is not None)
-        + text(
-            middle,
-            y + 32,
-            "not" if shade is None else signed(ratio),
-            10,
-            anchor="middle",
+    """A box with the token, its colour as a strip below, its number under that.
+
+    The text stands beside the colour, not on it: whether the page is light or dark
+    is not known here.  Without a shade the token does not count.
+    """
+    counted = shade is not None
+    dash = "" if counted else ' stroke-dasharray="3 3"'
+    strip = ""
+    if counted:
+        strip = (
+            f'<rect x="{num(x)}" y="{num(y + 22)}" width="{num(wide)}" height="6" '
+            f'fill="{MORE if ratio > 0 else LESS}" fill-opacity="{shade:.2f}"/>'
         )
+    middle, number = x + wide / 2, signed(ratio) if counted else "not"
+    return (
+        f'<rect x="{num(x)}" y="{num(y)}" width="{num(wide)}" height="28" rx="2" '
+        f'fill="none" stroke="{INK}" stroke-opacity=".5"{dash}/>{strip}'
+        + text(middle, y + 16, name, 13, anchor="middle", bold=counted)
+        + text(middle, y + 40, number, 10, anchor="middle")
     )
