@@ -443,7 +443,9 @@ def run_pretrain(args: argparse.Namespace) -> int:
     import dataclasses
 
     from flowrl_lab.pretraining import PretrainConfig, pretrain
+    from flowrl_lab.session import choose_threads
 
+    choose_threads()
     changes = {"seed": args.seed}
     if args.steps is not None:
         if args.steps < 1:
