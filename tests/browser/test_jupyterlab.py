@@ -10,6 +10,7 @@ import time
 
 import pytest
 from pages import (
+    ROOT,
     Visit,
     error_outputs,
     look_at_plots,
@@ -56,25 +57,20 @@ def move_slider(visit: Visit, name: str) -> tuple[str, str]:
     return before, after
 
 
-@pytest.mark.parametrize(
-    ("name", "has_slider"),
-    [
-        ("00_start_here", False),
-        ("01_reward_to_distribution", True),
-        ("07_tiny_lm_maths", False),
-    ],
-)
-def test_plots_move_while_cells_run_and_sliders_move_pictures(
-    visit, lab_address, name, has_slider
-):
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_and_its_live_plots_move(visit, lab_address, name):
     open_notebook(visit, lab_address, name)
     visit.screenshot(f"{name}-opened")
     run_all_cells(visit)
     seen = wait_until_done(visit, name)
     assert error_outputs(visit) == []
-    check_live_plot(visit, seen)
+    if "LivePlot(" in (ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"):
+        check_live_plot(visit, seen)
     visit.screenshot(f"{name}-done")
-    if has_slider:
+    if name.startswith("01"):
         before, after = move_slider(visit, name)
         assert before
         assert after != before
