@@ -107,7 +107,7 @@ def place_curves(page: Page, top: float, width: float) -> list[Box]:
     if not page.curves:
         return []
     per_row = split_row(len(page.curves), 3)
-    spots = place_row(len(page.curves), per_row, width, (52.0, 62.0))
+    spots = place_row(len(page.curves), per_row, width, (52.0, 70.0))
     slot = CURVE_HEIGHT + 72
     return [Box(x, top + 26 + row * slot, w, CURVE_HEIGHT) for row, x, w in spots]
 
