@@ -260,7 +260,7 @@ function lastMean(kl, count) {
 }
 
 function picture(trace, step, target, usualKl) {
-  const svg = node("svg", { viewBox: `0 0 ${WIDTH} 358`, role: "img" });
+  const svg = node("svg", { viewBox: `0 0 ${WIDTH} 338`, role: "img" });
   const wide = { left: LEFT, top: 24, width: WIDTH - LEFT - 10, height: 110 };
   drawPolicy(svg, wide, trace.logProbs[step], target);
   const boxes = [0, 1, 2].map((i) => (
@@ -278,9 +278,6 @@ function picture(trace, step, target, usualKl) {
   ], { step, log: true });
   drawCurves(svg, boxes[2], "rms residual (root of the loss)",
     [{ values: trace.rms, color: BLUE }], { step, floor: 0 });
-  const words = "log Z: blue is in the residual, dotted is true, orange is true − KL.  " +
-    "KL: dotted is the run with log Z learned.  Upright: the shown step.";
-  svg.append(node("text", { x: LEFT, y: 354 }, words));
   return svg;
 }
 
@@ -302,6 +299,9 @@ function render({ model, el }) {
     <div class="numbers"></div>
     <div class="verdict"></div>
     <div class="picture"></div>
+    <div class="remark">log Z: blue is in the residual, orange is true − KL, dotted is
+      true. KL: dotted is the same run with log Z learned. Upright: the step that is
+      shown.</div>
     <div class="spoken" aria-live="polite"></div>`;
   const form = el.querySelector(".z-controls");
   const mode = addSelect(form, `${id}-mode`, "log Z is", MODES);
