@@ -371,6 +371,14 @@ TABLE = {
         ENUMERATED,
         ENUMERATED_BAD | {"rewards": [*BAD_ANSWER_REWARDS, torch.full((N,), -INF)]},
     ),
+    exact.gradient_noise: (
+        ENUMERATED | {"log_probs": LOG_P, "log_z": 0.0},
+        ENUMERATED_BAD
+        | {
+            "log_probs": BAD_LOG_PROBS + INCOMPLETE,
+            "log_z": [NAN, INF, torch.tensor(NAN)],
+        },
+    ),
     exact.exact_log_flows: (
         {
             "completion_ids": torch.arange(N).unsqueeze(1),
