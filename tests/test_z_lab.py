@@ -171,6 +171,8 @@ def test_a_cell_that_runs_again_finds_its_settings() -> None:
     assert ZLab(REWARDS, reward_scale=SCALE).mode == "learned"  # another landscape
     told = ZLab(REWARDS, REFERENCE, reward_scale=SCALE, batch_size=8)
     assert (told.mode, told.step, told.batch_size) == ("learned", STEPS, 8)
+    # nobody moved that one
+    assert ZLab(REWARDS, REFERENCE, reward_scale=SCALE).mode == "dropped"
 
 
 def test_still_form_says_the_numbers() -> None:

@@ -58,7 +58,7 @@ class ZLab(Explorer):
     The browser trains: 300 steps of trajectory balance with Adam, again after every
     move of a control, and with five different draws for the spread.  It needs no
     kernel.  The settings come back as attributes, and a ``ZLab`` of the same rewards
-    that is made without settings starts where the last one was left.
+    that is made without settings starts where the last one was moved to.
 
     Source: arXiv 2509.15207 §3; the loss is Eq. 6 without length normalisation and
     importance weight.
@@ -125,8 +125,8 @@ class ZLab(Explorer):
             },
             **(settings or self._left.get(self._landscape, {})),
         )
+        # What was moved is kept, not what a program asked for.
         self.observe(self._remember, [*CHOICES, *RANGES])
-        self._remember()
 
     @traitlets.validate(*CHOICES)
     def _check_choice(self, proposal):
