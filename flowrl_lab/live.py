@@ -7,6 +7,7 @@ state.  Without a front end (``FLOWRL_HEADLESS=1``, a script) only the last is m
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import time
@@ -34,6 +35,7 @@ BACKENDS = ("auto", "widget", "svg", "static")
 # Drawing takes at most one part in this many of the time, but never waits longer
 # than a second.
 DRAW_SHARE = 20
+CLOSE_SECONDS = 30.0
 now = time.monotonic
 
 
@@ -277,7 +279,21 @@ class _WidgetCanvas(_SvgCanvas):
 
     def close(self, page: Page, placement) -> None:
         super().close(page, placement)
-        self._widget.close()
+        close_later(self._widget)
+
+
+def close_later(widget) -> None:
+    """Close a widget once the browser has surely finished making it.
+
+    After a run of a second the browser may still be loading the widget's script;
+    a model that is gone by then is an error in its console.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # no kernel around: nobody is still loading anything
+        widget.close()
+    else:
+        loop.call_later(CLOSE_SECONDS, widget.close)
 
 
 _CANVASES = {"static": _Canvas, "svg": _SvgCanvas, "widget": _WidgetCanvas}

@@ -22,7 +22,9 @@ from pages import (
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-MIN_PICTURES = 3  # different states of one plot, seen before its cell had ended
+# Different states of one plot, seen before its cell had ended: short runs are over
+# after a few drawings, the tiny language model's are not.
+MIN_PICTURES = {"07_tiny_lm_maths": 5}
 
 # The picture that belongs to a slider: everything drawn in the same output.
 SEE_PICTURE_OF_SLIDER = """slider => {
@@ -68,7 +70,7 @@ def test_a_notebook_runs_and_its_live_plots_move(visit, lab_address, name):
     seen = wait_until_done(visit, name)
     assert error_outputs(visit) == []
     if "LivePlot(" in (ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"):
-        check_live_plot(visit, seen)
+        check_live_plot(visit, seen, MIN_PICTURES.get(name, 2))
     visit.screenshot(f"{name}-done")
     if name.startswith("01"):
         before, after = move_slider(visit, name)
@@ -76,13 +78,14 @@ def test_a_notebook_runs_and_its_live_plots_move(visit, lab_address, name):
         assert after != before
 
 
-def check_live_plot(visit: Visit, seen: dict[int, list[tuple[int, str]]]) -> None:
+def check_live_plot(
+    visit: Visit, seen: dict[int, list[tuple[int, str]]], least: int
+) -> None:
     """Some plot changed while its cell ran, and its last state is still there."""
-    assert max(map(len, seen.values()), default=0) >= MIN_PICTURES, seen
+    assert max(map(len, seen.values()), default=0) >= least, seen
     cell = max(seen, key=lambda index: len(seen[index]))
-    assert len({picture for picture, _ in seen[cell]}) >= MIN_PICTURES
-    progress = {words for _, words in seen[cell] if "step" in words}
-    assert len(progress) >= 2, "the progress line did not move"
+    assert len({picture for picture, _ in seen[cell]}) >= least
+    assert len({words for _, words in seen[cell]}) >= 2, "no word or number changed"
     show_cell(visit, cell)
     last = [plot for plot in look_at_plots(visit) if plot["cell"] == cell]
     assert last, "the finished plot is gone"
