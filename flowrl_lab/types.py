@@ -62,15 +62,6 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def part(self, start: int, stop: int) -> PromptBatch:
-        """Prompts ``start`` to ``stop``, as views."""
-        return PromptBatch(
-            self.texts[start:stop],
-            self.prompt_ids[start:stop],
-            self.prompt_mask[start:stop],
-            self.indices[start:stop],
-        )
-
     def to(self, device) -> PromptBatch:
         """The same prompts with their tensors on ``device``."""
         return PromptBatch(

@@ -87,6 +87,7 @@ class TreeGrid:
 
     def __init__(self, level: Level, heads: int, dtype: torch.dtype):
         filled = level.filled
+        self.level = level
         self._prompts, self._slots = len(filled), int(filled.max())
         self._heads = heads
         order = filled.argsort()

@@ -12,89 +12,71 @@ The tests compare every gradient with the Hugging Face model's.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowrl_lab.policies.prefix_tree import Level
-from flowrl_lab.policies.tree_attention import TreeGrid
 from flowrl_lab.policies.tree_llama import Adapter, LayerWeights, Tape, TreeLlama
-from flowrl_lab.policies.workers import run_together
 
 __all__ = ["differentiable_states"]
 
 Gradients = dict[str, tuple[Tensor, Tensor]]  # adapter name -> (dA, dB)
 
 
-Part = tuple[Level, TreeGrid, Tape]  # all nodes of a tree, and a pass over them
-
-
 def differentiable_states(
-    model: TreeLlama, weights: list[LayerWeights], parts: list[Part]
+    model: TreeLlama, level: Level, weights: list[LayerWeights], tape: Tape
 ) -> Tensor:
-    """The tapes' states ``[N, H]``, with gradients to the model's adapter.
+    """The tape's states ``[N, H]``, with gradients to the model's adapter.
 
     Args:
         model: whose parameters get the gradients.
-        weights: the adapted weights that the tapes were computed with.
-        parts: trees; their nodes follow each other in the result.
+        level: all nodes of a tree.
+        weights: the adapted weights that the tape was computed with.
+        tape: of a pass over ``level``.
     """
-    return _TreeStates.apply(model, weights, parts, *model.parameters())
+    return _TreeStates.apply(model, level, weights, tape, *model.parameters())
 
 
 class _TreeStates(torch.autograd.Function):
-    """Forward: what the tapes hold.  Backward: layer by layer, by hand."""
+    """Forward: what the tape holds.  Backward: layer by layer, by hand."""
 
     @staticmethod
-    def forward(ctx, model, weights, parts, *_parameters):
-        ctx.model, ctx.weights, ctx.parts = model, weights, parts
-        # autograd then refuses if the next rollout has written over the tapes
-        ctx.save_for_backward(*(tape.states for _, _, tape in parts))
-        return torch.cat([tape.states for _, _, tape in parts])
+    def forward(ctx, model, level, weights, tape, *_parameters):
+        ctx.model, ctx.level, ctx.weights, ctx.tape = model, level, weights, tape
+        # autograd then refuses if the next rollout has written over the tape
+        ctx.save_for_backward(tape.states)
+        return tape.states.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_states):
-        model, _ = ctx.model, ctx.saved_tensors
-        if any(tape.versions != model.versions() for _, _, tape in ctx.parts):
+        model, tape, _ = ctx.model, ctx.tape, ctx.saved_tensors
+        if model.versions() != tape.versions:
             raise RuntimeError(
                 "the adapter was changed after these log-probs were computed, so "
                 "their gradient is no longer defined. Fix: call backward() before "
                 "the optimiser's step, or evaluate again."
             )
-        sizes = [len(level) for level, _, _ in ctx.parts]
-        tasks = [
-            functools.partial(_Backward(model, ctx.weights, *part).run, grad)
-            for part, grad in zip(ctx.parts, grad_states.split(sizes), strict=True)
+        walk = _Backward(model, ctx.level, ctx.weights, tape)
+        gradients = walk.run(grad_states)
+        flat = [
+            matrix
+            for layer, adapters in zip(gradients, model.adapters, strict=True)
+            for name in adapters
+            for matrix in layer[name]
         ]
-        flat = [_flatten(model, gradients) for gradients in run_together(tasks)]
-        return None, None, None, *map(sum, zip(*flat, strict=True))
-
-
-def _flatten(model: TreeLlama, gradients: list[Gradients]) -> list[Tensor]:
-    """In the order of ``model.parameters()``."""
-    return [
-        matrix
-        for layer, adapters in zip(gradients, model.adapters, strict=True)
-        for name in adapters
-        for matrix in layer[name]
-    ]
+        return None, None, None, None, *flat
 
 
 class _Backward:
     """One walk from the last layer down to the first."""
 
     def __init__(
-        self,
-        model: TreeLlama,
-        weights: list[LayerWeights],
-        level: Level,
-        grid: TreeGrid,
-        tape: Tape,
+        self, model: TreeLlama, level: Level, weights: list[LayerWeights], tape: Tape
     ):
-        self.model, self.weights, self.grid, self.tape = model, weights, grid, tape
+        self.model, self.weights, self.tape = model, weights, tape
+        self.grid = model.tree_grid(level)
         self.turn_back = model.rotation(level.positions).conj()
 
     def run(self, grad_states: Tensor) -> list[Gradients]:

@@ -113,6 +113,7 @@ class TreeLlama:
         self.head_size = config.hidden_size // self.heads
         self.adapters = [_find_adapters(layer) for layer in self._body.layers]
         self._reference: list[LayerWeights] | None = None
+        self._grid: TreeGrid | None = None
 
     @staticmethod
     def supports(model) -> bool:
@@ -212,8 +213,6 @@ class TreeLlama:
         self,
         level: Level,
         weights: list[LayerWeights],
-        grid: LevelGrid | TreeGrid,
-        *,
         cache: list[Tensor] | None = None,
         tape: Tape | None = None,
     ) -> Tensor:
@@ -222,12 +221,15 @@ class TreeLlama:
         Args:
             level: the nodes; without a cache, all of their ancestors are in it.
             weights: as ``weights()`` gives them.
-            grid: the level's, for a whole tree or for one level and a cache.
             cache: keys and values of earlier levels; gets this level's added.
             tape: gets what the backward pass needs, after what it holds already.
         """
         hidden = functional.embedding(level.tokens, self._body.embed_tokens.weight)
-        stores = [()] * len(weights) if cache is None else [(c,) for c in cache]
+        if cache is None:
+            grid, stores = self.tree_grid(level), [()] * len(weights)
+        else:
+            grid = LevelGrid(level, self.heads, hidden.dtype)
+            stores = [(store,) for store in cache]
         turn = self.rotation(level.positions)
         rows = (
             None if tape is None else tape.rows(tape.length, tape.length + len(level))
@@ -251,13 +253,12 @@ class TreeLlama:
             tape.versions = self.versions()
         return states
 
-    def new_grid(self, level: Level) -> TreeGrid:
+    def tree_grid(self, level: Level) -> TreeGrid:
         """Where the nodes of a whole tree stand; policy and reference share it."""
-        return TreeGrid(level, self.heads, self._body.embed_tokens.weight.dtype)
-
-    def new_level_grid(self, level: Level) -> LevelGrid:
-        """Where the nodes of one level stand."""
-        return LevelGrid(level, self.heads, self._body.embed_tokens.weight.dtype)
+        if self._grid is None or self._grid.level is not level:
+            dtype = self._body.embed_tokens.weight.dtype
+            self._grid = TreeGrid(level, self.heads, dtype)
+        return self._grid
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits of states."""

@@ -6,8 +6,6 @@ both), two to three times as fast on a CPU for small models.
 
 from __future__ import annotations
 
-import functools
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +20,8 @@ from flowrl_lab.policies.prefix_tree import (
     join_levels,
     plant_prompts,
 )
-from flowrl_lab.policies.tree_attention import TreeGrid
 from flowrl_lab.policies.tree_grad import differentiable_states
 from flowrl_lab.policies.tree_llama import LayerWeights, Tape, TreeLlama
-from flowrl_lab.policies.workers import count_workers, run_together
 from flowrl_lab.types import Completions, PromptBatch
 
 __all__ = ["TreeLanguageModelPolicy"]
@@ -35,22 +31,13 @@ MAX_SLOTS = 1024
 
 
 @dataclass
-class _Part:
-    """Some of a batch's prompts: their rows, their tree, and what is known of it."""
-
-    rows: slice
-    tree: PrefixTree
-    grid: TreeGrid
-    tape: Tape | None = None
-
-
-@dataclass
 class _Grown:
-    """The trees of one batch, one for each worker."""
+    """The tree of one batch, and what is known of it so far."""
 
     tensors: tuple[Tensor, ...]
     versions: list[int]
-    parts: list[_Part]
+    tree: PrefixTree
+    tape: Tape | None = None
     weights: list[LayerWeights] | None = None
 
 
@@ -60,9 +47,9 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
     def __init__(self, model, **settings):
         super().__init__(model, **settings)
         self._tree_model = TreeLlama(model)
-        self._decoder: _Decoders | None = None
+        self._decoder: _TreeDecoder | None = None
         self._grown: _Grown | None = None
-        self._tapes: list[Tape] = []  # used again by the next rollout
+        self._tape: Tape | None = None  # used again by the next rollout
 
     def sample(
         self,
@@ -78,21 +65,18 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         )
         decoder, self._decoder = self._decoder, None
         tensors = _key(prompts, completions.completion_ids, completions.completion_mask)
-        parts = decoder.parts(completions.completion_mask)
-        self._grown = _Grown(tensors, _versions(tensors), parts, decoder.weights)
+        tree = decoder.tree(completions.completion_mask)
+        tape = decoder.tape.rows(0, decoder.tape.length)
+        self._grown = _Grown(tensors, _versions(tensors), tree, tape, decoder.weights)
         return completions
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
         model, width = self._tree_model, self.max_completion_tokens
-        spans = _share(len(prompts))
-        tapes = self._tapes = (self._tapes + [None] * len(spans))[: len(spans)]
-        for number, (first, last) in enumerate(spans):
-            mask = prompts.prompt_mask[first:last]
-            room = int(mask.sum()) + (last - first) * copies * (width - 1)
-            if tapes[number] is None or tapes[number].room < room:
-                tapes[number] = model.new_tape(room)
-        self._grown = None  # its tapes are about to be written over
-        self._decoder = _Decoders(model, prompts, copies, width, spans, tapes)
+        room = int(prompts.prompt_mask.sum()) + len(prompts) * copies * (width - 1)
+        if self._tape is None or self._tape.room < room:
+            self._tape = model.new_tape(room)
+        self._grown = None  # its tape is about to be written over
+        self._decoder = _TreeDecoder(model, prompts, copies, width, self._tape)
         return self._decoder
 
     def _score(
@@ -103,50 +87,28 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         reference: bool,
     ) -> tuple[Tensor, Tensor]:
         grown = self._grow(prompts, completion_ids, completion_mask)
-        if any(part.tree.level.sees.shape[1] > MAX_SLOTS for part in grown.parts):
+        level = grown.tree.level
+        if level.sees.shape[1] > MAX_SLOTS:
             return super()._score(prompts, completion_ids, completion_mask, reference)
         states = self._states(grown, reference)
-        sizes = [len(part.tree.level) for part in grown.parts]
-        predictors = [
-            part.tree.predictor + sum(sizes[:number])
-            for number, part in enumerate(grown.parts)
-        ]
-        predictor = torch.cat(predictors)
-        return states[predictor], self._tree_model.logits(states)[predictor]
+        logits = self._tree_model.logits(states)
+        return states[grown.tree.predictor], logits[grown.tree.predictor]
 
     def _states(self, grown: _Grown, reference: bool) -> Tensor:
-        """States of all nodes, from the tapes where they are of the adapter now."""
-        model, parts = self._tree_model, grown.parts
+        """States of all nodes, from the tape where it is of the adapter as it is."""
+        model, level = self._tree_model, grown.tree.level
         if reference:
-            return self._run(parts, model.weights(reference=True), keep=False)
-        current = model.versions()
-        if any(part.tape is None or part.tape.versions != current for part in parts):
-            grown.weights = model.weights()
-            for part in parts:
-                part.tape = None
-            keep = torch.is_grad_enabled()
-            states = self._run(parts, grown.weights, keep=keep)
-            if not keep:
-                return states
-        jobs = [(part.tree.level, part.grid, part.tape) for part in parts]
-        return differentiable_states(model, grown.weights, jobs)
-
-    def _run(
-        self, parts: list[_Part], weights: list[LayerWeights], *, keep: bool
-    ) -> Tensor:
-        """A pass over all nodes; ``keep`` puts it on new tapes."""
-
-        def run(part: _Part) -> Tensor:
-            level = part.tree.level
-            if keep:
-                part.tape = self._tree_model.new_tape(len(level))
-            tape = part.tape if keep else None
-            return self._tree_model.states(level, weights, part.grid, tape=tape)
-
-        return torch.cat(run_together([functools.partial(run, p) for p in parts]))
+            return model.states(level, model.weights(reference=True))
+        if grown.tape is None or grown.tape.versions != model.versions():
+            grown.weights, grown.tape = model.weights(), None
+            if not torch.is_grad_enabled():
+                return model.states(level, grown.weights)
+            grown.tape = model.new_tape(len(level))
+            model.states(level, grown.weights, tape=grown.tape)
+        return differentiable_states(model, level, grown.weights, grown.tape)
 
     def _grow(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> _Grown:
-        """The batch's trees; policy and reference score the same batch in turn.
+        """The batch's tree; policy and reference score the same batch in turn.
 
         Kept while the tensors are the same and unchanged (torch counts a tensor's
         changes in ``_version``).
@@ -156,18 +118,10 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
             same = all(a is b for a, b in zip(grown.tensors, tensors, strict=True))
             if same and grown.versions == _versions(tensors):
                 return grown
-        prompts, copies = prompts.to(self.device), len(ids) // len(prompts)
-
-        def plant(first: int, last: int) -> _Part:
-            rows = slice(first * copies, last * copies)
-            tree = build_tree(
-                prompts.part(first, last), ids[rows], mask[rows],
-                self._lm_head.out_features,
-            )  # fmt: skip
-            return _Part(rows, tree, self._tree_model.new_grid(tree.level))
-
-        tasks = [functools.partial(plant, *span) for span in _share(len(prompts))]
-        self._grown = _Grown(tensors, _versions(tensors), run_together(tasks))
+        tree = build_tree(
+            prompts.to(self.device), ids, mask, self._lm_head.out_features
+        )
+        self._grown = _Grown(tensors, _versions(tensors), tree)
         return self._grown
 
 
@@ -179,69 +133,18 @@ def _versions(tensors: tuple[Tensor, ...]) -> list[int]:
     return [tensor._version for tensor in tensors]
 
 
-def _share(prompts: int) -> list[tuple[int, int]]:
-    """(first, last) prompt of each worker's part, as even as can be."""
-    parts = min(count_workers(), prompts)
-    ends = [number * prompts // parts for number in range(parts + 1)]
-    return list(itertools.pairwise(ends))
-
-
-class _Decoders:
-    """One decoder for each part of the prompts, side by side."""
-
-    def __init__(self, model, prompts, copies, width, spans, tapes):
-        self._model, self.weights = model, model.weights()
-        self._rows = [slice(a * copies, b * copies) for a, b in spans]
-
-        def start(span: tuple[int, int], tape: Tape) -> _TreeDecoder:
-            part = prompts.part(*span)
-            return _TreeDecoder(model, self.weights, part, copies, width, tape)
-
-        pairs = zip(spans, tapes, strict=True)
-        self._decoders = run_together([functools.partial(start, *p) for p in pairs])
-        self._collect()
-
-    def step(self, token: Tensor, alive: Tensor) -> None:
-        """Append a token to every live row."""
-        pairs = zip(self._decoders, self._rows, strict=True)
-        run_together(
-            [functools.partial(d.step, token[rows], alive[rows]) for d, rows in pairs]
-        )
-        self._collect()
-
-    def _collect(self) -> None:
-        """``logits`` [M, V] and ``node`` [B] of all parts."""
-        sizes = [len(decoder.logits) for decoder in self._decoders]
-        self.logits = torch.cat([decoder.logits for decoder in self._decoders])
-        self.node = torch.cat(
-            [d.node + sum(sizes[:n]) for n, d in enumerate(self._decoders)]
-        )
-
-    def parts(self, completion_mask: Tensor) -> list[_Part]:
-        """The trees that were grown while sampling, with their activations."""
-
-        def part(decoder: _TreeDecoder, rows: slice) -> _Part:
-            tree = decoder.tree(completion_mask[rows])
-            tape = decoder.tape.rows(0, decoder.tape.length)
-            return _Part(rows, tree, self._model.new_grid(tree.level), tape)
-
-        pairs = zip(self._decoders, self._rows, strict=True)
-        return run_together([functools.partial(part, *pair) for pair in pairs])
-
-
 class _TreeDecoder:
     """Next-token logits of the distinct prefixes, and which row is at which."""
 
     def __init__(
         self,
         model: TreeLlama,
-        weights: list[LayerWeights],
         prompts: PromptBatch,
         copies: int,
         width: int,
         tape: Tape,
     ):
-        self._model, self._weights, self.tape = model, weights, tape
+        self._model, self.weights, self.tape = model, model.weights(), tape
         tape.length = 0
         slots = prompts.prompt_ids.shape[1] + copies * (width - 1)
         self._cache = model.new_cache(len(prompts), slots)
@@ -252,18 +155,13 @@ class _TreeDecoder:
 
     def _enter(self, level: Level, node: Tensor) -> None:
         self._rows.append(self.tape.length + node)
-        grid = self._model.new_level_grid(level)
-        states = self._model.states(
-            level, self._weights, grid, cache=self._cache, tape=self.tape
-        )
+        states = self._model.states(level, self.weights, self._cache, self.tape)
         self.logits, self.node = self._model.logits(states), node
         self._levels.append(level)
 
     def step(self, token: Tensor, alive: Tensor) -> None:
-        """Append a token to every live row; nothing happens where none lives."""
+        """Append a token to every live row."""
         live = alive.nonzero().squeeze(-1)
-        if not len(live):
-            return
         level, grown = grow_level(
             self._levels[-1], self.node[live], token[live], self.logits.shape[-1]
         )
@@ -273,7 +171,5 @@ class _TreeDecoder:
 
     def tree(self, completion_mask: Tensor) -> PrefixTree:
         """The tree that was grown while sampling."""
-        rows = torch.zeros_like(completion_mask, dtype=torch.long)
-        grown = torch.stack(self._rows, dim=1)[:, : completion_mask.shape[1]]
-        rows[:, : grown.shape[1]] = grown
+        rows = torch.stack(self._rows[: completion_mask.shape[1]], dim=1)
         return PrefixTree(join_levels(self._levels), rows.where(completion_mask, 0))
