@@ -17,9 +17,18 @@ from flowrl_lab.policies.language_model import (
 from flowrl_lab.policies.prefix_tree import build_tree, plant_prompts
 from flowrl_lab.policies.tree_llama import TreeLlama
 from flowrl_lab.policies.tree_policy import TreeLanguageModelPolicy
+from flowrl_lab.policies.workers import set_workers
 from flowrl_lab.types import PromptBatch
 
 VOCAB, PAD, EOS, WIDTH = 7, 5, 6, 6
+
+
+@pytest.fixture(autouse=True, params=[1, 3], ids=["one worker", "three workers"])
+def workers(request):
+    """Everything holds with the rows shared among threads, too."""
+    set_workers(request.param)
+    yield
+    set_workers(1)
 
 
 @pytest.fixture(name="policies")

@@ -7,7 +7,9 @@ levels before; ``TreeGrid`` serves a whole tree at once, forward and backward.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowrl_lab.policies.prefix_tree import Level
+from flowrl_lab.policies.workers import count_workers, run_together
 
 __all__ = ["LevelGrid", "TreeGrid"]
 
@@ -83,13 +86,16 @@ class _Bucket:
 
 
 class TreeGrid:
-    """All nodes of a tree: prompts sorted by size, a few of them at a time."""
+    """All nodes of a tree: prompts sorted by size, a few of them at a time.
+
+    Rows of nodes are put into tables ``[P * L, parts * heads * size]``, one row for
+    each slot; the slots that nobody uses stay 0.
+    """
 
     def __init__(self, level: Level, heads: int, dtype: torch.dtype):
-        filled = level.filled
-        self.level = level
+        filled, self.level = level.filled, level
         self._prompts, self._slots = len(filled), int(filled.max())
-        self._heads = heads
+        self._heads, self._dtype = heads, dtype
         order = filled.argsort()
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order), device=order.device)
@@ -106,61 +112,86 @@ class TreeGrid:
             part = bias[first:last, :, :used, :used].contiguous()
             self._buckets.append(_Bucket(first, last, used, part))
 
-    def attend(self, qkv: Tensor, out: Tensor | None = None) -> Tensor:
-        """Attention of each node over its prefix, ``[N, heads * size]``.
+    def new_table(self, columns: int) -> Tensor:
+        """A table of zeros."""
+        shape = (self._prompts * self._slots, columns)
+        return torch.zeros(shape, dtype=self._dtype, device=self._home.device)
+
+    def put(self, table: Tensor, rows: slice, values: Tensor) -> None:
+        """Write the values of some nodes to their slots."""
+        table.index_copy_(0, self._home[rows], values)
+
+    def take(self, table: Tensor, rows: slice, out: Tensor | None = None) -> Tensor:
+        """The values of some nodes."""
+        return torch.index_select(table, 0, self._home[rows], out=out)
+
+    def attend(self, qkv: Tensor, result: Tensor) -> None:
+        """Attention of each node over its prefix.
 
         Args:
-            qkv: ``[N, 3 * heads * size]``.
-            out: where to write the result.
+            qkv: table of ``3 * heads * size`` columns.
+            result: table of ``heads * size`` columns; is written to.
         """
-        table = self._spread(qkv, 3)
-        width = qkv.shape[1] // 3
-        result = qkv.new_zeros(self._prompts * self._slots, width)
-        places = self._open(result, 1)
-        for bucket in self._buckets:
-            query, key, value = self._cut(table, bucket).unbind(0)
+        sources, places = self._open(qkv, 3), self._open(result, 1)
+
+        def attend(bucket: _Bucket) -> None:
+            query, key, value = self._cut(sources, bucket).unbind(0)
             mixed = functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=bucket.bias
             )
             self._cut(places, bucket)[0].copy_(mixed)
-        return torch.index_select(result, 0, self._home, out=out)
 
-    def gradient(self, qkv: Tensor, mixed: Tensor, grad: Tensor) -> Tensor:
+        self._for_each_bucket(attend)
+
+    def gradient(
+        self, qkv: Tensor, upstream: Tensor, total: Tensor, result: Tensor
+    ) -> None:
         """Gradient of ``qkv``, given that of ``mixed = attend(qkv)``.
 
         The attention weights are computed again, which is cheaper than to keep
         them:  dV = Pᵀ dO,  dP = dO Vᵀ,  dS = P (dP - Σ dO·O),  dQ = dS K,  dK = dSᵀ Q.
+
+        Args:
+            qkv: as in ``attend``.
+            upstream: dO, table of ``heads * size`` columns.
+            total: Σ dO·O of each head, table of ``heads`` columns.
+            result: table like ``qkv``; is written to.
         """
-        head = qkv.shape[1] // (3 * self._heads)
-        factor = 1 / math.sqrt(head)
-        table, upstream = self._spread(qkv, 3), self._spread(grad, 1)
-        total = (grad * mixed).view(len(grad), self._heads, head).sum(-1)
-        total = self._spread(total, 1)
-        result = qkv.new_zeros(self._prompts * self._slots, qkv.shape[1])
+        factor = 1 / math.sqrt(qkv.shape[1] // (3 * self._heads))
+        tables = self._open(qkv, 3), self._open(upstream, 1), self._open(total, 1)
         places = self._open(result, 3)
-        for bucket in self._buckets:
-            parts = self._cut(table, bucket).flatten(1, 2)
-            query, key, value = (part.contiguous() for part in parts.unbind(0))
-            (above,) = self._cut(upstream, bucket).flatten(1, 2).unbind(0)
-            (mean,) = self._cut(total, bucket).flatten(1, 2).unbind(0)
+
+        def go_back(bucket: _Bucket) -> None:
+            source, above, mean = (
+                self._cut(table, bucket).flatten(1, 2).contiguous() for table in tables
+            )
+            query, key, value = source.unbind(0)
             bias = bucket.bias.expand(-1, self._heads, -1, -1).flatten(0, 1)
             query = query * factor
             probs = torch.baddbmm(bias, query, key.transpose(1, 2)).softmax(-1)
-            grad_value = torch.bmm(probs.transpose(1, 2), above)
-            slope = torch.bmm(above, value.transpose(1, 2)).sub_(mean).mul_(probs)
+            grad_value = torch.bmm(probs.transpose(1, 2), above[0])
+            slope = torch.bmm(above[0], value.transpose(1, 2)).sub_(mean[0])
+            slope.mul_(probs)
             grad_query = torch.bmm(slope, key).mul_(factor)
             grad_key = torch.bmm(slope.transpose(1, 2), query)
             target = self._cut(places, bucket)
             for place, part in enumerate((grad_query, grad_key, grad_value)):
                 target[place].copy_(part.view(target[place].shape))
-        return result.index_select(0, self._home)
 
-    def _spread(self, rows: Tensor, parts: int) -> Tensor:
-        """``[N, parts * heads * size]`` -> ``[parts, P, heads, L, size]``."""
-        table = rows.new_zeros(self._prompts * self._slots, rows.shape[1])
-        return self._open(table.index_copy_(0, self._home, rows), parts)
+        self._for_each_bucket(go_back)
+
+    def _for_each_bucket(self, action: Callable[[_Bucket], None]) -> None:
+        """Buckets grow in size: every worker gets small and large ones."""
+        parts = max(1, min(count_workers(), len(self._buckets)))
+
+        def act(number: int) -> None:
+            for bucket in self._buckets[number::parts]:
+                action(bucket)
+
+        run_together([functools.partial(act, number) for number in range(parts)])
 
     def _open(self, table: Tensor, parts: int) -> Tensor:
+        """``[P * L, parts * heads * size]`` -> ``[parts, P, heads, L, size]``."""
         split = table.view(self._prompts, self._slots, parts, self._heads, -1)
         return split.permute(2, 0, 3, 1, 4)
 

@@ -12,12 +12,15 @@ The tests compare every gradient with the Hugging Face model's.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowrl_lab.policies.prefix_tree import Level
 from flowrl_lab.policies.tree_llama import Adapter, LayerWeights, Tape, TreeLlama
+from flowrl_lab.policies.workers import run_together, share
 
 __all__ = ["differentiable_states"]
 
@@ -70,33 +73,50 @@ class _TreeStates(torch.autograd.Function):
 
 
 class _Backward:
-    """One walk from the last layer down to the first."""
+    """One walk from the last layer down to the first.
+
+    As in the forward pass the workers share the rows, and in attention the prompts.
+    Each adds up the gradients of its rows; at the end they are added together.
+    """
 
     def __init__(
         self, model: TreeLlama, level: Level, weights: list[LayerWeights], tape: Tape
     ):
         self.model, self.weights, self.tape = model, weights, tape
-        self.grid = model.tree_grid(level)
         self.turn_back = model.rotation(level.positions).conj()
+        self.grid = grid = model.tree_grid(level)
+        hidden = model.heads * model.head_size
+        self.qkv, self.grad_qkv = grid.new_table(3 * hidden), grid.new_table(3 * hidden)
+        self.upstream, self.total = grid.new_table(hidden), grid.new_table(model.heads)
+        self.grad: Tensor | None = None  # of the hidden states, [N, H]
 
     def run(self, grad_states: Tensor) -> list[Gradients]:
         """Gradients of each layer's adapter."""
         weight = self.model.final_norm_weight
         # states = normed * weight; the norm's weight is frozen
         normed = self.tape.states / weight
-        grad = _norm_gradient(grad_states * weight, normed, self.tape.final_scale)
-        gradients = []
-        for number in reversed(range(len(self.weights))):
-            found: Gradients = {}
-            grad = self._through_mlp(number, grad, found)
-            grad = self._through_attention(number, grad, found)
-            gradients.append(found)
-        return gradients[::-1]
+        self.grad = _norm_gradient(grad_states * weight, normed, self.tape.final_scale)
+        spans, layers = share(len(normed)), len(self.weights)
+        found: list[list[Gradients]] = [[{} for _ in self.weights] for _ in spans]
 
-    def _through_mlp(self, number: int, grad: Tensor, found: Gradients) -> Tensor:
-        """``h + down(silu(gate) * up)``: the gradient of its input ``[N, H]``."""
-        tape, weight = self.tape.layers[number], self.weights[number]
-        adapters = self.model.adapters[number]
+        def go_down(number: int, worker: int) -> None:
+            rows, mine = spans[worker], found[worker]
+            if number + 1 < layers:
+                self._out_of_attention(number + 1, rows, mine[number + 1])
+            if number >= 0:
+                self._through_mlp(number, rows, mine[number])
+                self._into_attention(number, rows, mine[number])
+
+        for number in range(layers - 1, -2, -1):
+            run_together([partial(go_down, number, w) for w in range(len(spans))])
+            if number >= 0:
+                self.grid.gradient(self.qkv, self.upstream, self.total, self.grad_qkv)
+        return [_add_up(parts) for parts in zip(*found, strict=True)]
+
+    def _through_mlp(self, number: int, rows: slice, found: Gradients) -> None:
+        """``h + down(silu(gate) * up)``."""
+        tape, weight = self.tape.layers[number].part(rows), self.weights[number]
+        grad, adapters = self.grad[rows], self.model.adapters[number]
         gate, up = tape.gate_up.chunk(2, -1)
         slope = torch.sigmoid(gate)
         silu = gate * slope
@@ -109,24 +129,32 @@ class _Backward:
         _, norm_weight = self.model.norm_weights(number)
         parts = zip(("gate", "up"), grad_both.chunk(2, -1), strict=True)
         self._shared_input(number, parts, tape.normed_2, norm_weight, found)
-        inner = _norm_gradient(grad_both @ weight.gate_up, tape.normed_2, tape.scale_2)
-        return grad + inner
+        inner = grad_both @ weight.gate_up
+        grad.add_(_norm_gradient(inner, tape.normed_2, tape.scale_2))
 
-    def _through_attention(self, number: int, grad: Tensor, found: Gradients):
-        """``h + out(attention(h))``; the embedding below layer 0 needs nothing."""
-        tape, weight = self.tape.layers[number], self.weights[number]
-        adapters = self.model.adapters[number]
+    def _into_attention(self, number: int, rows: slice, found: Gradients) -> None:
+        """``h + out(mixed)``: what ``grid.gradient`` reads is put on its tables."""
+        tape, weight = self.tape.layers[number].part(rows), self.weights[number]
+        grad, adapters = self.grad[rows], self.model.adapters[number]
         if "o" in adapters:
             found["o"] = _adapter_gradient(adapters["o"], tape.mixed, grad)
-        grad_qkv = self.grid.gradient(tape.qkv, tape.mixed, grad @ weight.out)
-        grad_qkv = self.model.rotate_(grad_qkv, self.turn_back)
+        upstream = grad @ weight.out
+        heads = (upstream * tape.mixed).view(len(grad), self.model.heads, -1)
+        self.grid.put(self.qkv, rows, tape.qkv)
+        self.grid.put(self.upstream, rows, upstream)
+        self.grid.put(self.total, rows, heads.sum(-1))
+
+    def _out_of_attention(self, number: int, rows: slice, found: Gradients) -> None:
+        """``q, k, v`` of the normed states; the embedding below needs nothing."""
+        tape, weight = self.tape.layers[number].part(rows), self.weights[number]
+        grad_qkv = self.grid.take(self.grad_qkv, rows)
+        self.model.rotate_(grad_qkv, self.turn_back[rows])
         norm_weight, _ = self.model.norm_weights(number)
         parts = zip(("q", "k", "v"), grad_qkv.chunk(3, -1), strict=True)
         self._shared_input(number, parts, tape.normed_1, norm_weight, found)
-        if number == 0:
-            return grad
-        inner = _norm_gradient(grad_qkv @ weight.qkv, tape.normed_1, tape.scale_1)
-        return grad + inner
+        if number > 0:
+            inner = grad_qkv @ weight.qkv
+            self.grad[rows].add_(_norm_gradient(inner, tape.normed_1, tape.scale_1))
 
     def _shared_input(self, number, parts, normed, norm_weight, found) -> None:
         """Adapters that read the same normalised rows; the norm's weight is theirs.
@@ -149,6 +177,16 @@ class _Backward:
         lows = ((torch.cat(back, dim=1).T @ normed) * norm_weight).split(sizes)
         for (name, _), grad_low, grad_high in zip(mine, lows, highs, strict=True):
             found[name] = grad_low, grad_high
+
+
+def _add_up(parts: tuple[Gradients, ...]) -> Gradients:
+    """The workers' gradients of one layer's adapter, in a fixed order."""
+    first, *others = parts
+    for other in others:
+        for name, (low, high) in other.items():
+            first[name][0].add_(low)
+            first[name][1].add_(high)
+    return first
 
 
 def _adapter_gradient(

@@ -14,6 +14,7 @@ repeated tokens cost more than the arithmetic:
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 from flowrl_lab.policies.prefix_tree import Level
 from flowrl_lab.policies.tree_attention import LevelGrid, TreeGrid
+from flowrl_lab.policies.workers import run_together, share
 
 __all__ = ["Adapter", "LayerWeights", "Tape", "TreeLlama"]
 
@@ -57,9 +59,11 @@ class LayerTape(NamedTuple):
     scale_2: Tensor
     gate_up: Tensor  # [N, 2I]
 
-    def rows(self, start: int, stop: int) -> LayerTape:
-        """A part of it, as views."""
-        return LayerTape(*(part[start:stop] for part in self))
+    def part(self, rows: slice) -> LayerTape:
+        """Some rows of it, as views."""
+        if self is NOTHING:
+            return self
+        return LayerTape(*(tensor[rows] for tensor in self))
 
 
 @dataclass
@@ -91,7 +95,7 @@ class Tape:
 
     def rows(self, start: int, stop: int) -> Tape:
         """A part of it, as views."""
-        layers = [layer.rows(start, stop) for layer in self.layers]
+        layers = [layer.part(slice(start, stop)) for layer in self.layers]
         states, scale = self.states[start:stop], self.final_scale[start:stop]
         return Tape(layers, states, scale, stop - start, self.versions)
 
@@ -225,25 +229,17 @@ class TreeLlama:
             tape: gets what the backward pass needs, after what it holds already.
         """
         hidden = functional.embedding(level.tokens, self._body.embed_tokens.weight)
+        turn = self.rotation(level.positions)
+        rows = None if tape is None else tape.after(len(level))
+        layers = [NOTHING] * len(weights) if rows is None else rows.layers
         if cache is None:
-            grid, stores = self.tree_grid(level), [()] * len(weights)
+            self._run_tree(hidden, turn, weights, layers, self.tree_grid(level))
         else:
             grid = LevelGrid(level, self.heads, hidden.dtype)
-            stores = [(store,) for store in cache]
-        turn = self.rotation(level.positions)
-        rows = (
-            None if tape is None else tape.rows(tape.length, tape.length + len(level))
-        )
-        for number, weight in enumerate(weights):
-            keep = NOTHING if rows is None else rows.layers[number]
-            normed, _ = self._norm(hidden, keep.normed_1, keep.scale_1)
-            qkv = torch.mm(normed, weight.qkv.T, out=keep.qkv)
-            mixed = grid.attend(self.rotate_(qkv, turn), *stores[number], keep.mixed)
-            hidden = torch.addmm(hidden, mixed, weight.out.T)
-            normed, _ = self._norm(hidden, keep.normed_2, keep.scale_2)
-            gate_up = torch.mm(normed, weight.gate_up.T, out=keep.gate_up)
-            gate, up = gate_up.chunk(2, -1)
-            hidden.addmm_(functional.silu(gate).mul_(up), weight.down.T)
+            for weight, store, keep in zip(weights, cache, layers, strict=True):
+                qkv = self._before(hidden, turn, weight, keep)
+                mixed = grid.attend(qkv, store, keep.mixed)
+                self._after(hidden, mixed, weight, keep)
         normed, scale = self._norm(hidden)
         states = normed.mul_(self.final_norm_weight)
         if rows is not None:
@@ -252,6 +248,56 @@ class TreeLlama:
             tape.length += len(level)
             tape.versions = self.versions()
         return states
+
+    def _run_tree(
+        self,
+        hidden: Tensor,
+        turn: Tensor,
+        weights: list[LayerWeights],
+        layers: list[LayerTape],
+        grid: TreeGrid,
+    ) -> None:
+        """All layers of a whole tree, ``hidden`` in place.
+
+        Between two attentions every row is on its own, so the workers share the
+        rows; in attention they share the prompts.
+        """
+        table, result = (grid.new_table(n * hidden.shape[1]) for n in (3, 1))
+
+        def enter(number: int, rows: slice) -> None:
+            keep = layers[number].part(rows)
+            qkv = self._before(hidden[rows], turn[rows], weights[number], keep)
+            grid.put(table, rows, qkv)
+
+        def go_on(number: int, rows: slice) -> None:
+            keep = layers[number].part(rows)
+            mixed = grid.take(result, rows, keep.mixed)
+            self._after(hidden[rows], mixed, weights[number], keep)
+            if number + 1 < len(weights):
+                enter(number + 1, rows)
+
+        spans = share(len(hidden))
+        run_together([functools.partial(enter, 0, rows) for rows in spans])
+        for number in range(len(weights)):
+            grid.attend(table, result)
+            run_together([functools.partial(go_on, number, rows) for rows in spans])
+
+    def _before(
+        self, hidden: Tensor, turn: Tensor, weight: LayerWeights, keep: LayerTape
+    ) -> Tensor:
+        """What attention reads, ``[N, 3H]``."""
+        normed, _ = self._norm(hidden, keep.normed_1, keep.scale_1)
+        return self.rotate_(torch.mm(normed, weight.qkv.T, out=keep.qkv), turn)
+
+    def _after(
+        self, hidden: Tensor, mixed: Tensor, weight: LayerWeights, keep: LayerTape
+    ) -> None:
+        """Add what attention and the MLP say to ``hidden``, in place."""
+        hidden.addmm_(mixed, weight.out.T)
+        normed, _ = self._norm(hidden, keep.normed_2, keep.scale_2)
+        gate_up = torch.mm(normed, weight.gate_up.T, out=keep.gate_up)
+        gate, up = gate_up.chunk(2, -1)
+        hidden.addmm_(functional.silu(gate).mul_(up), weight.down.T)
 
     def tree_grid(self, level: Level) -> TreeGrid:
         """Where the nodes of a whole tree stand; policy and reference share it."""
