@@ -59,7 +59,13 @@ def move_slider(visit: Visit, name: str) -> tuple[str, str]:
     return before, after
 
 
-NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("0*.ipynb"))
+# In the quick suite the others run without a browser, and their explorers in tests
+# of their own.
+ALWAYS = ("00_start_here", "01_reward_to_distribution", "07_tiny_lm_maths")
+NOTEBOOKS = [
+    pytest.param(path.stem, marks=() if path.stem in ALWAYS else pytest.mark.full)
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
+]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
