@@ -201,7 +201,7 @@ def _told(events: list[Event]) -> dict:
 
 def _figure(row: dict) -> str:
     """A prediction and its outcome, with the number line where there are numbers."""
-    question = f"<b>{escape(str(row.get('question', row['key'])))}</b>"
+    question = f"<p><b>{escape(str(row.get('question', row['key'])))}</b></p>"
     if "result" not in row:
         guess = say(row["predicted"], str(row.get("unit", "")))
         words, picture = f"You predicted: {guess}. Nothing came out yet.", ""
