@@ -54,6 +54,13 @@ def test_browser_gets_the_same_numbers_and_answers_back() -> None:
         explorer.reward_scale = -1.0
 
 
+def test_the_same_cell_run_again_finds_the_slider_where_it_was_left() -> None:
+    BetaExplorer([0.0, 2.0, 5.0], reward_scale=3.0).set_state({"reward_scale": 12.0})
+    assert BetaExplorer([0.0, 2.0, 5.0], reward_scale=3.0).reward_scale == 12.0
+    assert BetaExplorer([0.0, 2.0, 5.0], reward_scale=4.0).reward_scale == 4.0
+    assert BetaExplorer([0.0, 2.0, 6.0], reward_scale=3.0).reward_scale == 3.0
+
+
 def test_slider_range_holds_an_unusual_start() -> None:
     assert BetaExplorer([0.0, 1.0], reward_scale=500.0)._range == [0.1, 500.0]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import traitlets
 
@@ -21,7 +23,8 @@ class BetaExplorer(Explorer):
     """Shows ``p*(x) = π_ref(x) exp(βr(x)) / Z`` while β moves under a slider.
 
     The browser computes the picture, so the slider also works while the kernel is
-    busy; where the slider was left comes back as ``reward_scale``.
+    busy; where the slider was left comes back as ``reward_scale``, and when the cell
+    is run again.
 
     Source: arXiv 2509.15207, Eq. 2 and 5.
 
@@ -43,6 +46,7 @@ class BetaExplorer(Explorer):
     _labels = traitlets.List(traitlets.Unicode()).tag(sync=True)
     _range = traitlets.List(traitlets.Float()).tag(sync=True)
     reward_scale = traitlets.Float(1.0).tag(sync=True)
+    _left_at: ClassVar[dict[tuple, float]] = {}  # where the same one was left
 
     def __init__(
         self, rewards, reference=None, labels=None, *, reward_scale: int | float = 1.0
@@ -55,7 +59,9 @@ class BetaExplorer(Explorer):
             raise bad_input(
                 "labels", f"has {len(names)} names", f"{count}", "name each state once"
             )
-        scale = check_scale(reward_scale)
+        asked = check_scale(reward_scale)
+        self._key = (self.rewards.tobytes(), self.reference.tobytes(), asked)
+        scale = self._left_at.get(self._key, asked)
         super().__init__(
             _rewards=self.rewards.tobytes(),
             _log_reference=np.log(self.reference).tobytes(),
@@ -63,6 +69,10 @@ class BetaExplorer(Explorer):
             _range=[min(SLIDER_RANGE[0], scale), max(SLIDER_RANGE[1], scale)],
             reward_scale=scale,
         )
+        self.observe(self._remember, "reward_scale")
+
+    def _remember(self, change) -> None:
+        self._left_at[self._key] = change["new"]
 
     @traitlets.validate("reward_scale")
     def _check_reward_scale(self, proposal):
