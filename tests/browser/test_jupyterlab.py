@@ -35,12 +35,13 @@ SEE_PICTURE_OF_SLIDER = """slider => {
 
 
 def move_slider(visit: Visit, name: str) -> tuple[str, str]:
-    """Move the first slider by keyboard, as a person would.
+    """Move the first slider that has a picture by keyboard, as a person would.
 
     Returns:
         What was drawn beside it, before and after.
     """
-    slider = visit.page.locator('.jp-OutputArea-output input[type="range"]').first
+    output = '.jp-OutputArea-output:has(svg, canvas) input[type="range"]'
+    slider = visit.page.locator(output).first
     slider.scroll_into_view_if_needed()
     before = slider.evaluate(SEE_PICTURE_OF_SLIDER)
     value = slider.input_value()
