@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from flowrl_lab.live import choose_backend
+from flowrl_lab.policies.workers import set_workers
 
 __all__ = ["BUDGETS", "Session", "choose_threads", "data_path", "setup"]
 
@@ -83,15 +84,19 @@ def setup(seed: int = 0, budget: str | None = None) -> Session:
 
 
 def choose_threads() -> int:
-    """Set how many threads PyTorch uses on the CPU, and return it.
+    """Set how the CPU's cores are used, and return PyTorch's number of threads.
 
-    One on a machine of one or two cores: the course's tensors are small, and waking
-    a second thread for each of a thousand operations a step costs more than it
-    saves (``benchmarks/step_vs_trl.py --threads 1`` against ``--threads 2``).
-    Elsewhere, and where OMP_NUM_THREADS is set, PyTorch's own choice stays.
+    The course's tensors are small.  Sharing each of a thousand operations a step
+    among threads costs more than it saves, so on one or two cores PyTorch gets one
+    thread; instead, up to four workers share the rows of the tiny language model's
+    larger passes (``policies.workers``).  Where OMP_NUM_THREADS is set, nothing is
+    changed.  ``benchmarks/step_vs_trl.py`` measures what this brings.
     """
-    if "OMP_NUM_THREADS" not in os.environ and (os.cpu_count() or 1) <= 2:
-        torch.set_num_threads(1)
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = os.cpu_count() or 1
+        if cores <= 2:
+            torch.set_num_threads(1)
+        set_workers(min(cores, 4))
     return torch.get_num_threads()
 
 

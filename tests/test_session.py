@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import flowrl_lab
+from flowrl_lab.policies.workers import count_workers, set_workers
 from flowrl_lab.session import choose_threads, data_path, setup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,9 +171,15 @@ def test_a_missing_module_of_our_own_is_not_called_optional(monkeypatch):
 
 @pytest.mark.parametrize(
     ("cores", "wanted", "expected"),
-    [(1, None, 1), (2, None, 1), (8, None, 3), (2, "3", 3), (None, None, 1)],
+    [
+        (1, None, (1, 1)),
+        (2, None, (1, 2)),
+        (8, None, (3, 4)),
+        (2, "3", (3, 1)),
+        (None, None, (1, 1)),
+    ],
 )
-def test_two_cores_get_one_thread_unless_asked(monkeypatch, cores, wanted, expected):
+def test_threads_and_workers_follow_the_cores(monkeypatch, cores, wanted, expected):
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if wanted is not None:
@@ -180,6 +187,8 @@ def test_two_cores_get_one_thread_unless_asked(monkeypatch, cores, wanted, expec
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     torch.set_num_threads(3)  # PyTorch's own choice
     try:
-        assert choose_threads() == torch.get_num_threads() == expected
+        assert (choose_threads(), count_workers()) == expected
+        assert torch.get_num_threads() == expected[0]
     finally:
         torch.set_num_threads(before)
+        set_workers(1)
