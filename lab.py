@@ -421,12 +421,14 @@ def build_pytest_command(python, options, rest):
     ]
     if find_paths(rest):
         return [*command, *rest]
-    # One worker a core, each test file and each notebook whole on one of them.
+    # One worker a core, each test file and each notebook whole on one of them; the
+    # long ones first, so that no worker ends long after the others.
     workers = min(4, os.cpu_count() or 1)
     if workers > 1:
-        command += ["-n", workers, "--dist", "loadscope"]
-    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    return [*command, "-ra", "--durations=15", *rest, "tests", *notebooks]
+        command += ["-n", workers, "--dist", "loadscope", "--no-loadscope-reorder"]
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)
+    paths = [ROOT / "tests" / "browser", *notebooks, "tests"]
+    return [*command, "-ra", "--durations=15", *rest, *paths]
 
 
 def find_paths(arguments):
