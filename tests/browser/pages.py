@@ -37,8 +37,10 @@ WATCH_PLOTS = """() => {
   const prompt = cell => cell.querySelector('.jp-InputPrompt').textContent.trim();
   const look = () => {
     const cells = [...document.querySelectorAll('.jp-Notebook .jp-CodeCell')];
+    const prompts = cells.map(prompt);
     return {
-      running: cells.some(cell => prompt(cell) === '[*]:'),
+      prompts: prompts.join(' '),
+      running: prompts.includes('[*]:'),
       plots: cells.flatMap((cell, index) =>
         [...cell.querySelectorAll('.js-plotly-plot')].map(plot => ({
           cell: index,
@@ -50,6 +52,7 @@ WATCH_PLOTS = """() => {
     };
   };
   window.flowrlLook = look;
+  window.flowrlBefore = look().prompts;
   window.flowrlSeen = {};
   setInterval(() => {
     for (const plot of look().plots.filter(plot => plot.running)) {
@@ -153,7 +156,7 @@ def wait_until_done(
         seen while that cell was still running, in order.
     """
     deadline = time.monotonic() + RUN_SECONDS
-    started = shot = False
+    before, shot = visit.page.evaluate("() => window.flowrlBefore"), False
     while time.monotonic() < deadline:
         view = visit.page.evaluate("() => window.flowrlLook()")
         seen = visit.page.evaluate("() => window.flowrlSeen")
@@ -163,8 +166,8 @@ def wait_until_done(
                 show_cell(visit, moving[0])
             visit.screenshot(f"{name}-running")
             shot = True
-        started = started or view["running"]
-        if started and not view["running"]:
+        # short cells may run without ever being seen running: their numbers tell
+        if view["prompts"] != before and not view["running"]:
             visit.screenshot(f"{name}-ended")
             return {int(c): [(p, w) for p, w in seen[c]] for c in seen}
         visit.page.wait_for_timeout(100)
