@@ -77,7 +77,40 @@ def test_widget_shows_the_records_and_ends_as_a_plain_figure(screen, ticking) ->
     (handle,) = screen.handles
     assert handle.raw == [False, True]
     assert handle.shown[-1] == plot.bundle()
-    assert widget.comm is None  # closed
+
+
+def test_the_widget_is_closed_when_the_browser_has_made_it(
+    screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = []
+
+    class Loop:
+        """The kernel's event loop."""
+
+        def call_later(self, seconds, action) -> None:
+            later.append((seconds, action))
+
+    monkeypatch.setattr(live.asyncio, "get_running_loop", Loop)
+    with LivePlot() as plot:
+        plot.update(make_record(0))
+    widget = screen.handles[0].shown[0]
+    ((seconds, close),) = later
+    assert widget.comm is not None
+    assert seconds > 2  # anywidget's own limit for making a widget
+    close()
+    assert widget.comm is None
+
+
+def test_without_a_loop_the_widget_is_closed_at_once(
+    screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_loop():
+        raise RuntimeError("no running event loop")
+
+    monkeypatch.setattr(live.asyncio, "get_running_loop", no_loop)
+    with LivePlot() as plot:
+        plot.update(make_record(0))
+    assert screen.handles[0].shown[0].comm is None
 
 
 def test_a_late_run_gets_its_traces(screen, ticking) -> None:
