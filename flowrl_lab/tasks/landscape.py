@@ -101,7 +101,7 @@ class Landscape:
         self,
         *,
         variant: str | None = None,
-        rewards: Sequence[float] | Tensor | None = None,
+        rewards: Sequence[int | float] | Tensor | None = None,
         reward_scale: float | None = None,
     ):
         if variant is not None and rewards is not None:
@@ -209,7 +209,7 @@ def _build(variant: str, reward_scale: float) -> tuple[Tensor, Tensor]:
     return rewards, groups
 
 
-def _check_rewards(rewards: Sequence[float] | Tensor) -> Float[Tensor, " N"]:
+def _check_rewards(rewards: Sequence[int | float] | Tensor) -> Float[Tensor, " N"]:
     try:
         table = torch.as_tensor(rewards, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -87,7 +87,7 @@ class TargetDesigner(Explorer):
 
     def __init__(
         self,
-        rewards: str | Sequence[float] | np.ndarray | torch.Tensor = "two_hills",
+        rewards: str | Sequence[int | float] | np.ndarray | torch.Tensor = "two_hills",
         *,
         reward_scale: int | float = 15.0,
         algorithms: Sequence[str] = ("grpo", "flowrl"),

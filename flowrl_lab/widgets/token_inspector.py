@@ -75,7 +75,7 @@ class TokenInspector(Explorer):
         log_probs: Float[Tensor, "B T"],
         ref_log_probs: Float[Tensor, "B T"],
         completion_mask: Bool[Tensor, "B T"],
-        rewards: Float[Tensor, " B"] | Sequence[float] | None = None,
+        rewards: Float[Tensor, " B"] | Sequence[int | float] | None = None,
     ) -> None:
         both = {"log_probs": log_probs, "ref_log_probs": ref_log_probs}
         rows = {} if rewards is None else {"rewards": as_rewards(rewards)}
