@@ -55,6 +55,10 @@ def make_probe_batch(seed: int = 0) -> ProbeBatch:
     )
 
 
+# The animals say nothing about themselves, and share no code: each is to be read, and
+# found out, as if somebody had sent it in.
+
+
 def adder(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
           *, reward_scale=15.0, clip_low=0.2, clip_high=0.2):  # fmt: skip
     lengths = completion_mask.sum(1)

@@ -29,11 +29,13 @@ def draw_log_probs(*shape: int, seed: int, spread: float = 1.5) -> Tensor:
 
 
 def draw_rewards(number: int, seed: int) -> Tensor:
+    """Rewards between 0 and 1, float64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(number, generator=generator, dtype=torch.float64)
 
 
 def one_distribution() -> list[Case]:
+    """Log-probabilities: even ones, a row, and a batch of rows."""
     even = torch.full((8,), -math.log(8), dtype=torch.float64)
     return [
         ((even,), {}),
@@ -43,6 +45,7 @@ def one_distribution() -> list[Case]:
 
 
 def two_distributions() -> list[Case]:
+    """Two log-probabilities of one shape: a row, and a batch of rows."""
     return [
         ((draw_log_probs(6, seed=3), draw_log_probs(6, seed=4)), {}),
         ((draw_log_probs(3, 5, seed=5), draw_log_probs(3, 5, seed=6)), {}),
@@ -50,6 +53,7 @@ def two_distributions() -> list[Case]:
 
 
 def reference_and_rewards() -> list[Case]:
+    """log π_ref (even, and not) and rewards of all answers, with a reward scale."""
     uniform = torch.full((5,), -math.log(5), dtype=torch.float64)
     return [
         ((uniform, draw_rewards(5, 7)), {"reward_scale": 4.0}),
@@ -58,6 +62,7 @@ def reference_and_rewards() -> list[Case]:
 
 
 def policy_reference_and_rewards() -> list[Case]:
+    """log π, log π_ref and rewards of all answers, with a reward scale."""
     return [
         (
             (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,16 @@ from flowrl_lab.course.exercises._cases import draw_log_probs, draw_rewards
 from flowrl_lab.losses import flowrl_loss
 
 __all__ = ["EXERCISES"]
+
+
+def _slips(
+    function: Callable[..., Tensor], messages: Mapping[str, str]
+) -> tuple[Mistake, ...]:
+    """One mistake for each ``slip`` that the function can be told to make."""
+    return tuple(
+        Mistake(slip, message, partial(function, slip=slip))
+        for slip, message in messages.items()
+    )
 
 
 # --------------------------------------------------------------------- the residual
@@ -100,21 +113,11 @@ _RESIDUAL_MESSAGES = {
 }
 
 
-def _with_residual_slip(slip: str):
-    def wrong(*args, **settings):
-        return _residuals(*args, **settings, slip=slip)
-
-    return wrong
-
-
 RESIDUALS = Exercise(
     name="flowrl_residuals",
     solution="flowrl_lab.losses:flowrl_residuals",
     cases=_residual_cases,
-    mistakes=tuple(
-        Mistake(slip, message, _with_residual_slip(slip))
-        for slip, message in _RESIDUAL_MESSAGES.items()
-    ),
+    mistakes=_slips(_residuals, _RESIDUAL_MESSAGES),
     hint="difference = (log_probs − ref_log_probs.detach()), set to 0 outside the mask "
     "and summed over dim 1; divide by completion_mask.sum(1) if length_normalize. Then "
     "log_z + that − reward_scale · rewards.",
@@ -249,21 +252,11 @@ _WEIGHT_MESSAGES = {
 }
 
 
-def _with_weight_slip(slip: str):
-    def wrong(*args, **settings):
-        return _weights(*args, **settings, slip=slip)
-
-    return wrong
-
-
 WEIGHTS = Exercise(
     name="sequence_importance_weights",
     solution="flowrl_lab.losses:sequence_importance_weights",
     cases=_weight_cases,
-    mistakes=tuple(
-        Mistake(slip, message, _with_weight_slip(slip))
-        for slip, message in _WEIGHT_MESSAGES.items()
-    ),
+    mistakes=_slips(_weights, _WEIGHT_MESSAGES),
     hint="ratio = exp of the masked sum of (log_probs − old_log_probs), detached. Then "
     'torch.ones_like for "none", .clamp(1 − clip_low, 1 + clip_high) for "clip", '
     '.clamp(max=10) for "max10".',
@@ -363,21 +356,11 @@ _LOSS_MESSAGES = {
 }
 
 
-def _with_loss_slip(slip: str):
-    def wrong(*args, **settings):
-        return _loss(*args, **settings, slip=slip)
-
-    return wrong
-
-
 LOSS = Exercise(
     name="flowrl_loss",
     solution="flowrl_lab.losses:flowrl_loss",
     cases=_loss_cases,
-    mistakes=tuple(
-        Mistake(slip, message, _with_loss_slip(slip))
-        for slip, message in _LOSS_MESSAGES.items()
-    ),
+    mistakes=_slips(_loss, _LOSS_MESSAGES),
     hint="residuals from flowrl_residuals(...), weights from "
     "sequence_importance_weights(...), then weights * residuals.square(), and its mean "
     "unless reduction is 'none'. Pass every setting on.",
