@@ -1,0 +1,155 @@
+"""Tasks for a real language model: a prompt and a completion are plain text.
+
+`Task` (in ``base``) speaks in tokens of a vocabulary of its own and has an exact
+referee.  A `TextTask` works with any tokenizer: it hands out prompts and says how
+good a completion is, why, and what the reward is made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+__all__ = ["RewardWeights", "Scored", "TextTask", "combine_parts", "score_safely"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a task thinks of one completion.
+
+    Attributes:
+        reward: what the loss uses; the sum of ``parts``.
+        correct: whether the completion solves the prompt.
+        reason: one line that a person can read, also when all is well.
+        parts: name -> contribution to the reward, as shown to the learner.
+    """
+
+    reward: float
+    correct: bool
+    reason: str
+    parts: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.reward):
+            raise ValueError(
+                f"reward is {self.reward}; expected a finite number. Fix: score what "
+                "cannot be judged with 0.0 and say why in reason."
+            )
+        total = math.fsum(self.parts.values())
+        if self.parts and not math.isclose(total, self.reward, abs_tol=1e-9):
+            raise ValueError(
+                f"parts {self.parts} sum to {total:g}; expected the reward, "
+                f"{self.reward:g}. Fix: build the score with combine_parts."
+            )
+
+
+@runtime_checkable
+class TextTask(Protocol):
+    """A task whose prompts and completions are text.
+
+    Attributes:
+        name: short, for file names and legends.
+        max_completion_tokens: how many tokens a completion may have.
+        stop: a completion ends before the first of these strings.
+    """
+
+    name: str
+    max_completion_tokens: int
+    stop: tuple[str, ...]
+
+    def prompts(self, split: str) -> tuple[str, ...]:
+        """All prompts of ``split``: ``"train"`` or ``"heldout"``."""
+
+    def score(self, prompt: str, completion: str) -> Scored:
+        """Judge what was written after ``prompt``, without the stop string.
+
+        Any text may come.  The answer to nonsense is reward 0 and a reason, never
+        an exception; a prompt that is not the task's own is a ValueError.
+        """
+
+
+@dataclass(frozen=True)
+class RewardWeights:
+    """What each part of a reward counts.
+
+    Attributes:
+        correct: for an answer that is right.
+        format: for an answer written as the prompt asked, right or wrong.
+        length: for a completion well within its limit; falls linearly from this at
+            no characters to 0 at the limit, and only right answers get it.
+    """
+
+    correct: float = 1.0
+    format: float = 0.0
+    length: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("correct", "format", "length"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(
+                    f"weight of {name!r} is {value}; expected a finite number of at "
+                    "least 0. Fix: use 0.0 to leave the part out."
+                )
+
+
+def combine_parts(
+    *,
+    correct: bool,
+    well_formed: bool,
+    used: float,
+    reason: str,
+    weights: RewardWeights,
+) -> Scored:
+    """Put a reward together from its parts.
+
+    reward = w_correct·[correct] + w_format·[well formed]
+             + w_length·[correct]·(1 − used)
+
+    Args:
+        correct: whether the answer is right.
+        well_formed: whether it is written as asked.
+        used: share of the allowed length that was used; cut to 0 … 1.
+        reason: one readable line.
+        weights: what each part counts.
+
+    Returns:
+        The score; a part of weight 0 is left out.
+    """
+    spared = 1.0 - min(max(used, 0.0), 1.0)
+    parts = {
+        "correct": weights.correct * correct,
+        "format": weights.format * well_formed,
+        "length": weights.length * correct * spared,
+    }
+    parts = {
+        name: float(value) for name, value in parts.items() if getattr(weights, name)
+    }
+    return Scored(math.fsum(parts.values()), correct, reason, parts)
+
+
+def score_safely(
+    judge: Callable[[str], Scored], completion: str, parts: Mapping[str, float] = {}
+) -> Scored:
+    """Call ``judge``; whatever goes wrong inside becomes reward 0 with a reason.
+
+    For verifiers that stand on other people's parsers.  KeyboardInterrupt and
+    other signals to stop pass through.
+
+    Args:
+        judge: takes the completion.
+        completion: what the model wrote.
+        parts: the names of the reward's parts, so that a failure has the same
+            ones, all 0.
+
+    Returns:
+        What ``judge`` said, or a zero.
+    """
+    zeros = dict.fromkeys(parts, 0.0)
+    try:
+        return judge(completion)
+    except Exception as error:  # a verifier of others may raise anything
+        reason = f"could not be judged: {type(error).__name__}: {error}"
+        return Scored(0.0, False, " ".join(reason.split())[:200], zeros)
