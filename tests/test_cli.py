@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from flowrl_lab import __main__ as cli
+from flowrl_lab.commands import doctor, settings
 from flowrl_lab.experiment import Run
 from flowrl_lab.progress import ProgressLine, format_seconds
 from flowrl_lab.results import is_finished, load_result
@@ -42,7 +43,7 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
 
 def config_for(words: list[str], spec: str = "flowrl", seed: int = 0):
     args = cli.build_parser().parse_args(["train", "--out", "unused", *words])
-    return cli.build_config(args, spec, seed)
+    return settings.build_config(args, spec, seed)
 
 
 # -------------------------------------------------------------------------- help
@@ -138,7 +139,7 @@ def test_debug_shows_where_it_went_wrong(tmp_path):
 def test_settings_are_read_as_json_or_text():
     pairs = ["learning_rate=1e-3", "length_normalize=true", "task_options.variant=x",
              "task_options.reward_scale=2", "name=my run", "eval_every=4"]  # fmt: skip
-    assert cli.parse_settings(pairs) == {
+    assert settings.parse_settings(pairs) == {
         "learning_rate": 1e-3,
         "length_normalize": True,
         "task_options": {"variant": "x", "reward_scale": 2},
@@ -151,7 +152,7 @@ def test_settings_are_read_as_json_or_text():
     ("text", "seeds"), [("3", [0, 1, 2]), ("4,2,4", [4, 2]), ("7,", [7])]
 )
 def test_seeds_are_a_number_or_a_list(text, seeds):
-    assert cli.parse_seeds(text) == seeds
+    assert settings.parse_seeds(text) == seeds
 
 
 def test_a_run_takes_settings_from_preset_command_and_spec():
@@ -159,7 +160,8 @@ def test_a_run_takes_settings_from_preset_command_and_spec():
     assert (config.steps, config.eval_every, config.seed) == (6, 3, 4)
     assert (config.reward_scale, config.learning_rate) == (3, 0.5)
     assert config.run_name == "flowrl reward_scale=3 learning_rate=0.5"
-    assert "/" not in cli.folder_name(config) and " " not in cli.folder_name(config)
+    name = settings.folder_name(config)
+    assert "/" not in name and " " not in name
     assert config_for(SHORT, "flowrl", seed=4).reward_scale != 3
 
 
@@ -360,7 +362,7 @@ def test_ctrl_c_in_any_command_ends_with_130(monkeypatch, capsys):
     def interrupt(_args: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_doctor", interrupt)
+    monkeypatch.setattr(doctor, "run_doctor", interrupt)
     assert cli.main(["doctor"]) == 130
     assert "kept" in capsys.readouterr().err
 

@@ -1,0 +1,123 @@
+"""``compare``: several algorithms and seeds, one table, one report."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from flowrl_lab.commands import DONE, FAILED, INTERRUPTED
+from flowrl_lab.commands.settings import (
+    add_run_options,
+    build_config,
+    command_to_go_on,
+    folder_name,
+    parse_seeds,
+)
+
+
+def add_parser(commands) -> None:
+    """Add ``compare`` and its options."""
+    compare = commands.add_parser(
+        "compare", help="several algorithms and seeds: one table, one HTML report"
+    )
+    compare.add_argument(
+        "--algorithms",
+        default="flowrl,grpo,ppo,reinforce_pp",
+        metavar="A,B,...",
+        help="variants, each with settings of its own if need be: "
+        "flowrl:reward_scale=5:learning_rate=1e-3 (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--seeds",
+        default="5",
+        metavar="N",
+        help="how many (0 to N-1), or which: 3,4,7 (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="runs at a time, one thread each (default: the cores, %(default)s)",
+    )
+    add_run_options(compare)
+    compare.set_defaults(action=run_compare)
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """``compare``: all runs side by side, then the table and the report."""
+    jobs = plan_jobs(args)
+    from flowrl_lab.progress import ProgressLine
+    from flowrl_lab.runner import run_jobs, write_plan
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_plan(args.out, jobs)
+    done = [0] * len(jobs)
+    progress = ProgressLine(sum(job.config.steps for job in jobs))
+
+    def report(index: int, step: int) -> None:
+        done[index] = step
+        ready = sum(d == job.config.steps for d, job in zip(done, jobs, strict=True))
+        progress.update(sum(done), f"{ready} of {len(jobs)} runs finished")
+
+    print(f"{len(jobs)} runs, {args.jobs} at a time")
+    outcome = run_jobs(jobs, workers=args.jobs, report=report)
+    progress.close()
+    return _tell(args, jobs, outcome)
+
+
+def plan_jobs(args: argparse.Namespace) -> list:
+    """Every run of a comparison, checked before the first one starts.
+
+    Raises:
+        ValueError: bad names or settings, two runs alike, or a folder in use.
+    """
+    specs = [spec.strip() for spec in args.algorithms.split(",") if spec.strip()]
+    seeds = parse_seeds(args.seeds)
+    if not specs or args.jobs < 1:
+        raise ValueError(
+            f"got --algorithms {args.algorithms!r} and --jobs {args.jobs}; expected at "
+            "least one of each. Fix: --algorithms flowrl,grpo --jobs 2"
+        )
+    configs = [build_config(args, spec, seed) for spec in specs for seed in seeds]
+    from flowrl_lab.runner import Job
+
+    jobs = [Job(config, args.out / "runs" / folder_name(config)) for config in configs]
+    if len({job.folder for job in jobs}) < len(jobs):
+        raise ValueError(
+            f"--algorithms {args.algorithms!r} names a run twice. Fix: name each once, "
+            "or give the copies settings of their own (flowrl:reward_scale=5)."
+        )
+    if args.out.exists() and any(args.out.iterdir()) and not args.resume:
+        raise ValueError(
+            f"{args.out} already holds something; nothing is overwritten. Fix: name a "
+            "new folder, or go on with that comparison: --resume."
+        )
+    return jobs
+
+
+def _tell(args: argparse.Namespace, jobs: list, outcome) -> int:
+    """Print the table and write the report of what is finished."""
+    from flowrl_lab.results import load_result
+    from flowrl_lab.summaries import format_table
+
+    results = [load_result(job.folder) for job in outcome.finished]
+    again = command_to_go_on(args)
+    if results:
+        print(format_table(results))
+    for job, reason in outcome.failed:
+        print(f"failed: {job.folder.name}: {reason}", file=sys.stderr)
+    if outcome.interrupted:
+        print(f"Stopped: {len(results)} of {len(jobs)} runs finished; all are kept.")
+        print(f"Go on with: {again}")
+        return INTERRUPTED
+    if results:
+        from flowrl_lab.reports import write_report
+
+        title = f"{args.task}: {len({result.name for result in results})} ways compared"
+        path = write_report(
+            results, args.out / "report.html", title=title, command=again,
+            overwrite=True,
+        )  # fmt: skip
+        print(f"Report: {path}")
+    return FAILED if outcome.failed else DONE

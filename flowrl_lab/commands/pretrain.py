@@ -1,0 +1,41 @@
+"""``pretrain``: a shipped tiny language model, remade from nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from flowrl_lab.commands import DONE
+
+
+def add_parser(commands) -> None:
+    """Add ``pretrain`` and its options."""
+    pretrain = commands.add_parser(
+        "pretrain", help="remake the tiny language model from nothing"
+    )
+    pretrain.add_argument("task", choices=("make_number",))
+    pretrain.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    pretrain.add_argument("--steps", type=int, help="default: the shipped recipe's")
+    pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument("--device", default="cpu", help="default: %(default)s")
+    pretrain.set_defaults(action=run_pretrain)
+
+
+def run_pretrain(args: argparse.Namespace) -> int:
+    """``pretrain``: the tiny language model from random weights."""
+    import dataclasses
+
+    from flowrl_lab.pretraining import PretrainConfig, pretrain
+    from flowrl_lab.session import choose_threads
+
+    choose_threads()
+    changes = {"seed": args.seed}
+    if args.steps is not None:
+        if args.steps < 1:
+            raise ValueError(f"--steps is {args.steps}; expected at least 1.")
+        changes["steps"] = args.steps
+    config = dataclasses.replace(PretrainConfig(), **changes)
+    facts = pretrain(args.out, config, device=args.device)
+    print(json.dumps(facts, indent=2, sort_keys=True))
+    return DONE
