@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from flowrl_lab.exact import exact_report, exact_target, mean_report
+from flowrl_lab.exact import answers_target, exact_report, mean_report
 from flowrl_lab.types import AnswerSet, ExactReport, PromptBatch, Snapshot
 
 __all__ = ["Referee", "evaluate_policy"]
@@ -115,13 +115,8 @@ class Referee:
         alone = Referee.__new__(Referee)
         alone.__dict__.update(self.__dict__, _chunks=[[answers]])
         log_probs = alone._log_probs()[prompt]
-        scale = self.target_reward_scale
-        target = exact_target(
-            self._reference[prompt],
-            torch.where(answers.correct, 0.0, -torch.inf).double()
-            if scale is None
-            else answers.rewards.double(),
-            reward_scale=1.0 if scale is None else scale,
+        target = answers_target(
+            self._reference[prompt], answers, reward_scale=self.target_reward_scale
         )
         return Snapshot(
             prompt,

@@ -33,6 +33,7 @@ from flowrl_lab.types import AnswerSet, ExactReport
 
 __all__ = [
     "PASS_AT",
+    "answers_target",
     "exact_log_flows",
     "exact_report",
     "exact_target",
@@ -113,6 +114,46 @@ def exact_target(
     log_mass = ref_log_probs + reward_scale * rewards
     check_finite({"ref_log_probs + reward_scale · rewards": log_mass.logsumexp(0)})
     return log_mass.log_softmax(dim=0)
+
+
+def answers_target(
+    ref_log_probs: Float[Tensor, " N"],
+    answers: AnswerSet,
+    *,
+    reward_scale: float | None,
+) -> Float[Tensor, " N"]:
+    """The target that the referee compares a policy with, over an answer set.
+
+        p*(y) ∝ π_ref(y) exp(β r(y)) [y is allowed]
+
+    Allowed is every answer of an exhaustive list, and every *correct* one of a list
+    that is not.  In the second case, what is left out (wrong answers, listed or not)
+    has a share of the full target that vanishes as β grows, as long as the verifier
+    pays every correct answer more than any wrong one.
+
+    Source: FlowRL (arXiv 2509.15207) Eq. 2 and 4, restricted.
+
+    Args:
+        ref_log_probs: log π_ref of the answers.
+        answers: the list, with rewards and correctness.
+        reward_scale: β; None is the limit for a reward that is equal on all correct
+            answers: π_ref restricted to them, whether the list is exhaustive or not.
+
+    Returns:
+        Log-probabilities that sum to 1, nats; -inf where not allowed.
+
+    Raises:
+        ValueError: bad tensors, no allowed answer with probability above 0.
+    """
+    shape = answers.rewards.shape
+    check_tensor("ref_log_probs", ref_log_probs, shape, "[N]: one per answer")
+    rewards = answers.rewards.to(ref_log_probs)
+    if reward_scale is None:
+        rewards = torch.zeros_like(rewards)
+    if reward_scale is None or not answers.exhaustive:
+        # Not through the reward: a scale of 0 must forbid them as well.
+        ref_log_probs = ref_log_probs.masked_fill(~answers.correct, -math.inf)
+    return exact_target(ref_log_probs, rewards, reward_scale=reward_scale or 0.0)
 
 
 def length_normalized_target(
@@ -305,8 +346,9 @@ def exact_report(
         log_probs: log π of the listed answers (sums over tokens).
         ref_log_probs: log π_ref of the same.
         answers: the list, with rewards, correctness and modes.
-        target_reward_scale: β of the target p* ∝ π_ref exp(βr); needs an exhaustive
-            list.  None: p* is π_ref restricted to the correct answers, and
+        target_reward_scale: β of the target p* ∝ π_ref exp(βr), or None for the
+            limit of a flat reward; see :func:`answers_target`.  With None, or for a
+            list that is not exhaustive, p* lives on the correct answers alone, and
             KL(π ‖ p*) and TV are of π restricted likewise.
         run_reward_scale: β of ``log_z_exact``, the one log Z is trained at.
         log_z_learned: what Z_φ says; NaN without one.
@@ -315,21 +357,19 @@ def exact_report(
         The report; see :class:`flowrl_lab.types.ExactReport` for each number.
 
     Raises:
-        ValueError: bad tensors or totals, no correct answer, a target scale for a
-            list that is not exhaustive.
+        ValueError: bad tensors or totals, no correct answer.
     """
     policy, reference, rewards = (
         value.detach().cpu().double() if isinstance(value, Tensor) else value
         for value in (log_probs, ref_log_probs, answers.rewards)
     )
-    _check_report_input(policy, reference, rewards, answers, target_reward_scale)
+    _check_report_input(policy, reference, rewards, answers)
     correct = answers.correct
-    if target_reward_scale is None:
-        target = reference.masked_fill(~correct, -math.inf).log_softmax(dim=0)
-        compared = policy.masked_fill(~correct, -math.inf).log_softmax(dim=0)
-    else:
-        target = exact_target(reference, rewards, reward_scale=target_reward_scale)
-        compared = policy.log_softmax(dim=0)
+    target = answers_target(reference, answers, reward_scale=target_reward_scale)
+    compared = policy
+    if target_reward_scale is None or not answers.exhaustive:
+        compared = policy.masked_fill(~correct, -math.inf)
+    compared = compared.log_softmax(dim=0)
     probs = policy.exp()
     accuracy = probs[correct].sum().clamp(max=1.0).item()
     log_z = reference_log_partition(
@@ -433,7 +473,6 @@ def _check_report_input(
     reference: Tensor,
     rewards: Tensor,
     answers: AnswerSet,
-    target_reward_scale: float | None,
 ) -> None:
     _check_answers(reference, rewards, 0.0)
     check_tensor("log_probs", policy, rewards.shape, "[N]: one per answer")
@@ -445,11 +484,4 @@ def _check_report_input(
             "holds no answer the policy can write",
             "a correct answer with probability above 0",
             "leave prompts without a solution out of the evaluation",
-        )
-    if target_reward_scale is not None and not answers.exhaustive:
-        raise bad_input(
-            "target_reward_scale",
-            f"is {target_reward_scale} for a list that is not exhaustive",
-            "None",
-            "compare with the reference restricted to the correct answers",
         )

@@ -131,7 +131,8 @@ class AnswerSet:
             expression, its class up to commuting.  Used to count modes.
         exhaustive: True when these are *all* completions the policy can write,
             so that their probabilities sum to 1.  When False, they are all the
-            correct ones, and everything not listed has reward 0.
+            correct ones (and all others with a reward), and everything not listed
+            has reward 0.
     """
 
     prompt: str
@@ -151,9 +152,9 @@ class AnswerSet:
 class ExactReport:
     """What the referee found: exact, from enumerated answers, mean over prompts.
 
-    The exact target is ``p*(y) ∝ π_ref(y) exp(reward_scale · r(y))`` where the
-    answers are exhaustive, and π_ref restricted to the correct answers (its
-    limit for a binary reward and a growing scale) where they are not.
+    The exact target is ``p*(y) ∝ π_ref(y) exp(reward_scale · r(y))``, over all
+    answers where they are exhaustive and over the correct ones where they are not;
+    for a binary reward the latter is π_ref restricted to the correct answers.
 
     Attributes:
         accuracy: probability that one sample is correct.

@@ -412,6 +412,17 @@ TABLE = {
         ENUMERATED | {"log_probs": LOG_P},
         ENUMERATED_BAD | {"log_probs": BAD_LOG_PROBS + INCOMPLETE},
     ),
+    exact.answers_target: (
+        {"ref_log_probs": LOG_P, "answers": ANSWERS, "reward_scale": 1.0},
+        {
+            "ref_log_probs": BAD_REF,
+            "answers": [
+                answers(rewards=poisoned(ANSWERS.rewards, NAN)),
+                answers(correct=torch.zeros(N, dtype=torch.bool), exhaustive=False),
+            ],
+            "reward_scale": BAD_NUMBER[:3],
+        },
+    ),
     exact.exact_report: (
         REPORT,
         {
@@ -422,7 +433,6 @@ TABLE = {
                 answers(correct=torch.zeros(N, dtype=torch.bool)),
                 answers(correct=torch.tensor([1, 0, 1])),
                 answers(groups=torch.tensor([-1, -1, -1])),
-                answers(exhaustive=False),
             ],
             "target_reward_scale": BAD_NUMBER[:3],
             "run_reward_scale": BAD_NUMBER,

@@ -192,6 +192,42 @@ def test_maths_report_by_brute_force(maths):
     assert report.kl_policy_target > 0.01 and report.num_prompts == COUNT
 
 
+def test_graded_maths_report_by_brute_force(maths):
+    """π_ref exp(8 r) over the right answers, whatever scale the run trains at."""
+    _, policy, prompts = maths
+    task, base = load_task("make_number", reward="graded"), load_base_model()
+    referee = Referee(policy, task, prompts, reward_scale=3.0)
+    report, expected = referee.report(), []
+    for prompt in prompts:
+        now, reference = (
+            np.exp(by_plain_passes(model, task, prompt))
+            for model in (policy.model, base)
+        )
+        rewards = np.array([
+            1.0 - 0.1 * (sum(c in "+-*" for c in text) - 1) - 0.2 * ("=" in text)
+            for text in task.answers(prompt).labels
+        ])  # fmt: skip
+        masses = reference * np.exp(8.0 * rewards)
+        target, within = masses / masses.sum(), now / now.sum()
+        log_z = np.log((reference * np.exp(3.0 * rewards)).sum() + 1 - reference.sum())
+        expected.append([
+            (within * np.log(within / target)).sum(),
+            (target * np.log(target / now)).sum(),
+            log_z, now.sum(),
+        ])  # fmt: skip
+        snapshot = referee.snapshot(prompt)
+        np.testing.assert_allclose(snapshot.target_probs, target, rtol=2e-4)
+        np.testing.assert_allclose(snapshot.rewards, rewards, rtol=1e-6)
+    found = (
+        report.kl_policy_target, report.kl_target_policy,
+        report.log_z_exact, report.accuracy,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-3)
+    # the grades move the target: briefer answers than the reference's
+    plain = Referee(policy, load_task("make_number"), prompts).report()
+    assert report.kl_policy_target > 2 * plain.kl_policy_target
+
+
 def test_the_size_of_a_chunk_does_not_matter(maths, monkeypatch):
     task, policy, prompts = maths
     usual = evaluate_policy(policy, task, prompts)

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from flowrl_lab.exact import (
+    answers_target,
     exact_log_flows,
     exact_report,
     exact_target,
@@ -239,6 +240,47 @@ def test_a_lost_prompt_is_one_that_64_samples_miss():
             target_reward_scale=None, run_reward_scale=1.0,
         )  # fmt: skip
         assert report.lost_prompts == lost
+
+
+def test_report_of_graded_answers_by_hand():
+    """A list that is not exhaustive, with a wrong answer that is paid a little."""
+    probs, reference = double([0.3, 0.1, 0.2]), double([0.1, 0.2, 0.3])
+    answers = answer_set([1.0, 0.5, 0.25], [True, True, False], [0, 1, -1], False)
+    report = exact_report(
+        probs.log(), reference.log(), answers,
+        target_reward_scale=2.0, run_reward_scale=3.0,
+    )  # fmt: skip
+    masses = [0.1 * math.exp(2.0), 0.2 * math.exp(1.0)]  # the right ones only
+    target = [mass / sum(masses) for mass in masses]
+    within = [0.75, 0.25]
+    log_z = math.log(0.1 * math.exp(3) + 0.2 * math.exp(1.5) + 0.3 * math.exp(0.75)
+                     + 0.4)  # fmt: skip
+    assert report.accuracy == pytest.approx(0.4)
+    assert report.log_z_exact == pytest.approx(log_z)
+    assert report.kl_policy_target == pytest.approx(
+        sum(p * math.log(p / t) for p, t in zip(within, target, strict=True))
+    )
+    assert report.kl_target_policy == pytest.approx(
+        sum(t * math.log(t / p) for t, p in zip(target, [0.3, 0.1], strict=True))
+    )
+    assert report.total_variation == pytest.approx(abs(within[0] - target[0]))
+    assert target[1] / 2 > 0.1 and report.modes_covered == 0.5
+    assert report.effective_answers == pytest.approx(
+        math.exp(-sum(p * math.log(p) for p in within))
+    )
+
+
+@pytest.mark.parametrize("scale", [None, 0.0, 2.0])
+def test_the_target_of_an_answer_set_lives_on_what_is_allowed(scale):
+    ref = double([0.1, 0.2, 0.3, 0.4]).log()
+    rewards, correct = [1.0, 0.5, 0.25, 0.0], [True, True, False, False]
+    for exhaustive in (True, False):
+        answers = answer_set(rewards, correct, [0, 1, -1, -1], exhaustive)
+        target = answers_target(ref, answers, reward_scale=scale).exp()
+        kept = 4 if exhaustive and scale is not None else 2
+        masses = ref.exp() * ((scale or 0.0) * double(rewards)).exp()
+        masses[kept:] = 0
+        assert_close(target, masses / masses.sum())
 
 
 def test_mean_report_is_the_mean_and_the_root_mean_square():

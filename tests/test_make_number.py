@@ -18,6 +18,7 @@ from flowrl_lab.tasks import load_task
 from flowrl_lab.tasks.make_number import (
     CHARACTERS,
     enumerate_expressions,
+    grade_answer,
     parse_prompt,
     verify_answer,
 )
@@ -332,6 +333,50 @@ def test_groups_are_the_classes_up_to_commuting(task, prompt):
         assert not {home[key] for key in component} & {home[key] for key in reached}
         reached |= component
     assert sorted(set(home.values())) == list(range(max(home.values()) + 1))
+
+
+# -------------------------------------------------------------------------- grades
+
+
+@pytest.mark.parametrize(
+    ("answer", "grade"),
+    [("6*4", 1.0), ("4+8*2", 0.9), ("6*4=24", 0.8), ("4+8=12*2=24", 0.7),
+     ("6*5-6", 0.9), ("8*3", 0.0), ("6*4=2", 0.0), ("4+8=12", 0.0), ("", 0.0)],
+)  # fmt: skip
+def test_a_briefer_right_answer_is_worth_more(answer, grade):
+    task = load_task("make_number", reward="graded")
+    assert grade_answer("24!37:", answer) == grade
+    ids = torch.tensor([[*(CHARACTERS.index(c) for c in answer), task.eos_id]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    prompts = task.encode(("24!37:",))
+    assert task.score(prompts, ids, mask, 1).tolist() == pytest.approx([grade])
+    assert task.score(prompts, ids, ids != task.eos_id, 1).tolist() == [0.0]  # no end
+
+
+def test_grades_change_nothing_but_the_rewards(task):
+    graded = load_task("make_number", reward="graded")
+    assert (task.reward_scale, graded.reward_scale) == (None, 8.0)
+    for split in ("train", "heldout"):
+        assert graded.prompts(split) == task.prompts(split)
+    for prompt in graded.prompts("heldout")[:40]:
+        mine, theirs = graded.answers(prompt), task.answers(prompt)
+        assert mine.labels == theirs.labels and not mine.exhaustive
+        assert torch.equal(mine.completion_ids, theirs.completion_ids)
+        assert torch.equal(mine.groups, theirs.groups)
+        assert bool(mine.correct.all()) and bool((theirs.rewards == 1).all())
+        paid = graded.score(
+            graded.encode((prompt,)), mine.completion_ids, mine.completion_mask,
+            len(mine),
+        )  # fmt: skip
+        assert torch.equal(paid, mine.rewards)
+        assert set(paid.tolist()) <= set(torch.tensor([1.0, 0.9, 0.8, 0.7]).tolist())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("reward", ["grade", "", None, 1])
+def test_an_unknown_reward_is_refused(reward):
+    with pytest.raises(ValueError, match=r"reward is .*binary.*graded.*Fix:"):
+        load_task("make_number", reward=reward)
 
 
 # --------------------------------------------------------------------------- split

@@ -24,7 +24,8 @@ class Task(Protocol):
             exactly ``max_completion_tokens`` tokens.
         max_completion_tokens: T.
         reward_scale: the scale at which the exact target is defined; None means
-            "the reference restricted to the correct answers".
+            "the reference restricted to the correct answers".  The target of a task
+            that is not exhaustive lives on the correct answers either way.
     """
 
     name: str
@@ -55,4 +56,7 @@ class Task(Protocol):
         """The verifier's reward of each completion, on the ids' device."""
 
     def answers(self, prompt: str) -> AnswerSet:
-        """Every correct answer of ``prompt`` (all completions if exhaustive)."""
+        """Every correct answer of ``prompt``, and any other with a reward above 0.
+
+        All completions if exhaustive.
+        """

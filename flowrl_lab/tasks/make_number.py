@@ -13,6 +13,9 @@ be true, the intermediate result must not be negative, and the last value must
 be N.  Both spellings are right, so a prompt has dozens of right answers, all
 of which this module lists.
 
+With ``reward="graded"`` a right answer is worth more the briefer it is, as with the
+length penalties that reasoning models are trained on: see ``GRADES``.
+
 The verifier walks the characters with a small state machine: model output is
 never passed to ``eval``.
 """
@@ -30,7 +33,8 @@ from torch import Tensor
 
 from flowrl_lab.types import AnswerSet, PromptBatch
 
-__all__ = ["MakeNumber", "enumerate_expressions", "verify_answer"]
+__all__ = ["GRADES", "MakeNumber", "enumerate_expressions", "grade_answer",
+           "verify_answer"]  # fmt: skip
 
 CHARACTERS = "0123456789+-*=!:"
 PAD, EOS = len(CHARACTERS), len(CHARACTERS) + 1
@@ -38,6 +42,12 @@ TARGETS = range(10, 100)
 OPERATORS = "+-*"
 MIN_ANSWERS, MAX_ANSWERS = 16, 120
 HELDOUT_SHARE = 0.2
+REWARDS = ("binary", "graded")
+# (operators, working shown) -> graded reward of a right answer.  One more operator
+# costs 0.1 and the working 0.2: at the scale of GRADED_SCALE that is e^0.8 = 2.2 and
+# e^1.6 = 5.0 in probability, enough to move the target and not enough to empty it.
+GRADES = {(1, False): 1.0, (2, False): 0.9, (1, True): 0.8, (2, True): 0.7}
+GRADED_SCALE = 8.0
 PROMPT_PATTERN = re.compile(r"([1-9][0-9])!([0-9])([0-9]):")
 ANSWER_PATTERN = re.compile(
     r"([0-9])([+*-])([0-9])(?:=([0-9]{1,2}))?"
@@ -94,6 +104,17 @@ def verify_answer(prompt: str, answer: str) -> bool:
         value >= 0 and total == target and middle in (None, str(value))
         and last in (None, str(total))
     )  # fmt: skip
+
+
+def grade_answer(prompt: str, answer: str) -> float:
+    """The graded reward: 0 for a wrong answer, else 0.7 to 1, brief ones more.
+
+    Args, raises: as ``verify_answer``.
+    """
+    if not verify_answer(prompt, answer):
+        return 0.0
+    operators = sum(character in OPERATORS for character in answer)
+    return GRADES[operators, "=" in answer]
 
 
 def _commuting_class(operands: tuple[int, ...], operators: str) -> tuple:
@@ -173,9 +194,18 @@ def _split(heldout: bool) -> tuple[str, ...]:
 class MakeNumber:
     """The ``make_number`` task: 16 to 120 right answers a prompt, all listed.
 
-    Reward 1 for a right answer, 0 for anything else (unfinished ones included).
-    ``reward_scale`` is None: the exact target is the reference restricted to the
-    right answers, the limit that exp(βr) reaches as β grows.
+    Unfinished answers are wrong, and wrong ones get 0.
+
+    Args:
+        reward: ``"binary"``: 1 for every right answer.  ``reward_scale`` is None: the
+            exact target is the reference restricted to the right answers, the limit
+            that exp(βr) reaches as β grows.
+            ``"graded"``: 0.7 to 1 for a right answer, brief ones more (``GRADES``).
+            ``reward_scale`` is 8: the exact target is π_ref(y) exp(8 r(y)) over the
+            right answers, normalised, whatever scale a run trains at.  Wrong answers
+            have no part in it; in the full target at that scale all of them together
+            weigh at most e^(-8·0.7) = 1/270 of what they do in the reference,
+            compared with the right ones.
     """
 
     name = "make_number"
@@ -184,7 +214,17 @@ class MakeNumber:
     eos_id = EOS
     max_completion_tokens = len("9*9=81-9=72") + 1
     max_prompt_tokens = len("24!37:")
-    reward_scale = None
+    reward_scale: float | None = None
+
+    def __init__(self, *, reward: str = "binary"):
+        if reward not in REWARDS:
+            raise ValueError(
+                f"reward is {reward!r}; expected one of {REWARDS}. "
+                "Fix: choose one of the two."
+            )
+        self.reward = reward
+        if reward == "graded":
+            self.reward_scale = GRADED_SCALE
 
     def prompts(self, split: str) -> tuple[str, ...]:
         """All prompts of ``"train"`` or ``"heldout"``, in a fixed shuffled order."""
@@ -226,7 +266,7 @@ class MakeNumber:
         completion_mask: Tensor,
         num_generations: int,
     ) -> Tensor:
-        """1 for a right, finished answer, 0 otherwise; ``[B]``."""
+        """The reward of a right, finished answer, 0 otherwise; ``[B]``."""
         if len(prompts) * num_generations != len(completion_ids):
             raise ValueError(
                 f"got {len(completion_ids)} completions for {len(prompts)} prompts x "
@@ -234,15 +274,16 @@ class MakeNumber:
             )
         texts = self.decode(completion_ids, completion_mask)
         finished = ((completion_ids == EOS) & completion_mask).any(-1).tolist()
+        judge = verify_answer if self.reward == "binary" else grade_answer
         rewards = [
-            float(done and verify_answer(prompts.texts[row // num_generations], text))
+            float(done and judge(prompts.texts[row // num_generations], text))
             for row, (text, done) in enumerate(zip(texts, finished, strict=True))
         ]
         return torch.tensor(rewards, device=completion_ids.device)
 
     def answers(self, prompt: str) -> AnswerSet:
-        """Every right answer of ``prompt``, tokenised, with reward 1 each."""
-        return _answer_set(prompt, self.max_completion_tokens)
+        """Every right answer of ``prompt``, tokenised, with its reward."""
+        return _answer_set(prompt, self.max_completion_tokens, self.reward)
 
 
 def _to_ids(text: str) -> list[int]:
@@ -257,7 +298,7 @@ def _to_text(ids: list[int]) -> str:
 
 
 @functools.cache
-def _answer_set(prompt: str, width: int) -> AnswerSet:
+def _answer_set(prompt: str, width: int, reward: str) -> AnswerSet:
     rows = enumerate_expressions(prompt)
     if not rows:
         raise ValueError(f"prompt {prompt!r} has no right answer. Fix: choose another.")
@@ -268,12 +309,15 @@ def _answer_set(prompt: str, width: int) -> AnswerSet:
     classes = {
         key: number for number, key in enumerate(dict.fromkeys(k for _, k in rows))
     }
+    rewards = torch.ones(len(rows))
+    if reward == "graded":
+        rewards = torch.tensor([grade_answer(prompt, text) for text, _ in rows])
     return AnswerSet(
         prompt=prompt,
         labels=tuple(text for text, _ in rows),
         completion_ids=ids,
         completion_mask=ids != PAD,
-        rewards=torch.ones(len(rows)),
+        rewards=rewards,
         correct=torch.ones(len(rows), dtype=torch.bool),
         groups=torch.tensor([classes[key] for _, key in rows]),
         exhaustive=False,
