@@ -529,7 +529,69 @@ TABLE = {
         {"sequences": ["abc"], "n": 2},
         {"sequences": [[], ["a"], [[]]], "n": [*BAD_COUNT, 4]},
     ),
-    metrics.self_bleu: ({"texts": None}, {"texts": [[], ["one"]]}),
+    metrics.self_bleu: (
+        {"texts": ["a", "b"]},
+        {"texts": [[], ["one"]], "tokenize": ["words"]},
+    ),
+    metrics.compression_ratio: ({"texts": ["a"]}, {"texts": [[]]}),
+    metrics.ngram_similarity: (
+        {"sequences": ["ab", "ba"]},
+        {"sequences": [[]], "n": BAD_COUNT},
+    ),
+    metrics.avg_at_k: ({"correct": [True]}, {"correct": [[]]}),
+    metrics.answer_entropy: ({"solutions": ["a"]}, {"solutions": [[]]}),
+    metrics.expected_answer_entropy: (
+        {"probs": LOG_P.exp(), "num_samples": 4},
+        {
+            "probs": [*WRONG_TYPE, LOG_P, LOG_P.exp() / 2, poisoned(LOG_P.exp(), NAN)],
+            "num_samples": BAD_COUNT,
+        },
+    ),
+    metrics.expected_coverage: (
+        {"probs": LOG_P.exp(), "num_samples": 4},
+        {"probs": [LOG_P, poisoned(LOG_P.exp(), NAN)], "num_samples": BAD_COUNT},
+    ),
+    metrics.judge_diversity: (
+        {"judge": lambda _prompt, texts: len(texts), "responses": {"p": ["a", "b"]}},
+        {
+            "judge": [lambda _p, _t, v=value: v for value in (0, 6, NAN, "3")],
+            "responses": [{}, {"p": ["a"]}, {"p": ["a", "b"], "q": []}],
+            "max_characters": BAD_COUNT[:-1],  # None shows all
+        },
+    ),
+    metrics.calibrate_log_z: (
+        {"learned": LOG_P, "exact": LOG_P},
+        {
+            "learned": [*WRONG_TYPE, LOG_P[1:], poisoned(LOG_P, NAN)],
+            "exact": [torch.tensor(1.0), poisoned(LOG_P, NAN)],
+        },
+    ),
+    metrics.stated_pass_rate: (
+        {"log_z": LOG_P, "reward_scale": 8.0},
+        {
+            "log_z": [*WRONG_TYPE, poisoned(LOG_P, NAN)],
+            "reward_scale": [0.0, -1.0, NAN, "8"],
+        },
+    ),
+    metrics.reliability: (
+        {"stated": LOG_P.exp(), "observed": LOG_P.exp()},
+        {
+            "stated": [LOG_P, LOG_P.exp()[1:], poisoned(LOG_P.exp(), NAN)],
+            "observed": [LOG_P, poisoned(LOG_P.exp(), NAN)],
+            "bins": BAD_COUNT,
+        },
+    ),
+    metrics.calibration_error: (
+        {"bins": metrics.reliability(LOG_P.exp(), LOG_P.exp())},
+        {"bins": [()]},
+    ),
+    metrics.rank_correlation: (
+        {"x": LOG_P, "y": LOG_P},
+        {
+            "x": [*WRONG_TYPE, LOG_P[:1], poisoned(LOG_P, NAN)],
+            "y": [LOG_P[1:], poisoned(LOG_P, NAN)],
+        },
+    ),
     metrics.vendi_score: (
         {"similarity": torch.eye(N)},
         {

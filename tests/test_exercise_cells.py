@@ -11,6 +11,7 @@ import __future__
 import ast
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,8 +33,9 @@ def unsolved(cell: nbformat.NotebookNode) -> Callable:
 def solved(cell: nbformat.NotebookNode) -> Callable:
     """The stub with the body of the library's function, among that one's imports."""
     module, _, name = cell.metadata["flowrl"]["solution"].partition(":")
-    home = importlib.import_module(module)
-    source = inspect.getsource(inspect.unwrap(getattr(home, name)))
+    function = getattr(importlib.import_module(module), name)
+    home = sys.modules[function.__module__]  # a package may only pass it on
+    source = inspect.getsource(inspect.unwrap(function))
     stub, solution = (ast.parse(text).body[-1] for text in (cell.source, source))
     stub.body = solution.body
     flags = __future__.annotations.compiler_flag

@@ -3,6 +3,7 @@
 import itertools
 import math
 import statistics
+import zlib
 
 import pytest
 import torch
@@ -189,28 +190,201 @@ def test_self_bleu_of_copies_is_1_and_of_a_mixture_less():
     assert metrics.self_bleu(texts) < 1.0
 
 
+WORDS = [
+    "the cat sat on the mat",
+    "the cat sat on the mat",
+    "the the the cat",
+    "no dogs ran off today",
+    "a",
+    "cat",
+    "cat cat cat cat cat cat cat",
+    "  ",
+    "the cat sat, on the mat!",
+]
+
+
+@pytest.mark.parametrize("tokenize", ["13a", "char"])
+@pytest.mark.parametrize("count", [2, 3, 5, 7, 9])
+def test_self_bleu_is_the_mean_of_each_against_the_rest(count, tokenize):
+    """sacrebleu's own sentence BLEU is the oracle."""
+    sacrebleu = pytest.importorskip("sacrebleu")
+    texts = WORDS[-count:]
+    scores = [
+        sacrebleu.sentence_bleu(
+            text, [*texts[:i], *texts[i + 1 :]], tokenize=tokenize
+        ).score
+        for i, text in enumerate(texts)
+    ]
+    ours = metrics.self_bleu(texts, tokenize=tokenize)
+    assert ours == pytest.approx(statistics.fmean(scores) / 100, abs=1e-12)
+
+
 def test_self_bleu_says_what_to_install(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(metrics.importlib, "import_module", missing)
+    monkeypatch.setattr("flowrl_lab.metrics.texts.importlib.import_module", missing)
     with pytest.raises(ImportError, match=r"Fix: pip install .*metrics"):
         metrics.self_bleu(["a", "b"])
 
 
-def test_self_bleu_is_the_mean_of_each_against_the_rest(monkeypatch):
-    calls = []
+def test_compression_ratio_by_hand_and_in_order():
+    texts = ["4+8*2", "6*4"]
+    packed = len(zlib.compress(b"4+8*2\n6*4", 9))
+    assert metrics.compression_ratio(texts) == 9 / packed
+    assert metrics.compression_ratio(["6*4"] * 50) > metrics.compression_ratio(
+        [f"{i}*{i}" for i in range(50)]
+    )
+    assert metrics.compression_ratio([""]) > 0
 
-    class Sacrebleu:
-        @staticmethod
-        def sentence_bleu(hypothesis, references):
-            calls.append((hypothesis, references))
-            return type("Score", (), {"score": 10.0 * len(calls)})
 
-    monkeypatch.setattr(metrics.importlib, "import_module", lambda _name: Sacrebleu)
-    value = metrics.self_bleu(["a", "b", "c"])
-    assert calls == [("a", ["b", "c"]), ("b", ["a", "c"]), ("c", ["a", "b"])]
-    assert value == pytest.approx(statistics.fmean([0.1, 0.2, 0.3]))
+def test_ngram_similarity_by_hand():
+    # a: a, b, ab;  b: a, b, ba (counts 1);  c shares nothing
+    kernel = metrics.ngram_similarity(["ab", "ba", "cc", "", ""])
+    assert_close(kernel[0, 1], double(2 / 3))
+    assert_close(kernel.diagonal(), torch.ones(5).double())
+    assert_close(kernel[2, :2], double([0.0, 0.0]))
+    assert_close(kernel[3, 4], double(1.0))  # two empty texts are alike
+    # cc: c twice, cc once; ccc: c three times, cc twice
+    pair = metrics.ngram_similarity([["c"] * 2, ["c"] * 3])
+    assert_close(pair[0, 1], double(8 / math.sqrt(5 * 13)))
+    assert metrics.vendi_score(metrics.ngram_similarity(["ab"] * 4)) == pytest.approx(1)
+
+
+# --- samples and what a perfect sampler would give --------------------------
+
+
+def test_avg_at_k_is_the_share_of_right_ones():
+    assert metrics.avg_at_k([True, False, False, True]) == 0.5
+    assert metrics.avg_at_k([True]) == metrics.pass_at_k(1, 1, 1)
+    with pytest.raises(ValueError, match="at least one sample"):
+        metrics.avg_at_k([])
+
+
+def test_answer_entropy_by_hand():
+    sample = ["a", "a", "b", "c"]
+    plain = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
+    assert metrics.answer_entropy(sample) == pytest.approx(plain)
+    corrected = metrics.answer_entropy(sample, bias_corrected=True)
+    assert corrected == pytest.approx(plain + 2 / 8)
+    assert metrics.answer_entropy(["a"] * 5, bias_corrected=True) == 0.0
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_expected_answer_entropy_is_the_mean_over_all_draws(n):
+    probs = [0.5, 0.3, 0.15, 0.05]
+    mean = sum(
+        math.prod(probs[i] for i in draw) * metrics.answer_entropy(draw)
+        for draw in itertools.product(range(4), repeat=n)
+    )
+    assert_close(metrics.expected_answer_entropy(double(probs), n), double(mean))
+
+
+def test_expected_answer_entropy_is_too_low_and_gets_there():
+    log_p = double([0.1] * 10).log()
+    truth = metrics.effective_number(log_p).log()
+    few, many = (metrics.expected_answer_entropy(log_p.exp(), n) for n in (5, 5000))
+    assert few < math.log(5) and truth - few > 0.7
+    # Miller and Madow: the bias is (N - 1) / 2n to first order
+    assert_close(truth - many, double(9 / 10_000), rtol=1e-2, atol=0.0)
+    batch = torch.stack([log_p.exp(), torch.eye(10).double()[0]])
+    assert_close(
+        metrics.expected_answer_entropy(batch, 5), torch.stack([few, double(0.0)])
+    )
+
+
+def test_expected_coverage_is_a_share():
+    probs = double([[0.5, 0.5], [0.9, 0.1]])
+    expected = double([1 - 0.25, (1 - 0.01 + 1 - 0.81) / 2])
+    assert_close(metrics.expected_coverage(probs, 2), expected)
+
+
+# --- judges -----------------------------------------------------------------
+
+
+def test_a_judge_sees_the_first_300_characters_only():
+    long = ["x" * 300 + tail for tail in "abcd"]
+    judge = metrics.CountingJudge()
+    assert isinstance(judge, metrics.Judge)
+    assert metrics.judge_diversity(judge, {"p": long}) == {"p": 1.0}
+    seen_whole = metrics.judge_diversity(judge, {"p": long}, max_characters=None)
+    assert seen_whole == {"p": 5.0}
+
+
+def test_the_counting_judge_counts():
+    ratings = metrics.judge_diversity(
+        metrics.CountingJudge(),
+        {"same": ["6 * 4", "6*4"], "half": ["A", "a", "b", "c", "c"]},
+    )
+    assert ratings == {"same": 1.0, "half": 3.0}
+
+
+def test_a_text_judge_asks_and_reads_the_last_rating():
+    asked = []
+
+    def complete(text):
+        asked.append(text)
+        return "Rating: 2? No, two ways in three.\n**Rating: 3.5**"
+
+    judge = metrics.TextJudge(complete)
+    assert metrics.judge_diversity(judge, {"make 24": ["6*4", "4*6"]}) == {
+        "make 24": 3.5
+    }
+    assert all(part in asked[0] for part in ("make 24", "6*4", "Response 2:\n4*6"))
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("reply", ["", "I rate it highly", "Rating: 7", "Rating: 45"])
+def test_a_text_judge_refuses_what_is_no_rating(reply):
+    judge = metrics.TextJudge(lambda _text: reply)
+    with pytest.raises(ValueError, match="expected 'Rating: N'"):
+        metrics.judge_diversity(judge, {"p": ["a", "b"]})
+
+
+# --- calibration and rankings -------------------------------------------------
+
+
+def test_calibration_of_log_z_by_hand():
+    exact = double([1.0, 2.0, 3.0, 4.0])
+    line = metrics.calibrate_log_z(0.5 * exact + 1, exact)
+    assert (line.slope, line.intercept) == pytest.approx((0.5, 1.0))
+    assert line.correlation == pytest.approx(1.0)
+    assert line.bias == pytest.approx(-0.25) and line.count == 4
+    assert line.rmse == pytest.approx(math.sqrt((0.25 + 0 + 0.25 + 1) / 4))
+    flat = metrics.calibrate_log_z(torch.full((4,), 2.5).double(), exact)
+    assert flat.slope == pytest.approx(0.0) and math.isnan(flat.correlation)
+    assert math.isnan(metrics.calibrate_log_z(exact, torch.ones(4).double()).slope)
+
+
+def test_a_log_z_states_the_pass_rate_it_was_made_of():
+    rate = double([0.0, 1e-6, 0.3, 1.0])
+    for scale in (0.5, 8.0, 500.0):
+        log_z = torch.logaddexp((1 - rate).log(), rate.log() + scale)
+        stated = metrics.stated_pass_rate(log_z, reward_scale=scale)
+        assert_close(stated, rate)
+    assert metrics.stated_pass_rate(double(9.0), reward_scale=8.0) == 1.0
+    assert metrics.stated_pass_rate(double(-2.0), reward_scale=8.0) == 0.0
+
+
+def test_reliability_by_hand():
+    stated, observed = double([0.1, 0.15, 0.55, 1.0]), double([0.0, 0.5, 0.5, 1.0])
+    low, middle, high = metrics.reliability(stated, observed)
+    assert (low.low, low.high, low.count) == (0.0, 0.2, 2)
+    assert (low.stated, low.observed) == pytest.approx((0.125, 0.25))
+    assert (middle.low, middle.observed) == (0.4, 0.5)
+    assert (high.high, high.stated) == (1.0, 1.0)
+    error = metrics.calibration_error((low, middle, high))
+    assert error == pytest.approx((2 * 0.125 + 0.05) / 4)
+
+
+def test_rank_correlation_by_hand():
+    x = double([1.0, 2.0, 3.0, 4.0])
+    assert metrics.rank_correlation(x, x.exp()) == pytest.approx(1.0)
+    assert metrics.rank_correlation(x, -x) == pytest.approx(-1.0)
+    # ranks 0, 1.5, 1.5, 3 against 0, 1, 2, 3: 4.5 / sqrt(4.5 * 5)
+    tied = metrics.rank_correlation(double([1.0, 2.0, 2.0, 9.0]), x)
+    assert tied == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert math.isnan(metrics.rank_correlation(x, torch.ones(4).double()))
 
 
 # --- importance weights ----------------------------------------------------

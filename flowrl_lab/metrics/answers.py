@@ -1,0 +1,271 @@
+"""Right answers and different answers, counted exactly and from samples."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flowrl_lab._validation import bad_input, check_count, check_tensor
+from flowrl_lab.metrics._checks import SUM_TOLERANCE, any_batch, check_probs
+
+__all__ = [
+    "answer_entropy",
+    "avg_at_k",
+    "distinct_solutions",
+    "exact_pass_at_k",
+    "expected_answer_entropy",
+    "expected_coverage",
+    "expected_distinct",
+    "pass_at_k",
+]
+
+
+def pass_at_k(
+    num_samples: int, num_correct: int | Int[Tensor, "*prompts"], k: int
+) -> float | Float[Tensor, "*prompts"]:
+    """Unbiased estimate of the chance that k samples hold a correct one.
+
+        1 - C(n - c, k) / C(n, k)
+
+    Source: Codex (arXiv 2107.03374) Eq. 1.  Whole numbers are used throughout, so
+    that nothing overflows and small chances keep all their digits.
+
+    Args:
+        num_samples: n, samples drawn.
+        num_correct: c, how many were correct; a tensor for several prompts.
+        k: samples that would be drawn, at most n.
+
+    Returns:
+        A float, or a float64 tensor in the shape of ``num_correct``.
+
+    Raises:
+        ValueError: k > n, c outside 0..n, anything that is not a whole number.
+    """
+    check_count("num_samples", num_samples)
+    check_count("k", k)
+    if k > num_samples:
+        raise bad_input(
+            "k",
+            f"is {k} with {num_samples} samples",
+            "at most the number of samples",
+            "draw more samples; the estimate does not exist beyond them",
+        )
+    if not isinstance(num_correct, Tensor):
+        return _pass_at_k(num_samples, num_correct, k)
+    check_tensor("num_correct", num_correct, num_correct.shape, "any", "int")
+    flat = [_pass_at_k(num_samples, c, k) for c in num_correct.flatten().tolist()]
+    return torch.tensor(flat, dtype=torch.float64).view(num_correct.shape)
+
+
+def _pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    check_count("num_correct", num_correct, least=0)
+    if num_correct > num_samples:
+        raise bad_input(
+            "num_correct",
+            f"is {num_correct} of {num_samples} samples",
+            "at most the number of samples",
+            "check the order of the arguments: (num_samples, num_correct, k)",
+        )
+    ways = math.comb(num_samples, k)
+    return (ways - math.comb(num_samples - num_correct, k)) / ways
+
+
+def exact_pass_at_k(
+    success_prob: float | Float[Tensor, "*prompts"], k: int
+) -> float | Float[Tensor, "*prompts"]:
+    """Chance that k independent samples hold a correct one, from the exact accuracy.
+
+        1 - (1 - a)^k
+
+    Args:
+        success_prob: a, between 0 and 1 (rounding up to 1e-6 beyond is forgiven).
+        k: samples drawn.
+
+    Returns:
+        A float for a float, a tensor for a tensor.
+
+    Raises:
+        ValueError: a outside [0, 1], k below 1.
+    """
+    check_count("k", k)
+    given = torch.as_tensor(success_prob)
+    prob = given if isinstance(success_prob, Tensor) else given.double()
+    check_probs("success_prob", prob)
+    prob = prob.clamp(0.0, 1.0)
+    # log1p and expm1 keep the digits of tiny probabilities.
+    chance = -torch.expm1(k * torch.log1p(-prob))
+    return chance if isinstance(success_prob, Tensor) else chance.item()
+
+
+def avg_at_k(correct: Sequence[bool]) -> float:
+    """Avg@k: the share of k samples of one prompt that are correct.
+
+        c / k
+
+    It estimates pass@1, with less noise the larger k is.  It is accuracy: the k
+    samples may all be the same.
+
+    Args:
+        correct: which samples are correct; k is their number.
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        ValueError: no sample.
+    """
+    if not len(correct):
+        raise bad_input("correct", "is empty", "at least one sample", "draw some")
+    return sum(map(bool, correct)) / len(correct)
+
+
+def expected_distinct(
+    probs: Float[Tensor, "*batch N"], num_samples: int
+) -> Float[Tensor, "*batch"]:
+    """Expected number of different listed answers among n samples.
+
+        Σ_i 1 - (1 - p_i)^n
+
+    Of the target's own probabilities it is the noise floor: what a perfect sampler
+    would find with n samples.
+
+    Args:
+        probs: probabilities (not logs) of the answers that count; may sum to less
+            than 1.
+        num_samples: n.
+
+    Returns:
+        Between 0 and min(n, N).
+
+    Raises:
+        ValueError: probabilities outside [0, 1], NaN, num_samples below 1.
+    """
+    check_tensor("probs", probs, any_batch(probs), "[..., N]: one per answer")
+    return exact_pass_at_k(probs, num_samples).sum(dim=-1)
+
+
+def expected_coverage(
+    probs: Float[Tensor, "*batch N"], num_samples: int
+) -> Float[Tensor, "*batch"]:
+    """Expected share of the listed answers that n samples find.
+
+        (1/N) Σ_i 1 - (1 - p_i)^n
+
+    Args:
+        probs: probabilities (not logs) of the N answers; may sum to less than 1.
+        num_samples: n.
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        ValueError: as ``expected_distinct``.
+    """
+    return expected_distinct(probs, num_samples) / probs.shape[-1]
+
+
+def distinct_solutions(
+    solutions: Sequence[Hashable], correct: Sequence[bool] | None = None
+) -> int:
+    """Number of different solutions among samples, counting only correct ones.
+
+    Args:
+        solutions: one per sample, in a form where equal means the same solution.
+        correct: which samples are correct; None counts all.
+
+    Returns:
+        The count.
+
+    Raises:
+        ValueError: lists of different lengths.
+    """
+    if correct is None:
+        return len(set(solutions))
+    if len(correct) != len(solutions):
+        raise bad_input(
+            "correct",
+            f"has {len(correct)} entries",
+            f"{len(solutions)}, one per solution",
+            "judge every sample",
+        )
+    return len({s for s, good in zip(solutions, correct, strict=True) if good})
+
+
+def answer_entropy(
+    solutions: Sequence[Hashable], *, bias_corrected: bool = False
+) -> float:
+    """Entropy of the answers in a sample, as their counts suggest it.
+
+        -Σ_i (c_i/n) log(c_i/n)     [ + (K - 1) / 2n ]
+
+    The plain ("plug-in") value is too low on average: n samples cannot show more
+    than log n nats, and answers that were not drawn are missing.  With
+    ``bias_corrected`` the Miller-Madow term is added, which repairs the first order
+    in 1/n only.
+
+    Source: Miller (1955), "Note on the bias of information estimates".
+
+    Args:
+        solutions: one per sample, in a form where equal means the same answer.
+        bias_corrected: add (K - 1) / 2n, K being the different answers seen.
+
+    Returns:
+        Nats, at least 0.
+
+    Raises:
+        ValueError: no sample.
+    """
+    n = len(solutions)
+    if not n:
+        raise bad_input("solutions", "is empty", "at least one sample", "draw some")
+    shares = [count / n for count in Counter(solutions).values()]
+    plain = -math.fsum(share * math.log(share) for share in shares)
+    return max(plain, 0.0) + bias_corrected * (len(shares) - 1) / (2 * n)
+
+
+def expected_answer_entropy(
+    probs: Float[Tensor, "*batch N"], num_samples: int
+) -> Float[Tensor, "*batch"]:
+    """What ``answer_entropy`` gives on average for n samples: its noise floor.
+
+        -Σ_i Σ_{c=1..n} Binomial(c; n, p_i) (c/n) log(c/n)
+
+    Each count is binomial, so the expectation is a double sum, and exact.
+
+    Args:
+        probs: probabilities (not logs) of all answers; they sum to 1.
+        num_samples: n.
+
+    Returns:
+        Nats; below the entropy of ``probs``, and below log n.
+
+    Raises:
+        ValueError: probabilities that do not sum to 1, num_samples below 1.
+    """
+    check_count("num_samples", num_samples)
+    check_tensor("probs", probs, any_batch(probs), "[..., N]: one per answer")
+    check_probs("probs", probs)
+    if bool(((probs.sum(dim=-1) - 1).abs() > SUM_TOLERANCE).any()):
+        raise bad_input(
+            "probs",
+            f"sum to {probs.sum(dim=-1).flatten()[0].item():.6g}",
+            "probabilities of all answers, which sum to 1",
+            "add the probability of what is not listed, or divide by the sum",
+        )
+    chance = probs.clamp(0.0, 1.0)
+    total = torch.zeros_like(chance.sum(dim=-1))
+    for count in range(1, num_samples):  # a count of n adds n/n log 1 = 0
+        # in logs, for the binomial coefficients of a large n
+        ways = math.lgamma(num_samples + 1) - math.lgamma(count + 1)
+        ways -= math.lgamma(num_samples - count + 1)
+        hits = torch.special.xlogy(count, chance)
+        misses = torch.special.xlog1py(num_samples - count, -chance)
+        share = count / num_samples
+        seen = (ways + hits + misses).exp().sum(dim=-1)
+        total = total - share * math.log(share) * seen
+    return total
