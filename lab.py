@@ -58,6 +58,7 @@ PYTEST_OPTIONS_WITH_VALUE = (
     *("--ignore", "--deselect", "--maxfail", "--tb", "--rootdir", "--basetemp"),
 )
 CELL_TIMEOUT_SECONDS = {"quick": 300, "full": 1200}
+SOLVED = ROOT / "test-artifacts" / "solved"  # copies with every exercise solved
 
 
 class SetupError(Exception):
@@ -428,7 +429,21 @@ def build_pytest_command(python, options, rest):
         command += ["-n", workers, "--dist", "loadscope", "--no-loadscope-reorder"]
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)
     paths = [ROOT / "tests" / "browser", *notebooks, "tests"]
+    if not options.full:  # solved or not, a notebook trains the same
+        paths.insert(-1, SOLVED)
     return [*command, "-ra", "--durations=15", *rest, *paths]
+
+
+def run_tests(python, options, rest):
+    """Write the solved copies of the notebooks if they are wanted, then test."""
+    command = build_pytest_command(python, options, rest)
+    environment = build_test_environment(options)
+    if SOLVED in command:
+        shutil.rmtree(SOLVED, ignore_errors=True)
+        solve = [python, ROOT / "tests" / "solve_notebooks.py", SOLVED]
+        if run_command(solve, environment) != 0:
+            return 1
+    return run_command(command, environment)
 
 
 def find_paths(arguments):
@@ -489,8 +504,7 @@ def main(argv=None):
     if options.command == "lab":
         return run_command(build_jupyter_command(python, options))
     if options.command == "test":
-        command = build_pytest_command(python, options, rest)
-        return run_command(command, build_test_environment(options))
+        return run_tests(python, options, rest)
     if options.command == "doctor":
         return run_command([python, "-m", "flowrl_lab.doctor"])
     say(f"Use it with: {python}")

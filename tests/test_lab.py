@@ -123,7 +123,31 @@ def test_the_whole_suite_takes_the_notebooks_along(lab):
     assert "--nbval-cell-timeout=300" in command
     notebooks = {str(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert {part for part in command if part.endswith(".ipynb")} == notebooks
+    assert str(lab.SOLVED) in command
     assert lab.build_test_environment(options)["FLOWRL_BUDGET"] == "quick"
+
+
+def test_solved_copies_are_written_before_they_are_tested(lab, monkeypatch):
+    commands = []
+
+    def run(command, _environment=None):
+        commands.append([str(part) for part in command])
+        return 0
+
+    monkeypatch.setattr(lab, "run_command", run)
+    assert lab.run_tests("py", *lab.parse_arguments(["test"])) == 0
+    assert [command[1] for command in commands] == [
+        str(ROOT / "tests" / "solve_notebooks.py"),
+        "-m",
+    ]
+    assert commands[0][-1] in commands[1]
+    commands.clear()
+    lab.run_tests("py", *lab.parse_arguments(["test", "--full"]))
+    lab.run_tests("py", *lab.parse_arguments(["test", "tests/test_lab.py"]))
+    assert [command[1] for command in commands] == ["-m", "-m"]
+    assert all(str(lab.SOLVED) not in command for command in commands)
+    monkeypatch.setattr(lab, "run_command", lambda *_: 1)
+    assert lab.run_tests("py", *lab.parse_arguments(["test"])) == 1
 
 
 def test_given_paths_replace_the_suite_and_full_means_full(lab):

@@ -121,6 +121,18 @@ def test_map_holds_every_snapshot() -> None:
         widget.step_index = 6
 
 
+def test_a_map_run_again_opens_at_the_step_where_it_was_left(monkeypatch) -> None:
+    monkeypatch.setattr(SolutionMap, "_left_at", {})
+    frames = [(step, make_snapshot(1.0)) for step in (0, 5, 9)]
+    first = SolutionMap({"a": frames})
+    first.set_state({"step_index": 1})
+    assert SolutionMap({"a": frames}).step == 5
+    assert SolutionMap({"b": frames}).step == 9  # other runs: another map
+    assert SolutionMap({"a": [*frames[:1], *frames[2:]]}).step == 9  # 5 is gone
+    first.set_state({"step_index": 2})  # back at the end: nothing to come back to
+    assert SolutionMap({"a": [*frames, (12, make_snapshot(0.5))]}).step == 12
+
+
 def test_map_fills_gaps_with_the_latest_evaluation() -> None:
     early, late = make_snapshot(1.0), make_snapshot(0.2)
     widget = SolutionMap({"a": [(0, early), (4, late)], "b": [(2, early)]})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import html
-import inspect
 
 from flowrl_lab.course.checking import load_solution
 from flowrl_lab.course.exercises import EXERCISES
+from flowrl_lab.course.pasting import pasteable_source
 
 __all__ = ["Reveal", "hint_and_solution"]
 
@@ -16,7 +16,8 @@ class Reveal:
 
     Attributes:
         hint: the nudge.
-        source: the library function, the solution, as it is in the library.
+        source: the library function, the solution, with the imports it needs: it runs
+            where it is pasted.
         where: its ``"module:function"``.
     """
 
@@ -47,5 +48,5 @@ def hint_and_solution(name: str) -> Reveal:
     if name not in EXERCISES:
         raise ValueError(f"exercise: got {name!r}, expected one of {sorted(EXERCISES)}")
     exercise = EXERCISES[name]
-    source = inspect.getsource(load_solution(exercise))
+    source = pasteable_source(load_solution(exercise))
     return Reveal(exercise.hint, source, exercise.solution)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import traitlets
@@ -61,7 +62,8 @@ class SolutionMap(Explorer):
 
     Every answer is a cell (many numbered states: a curve), lit by its probability
     on one logarithmic scale for all runs.  At a step where a run was not evaluated,
-    its latest evaluation before that step is shown.
+    its latest evaluation before that step is shown.  When the cell runs again, a map
+    of the same runs opens at the step where the last one was left.
 
     Args:
         snapshots: run name -> a ``Snapshot``, or a list of (step, ``Snapshot``) in
@@ -87,6 +89,7 @@ class SolutionMap(Explorer):
     _target_label = traitlets.Unicode().tag(sync=True)
     _target_remark = traitlets.Unicode().tag(sync=True)
     step_index = traitlets.Int(0).tag(sync=True)
+    _left_at: ClassVar[dict[tuple, int]] = {}  # step at which the same one was left
 
     def __init__(
         self,
@@ -123,6 +126,19 @@ class SolutionMap(Explorer):
             _target_remark=remark(replace(first, probs=first.target_probs)),
             step_index=len(steps) - 1,
         )
+        self._key = (first.prompt, first.labels, tuple(self.frames))
+        left_at = self._left_at.get(self._key)
+        if left_at in steps:
+            self.step_index = steps.index(left_at)
+        self.observe(self._remember, "step_index")
+
+    def _remember(self, _change) -> None:
+        # At the end, where a map opens anyway, nothing is kept: runs that are trained
+        # for longer then open at their own end.
+        if self.step_index == len(self._steps) - 1:
+            self._left_at.pop(self._key, None)
+        else:
+            self._left_at[self._key] = self.step
 
     @property
     def step(self) -> int:
