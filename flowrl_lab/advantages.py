@@ -6,6 +6,8 @@ a path for one.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from flowrl_lab._validation import (
     bad_input,
     check_batch,
+    check_count,
     check_finite,
     check_groups,
     check_number,
@@ -20,7 +23,13 @@ from flowrl_lab._validation import (
 )
 from flowrl_lab.tokens import at_least_float32
 
-__all__ = ["gae", "group_normalized", "reinforce_pp_advantages", "whiten"]
+__all__ = [
+    "gae",
+    "group_normalized",
+    "pass_at_k_advantages",
+    "reinforce_pp_advantages",
+    "whiten",
+]
 
 
 def group_normalized(
@@ -58,6 +67,74 @@ def group_normalized(
     equal = groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
     std = groups.std(dim=1, keepdim=True).masked_fill(equal, 1.0)
     return (centred / (std + eps)).masked_fill(equal, 0.0).flatten()
+
+
+def pass_at_k_advantages(
+    rewards: Float[Tensor, " B"], num_generations: int, k: int, *, eps: float = 1e-6
+) -> Float[Tensor, " B"]:
+    """What a sample adds to the best of k: exact over all subsets of its group.
+
+        M_S = max_{i in S} r_i,   R = mean_S M_S,   σ = std_S M_S   (|S| = k)
+        A_i = (mean_{S containing i} M_S - R) / (σ + eps)
+
+    The subsets are not listed: sorted rewards and binomials give both means.  For
+    rewards 0 and 1, R is pass@k, and with n wrong ones
+    A_right = (1 - R)/σ,   A_wrong = (1 - R - C(n-1, k-1)/C(G-1, k-1))/σ.
+
+    Source: pass@k training (arXiv 2508.10751) §2.4; its binary case, here for any
+    rewards.  A group that passes (or fails) whichever k are taken gives zeros: with
+    fewer than k wrong ones nothing is left to gain.
+
+    Args:
+        rewards: one per sequence, the G samples of a prompt in contiguous rows.
+        num_generations: G.
+        k: size of the subsets, 1 to G.
+        eps: added to the standard deviation.
+
+    Returns:
+        Advantages, detached; each group's mean is 0.
+
+    Raises:
+        ValueError: wrong shape or dtype, NaN or infinite rewards, groups that do
+            not divide the batch, k outside 1 to G, eps < 0.
+    """
+    check_tensor("rewards", rewards, (None,), "[B]: one reward per sequence")
+    check_groups(len(rewards), num_generations)
+    check_count("k", k)
+    check_number("eps", eps)
+    check_finite({"rewards": rewards})
+    if k > num_generations:
+        raise bad_input(
+            "k", f"is {k}", f"at most num_generations, {num_generations}", "lower k"
+        )
+    # On the CPU in float64: the sums of binomials are large, the groups small.
+    groups = rewards.detach().cpu().double().view(-1, num_generations)
+    ordered, order = groups.sort(dim=1)
+    shares, with_member = _subset_shares(num_generations, k)
+    mean = ordered @ shares
+    deviation = ((ordered - mean[:, None]).square() @ shares).sqrt()
+    signal = ordered @ with_member.T - mean[:, None]
+    # Rounding leaves specks where every subset has the same best.
+    equal = (deviation <= 1e-9 * (1 + ordered.abs().amax(dim=1)))[:, None]
+    signal = (signal / (deviation[:, None] + eps)).masked_fill(equal, 0.0)
+    advantages = torch.empty_like(signal).scatter(1, order, signal)
+    return advantages.flatten().to(at_least_float32(rewards))
+
+
+def _subset_shares(group: int, k: int) -> tuple[Tensor, Tensor]:
+    """Of the k-subsets of 0 … G-1, the share whose largest member is j: of all
+    subsets [G], and of those that contain i [G, G] (row i)."""
+    every, containing = math.comb(group, k), math.comb(group - 1, k - 1)
+    shares = [math.comb(j, k - 1) / every for j in range(group)]
+    rows = []
+    for i in range(group):
+        # i and the largest j > i are taken; the other k - 2 lie below j.
+        above = [math.comb(j - 1, k - 2) if k > 1 else 0 for j in range(i + 1, group)]
+        rows.append([0] * i + [math.comb(i, k - 1)] + above)
+    double = torch.float64
+    return torch.tensor(shares, dtype=double), torch.tensor(
+        rows, dtype=double
+    ) / containing
 
 
 def whiten(

@@ -37,6 +37,7 @@ class Batch:
     Attributes:
         rollout: the sampled and scored completions.
         log_z_features: what log Z reads, one row a prompt; None without Z_φ.
+        fixed_log_z: [P] a log Z that nothing learns; None where something does.
         advantages: [B, T] or [B]; None for the flow losses.
         old_values: [B, T] the critic's values before the update; None without.
         returns: [B, T] what the critic should say; None without.
@@ -44,6 +45,7 @@ class Batch:
 
     rollout: Rollout
     log_z_features: Tensor | None = None
+    fixed_log_z: Tensor | None = None
     advantages: Tensor | None = None
     old_values: Tensor | None = None
     returns: Tensor | None = None
@@ -71,7 +73,7 @@ class Algorithm:
     Attributes:
         loss: (batch, output, modules, config) -> LossParts.
         advantages: (rollout, config) -> [B, T] or [B]; None for flow losses.
-        uses_log_z: it trains a log-partition module.
+        uses_log_z: it needs a log Z, learned or not (``config.log_z``).
         uses_values: it trains a value head.
     """
 
@@ -106,7 +108,7 @@ def flowrl_with(flowrl_loss: Callable[..., Tensor]) -> Algorithm:
 
     def loss(batch: Batch, output: PolicyOutput, modules: nn.ModuleDict, config):
         rollout = batch.rollout
-        prompt_log_z = modules["log_z"](batch.log_z_features)
+        prompt_log_z = _prompt_log_z(batch, output, modules, config)
         log_z = prompt_log_z.repeat_interleave(rollout.num_generations)
         shared = (rollout.ref_log_probs, shaped_rewards(rollout, config))
         mask = rollout.completion_mask
@@ -128,6 +130,29 @@ def flowrl_with(flowrl_loss: Callable[..., Tensor]) -> Algorithm:
         return LossParts(value, residuals, prompt_log_z.detach())
 
     return Algorithm(loss, uses_log_z=True)
+
+
+def _prompt_log_z(
+    batch: Batch, output: PolicyOutput, modules: nn.ModuleDict, config
+) -> Tensor:
+    """[P] the log Z of the batch's prompts, from where ``config.log_z`` says."""
+    rollout = batch.rollout
+    if config.log_z == "vargrad":
+        with torch.no_grad():  # zero residuals, turned round, are the log Z they need
+            negated = losses.flowrl_residuals(
+                torch.zeros_like(rollout.rewards), output.log_probs,
+                rollout.ref_log_probs, shaped_rewards(rollout, config),
+                rollout.completion_mask, reward_scale=config.reward_scale,
+                length_normalize=config.length_normalize,
+            )  # fmt: skip
+        return -negated.view(-1, rollout.num_generations).mean(dim=1)
+    if config.log_z == "attached":
+        # The state before the first token has seen the whole prompt.
+        states = output.states[:: rollout.num_generations, 0]
+        return modules["log_z"](states)
+    if batch.fixed_log_z is not None:
+        return batch.fixed_log_z
+    return modules["log_z"](batch.log_z_features)
 
 
 def _check_signature(flowrl_loss: object) -> None:
@@ -233,6 +258,20 @@ def _clipped(loss_function: Callable[..., Tensor]):
     return loss
 
 
+def _dapo(batch: Batch, output: PolicyOutput, _modules: nn.ModuleDict, config):
+    rollout = batch.rollout
+    loss = losses.dapo_loss(
+        output.log_probs,
+        rollout.old_log_probs,
+        batch.advantages,
+        rollout.completion_mask,
+        rollout.num_generations,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+    )
+    return LossParts(loss)
+
+
 def _ppo(batch: Batch, output: PolicyOutput, modules: nn.ModuleDict, config):
     rollout = batch.rollout
     loss = losses.ppo_loss(
@@ -253,6 +292,12 @@ def _grpo_advantages(rollout: Rollout, _config) -> Tensor:
     return advantages.group_normalized(rollout.rewards, rollout.num_generations)
 
 
+def _pass_at_k_advantages(rollout: Rollout, config) -> Tensor:
+    return advantages.pass_at_k_advantages(
+        rollout.rewards, rollout.num_generations, config.pass_k
+    )
+
+
 def _reinforce_pp_advantages(rollout: Rollout, _config) -> Tensor:
     return advantages.reinforce_pp_advantages(rollout.rewards, rollout.completion_mask)
 
@@ -263,6 +308,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "ppo": Algorithm(_ppo, uses_values=True),
     "grpo": Algorithm(_clipped(losses.grpo_loss), _grpo_advantages),
+    "dapo": Algorithm(_dapo, _grpo_advantages),
+    "pass_at_k": Algorithm(_clipped(losses.grpo_loss), _pass_at_k_advantages),
     "flowrl": flowrl_with(losses.flowrl_loss),
     "vargrad": Algorithm(_vargrad),
     "kl_reinforce": Algorithm(_kl_reinforce),

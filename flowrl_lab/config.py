@@ -17,18 +17,21 @@ CHOICES = {
     "lr_schedule": ("constant", "linear", "cosine"),
     "reward_form": ("raw", "group_normalized"),
     "importance": ("none", "clip", "raw", "max10"),
+    "log_z": ("learned", "attached", "vargrad", "constant", "frozen", "random"),
     "log_z_features": ("last", "mean"),
 }
 POSITIVE = (
     "steps", "prompts_per_step", "num_generations", "updates_per_batch", "temperature",
     "learning_rate", "log_z_learning_rate", "value_learning_rate", "max_grad_norm",
     "reward_scale", "lora_rank", "lora_alpha", "eval_every", "eval_prompts",
+    "pass_k",
 )  # fmt: skip
 NOT_NEGATIVE = ("seed", "clip_low", "clip_high", "kl_coef", "entropy_coef")
 WHOLE = (
     "steps", "prompts_per_step", "num_generations", "updates_per_batch", "lora_rank",
-    "eval_every", "eval_prompts", "seed",
+    "eval_every", "eval_prompts", "seed", "pass_k",
 )  # fmt: skip
+GROUP_ALGORITHMS = ("grpo", "dapo", "pass_at_k", "vargrad", "kl_reinforce")
 # By the annotation of a field; numbers have their own check.
 KINDS = {"str": (str, "text"), "bool": (bool, "True or False")}
 
@@ -58,12 +61,19 @@ class ExperimentConfig:
         reward_form: "raw", or "group_normalized" (the paper's r̂).
         length_normalize: token means instead of sums in the residual (the paper).
         importance: "none", "clip", "raw" or "max10"; see ``flowrl_loss``.
+        log_z: where FlowRL's log Z comes from.  "learned": Z_φ on the frozen
+            reference's features.  "attached": Z_φ on the policy's own, its gradient
+            in the backbone (the authors' code).  "vargrad": the batch's best.
+            "constant": ``log_z_value``.  "frozen": a draw of N(log_z_value, 1) for
+            each prompt, once.  "random": such a draw anew in every step.
+        log_z_value: of a log Z that nothing learns, nats.
         log_z_features: prompt features of Z_φ: "last" prompt token, or "mean".
         clip_low: lower clip ε of importance ratios.
         clip_high: upper clip ε.
         kl_coef: weight of the KL penalty to the reference (GRPO, REINFORCE++,
             kl_reinforce).
         entropy_coef: weight of an entropy bonus, any algorithm.
+        pass_k: k of the algorithm "pass_at_k".
         lora_rank: rank of the LoRA adapter.
         lora_alpha: its scale.
         eval_every: steps between exact evaluations.
@@ -92,11 +102,14 @@ class ExperimentConfig:
     reward_form: str = "raw"
     length_normalize: bool = False
     importance: str = "clip"
+    log_z: str = "learned"
+    log_z_value: float = 0.0
     log_z_features: str = "last"
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
+    pass_k: int = 4
     lora_rank: int = 16
     lora_alpha: float = 32.0
     eval_every: int = 10
@@ -122,8 +135,14 @@ class ExperimentConfig:
             _check_number(
                 field, getattr(self, field), field in POSITIVE, field in WHOLE
             )
-        if self.algorithm in ("grpo", "vargrad", "kl_reinforce"):
+        _check_finite_number("log_z_value", self.log_z_value)
+        if self.algorithm in GROUP_ALGORITHMS or self.log_z == "vargrad":
             self._check_group()
+        if self.algorithm == "pass_at_k" and self.pass_k > self.num_generations:
+            raise ValueError(
+                f"pass_k is {self.pass_k} with num_generations {self.num_generations}; "
+                "the best of k is taken inside a group. Fix: lower pass_k."
+            )
         if self.algorithm == "kl_reinforce" and self.updates_per_batch > 1:
             raise ValueError(
                 f"updates_per_batch is {self.updates_per_batch}; kl_reinforce has no "
@@ -218,13 +237,18 @@ def _check_known(field: str, value: Any, choices) -> None:
     raise ValueError(f"{field} is {value!r}, which is not known. Fix: {hint}")
 
 
-def _check_number(field: str, value: Any, positive: bool, whole: bool) -> None:
+def _check_finite_number(field: str, value: Any, whole: bool = False) -> None:
     kind = "whole number" if whole else "finite number"
     right_type = isinstance(value, int if whole else (int, float))
     if not right_type or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(
             f"{field} is {value!r}; expected a {kind}. Fix: change {field}."
         )
+
+
+def _check_number(field: str, value: Any, positive: bool, whole: bool) -> None:
+    _check_finite_number(field, value, whole)
+    kind = "whole number" if whole else "finite number"
     if value < 0 or (positive and value == 0):
         bound = "above 0" if positive else "of at least 0"
         raise ValueError(

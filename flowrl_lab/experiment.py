@@ -17,6 +17,7 @@ from flowrl_lab.algorithms import ALGORITHMS, Algorithm, Batch, flowrl_with
 from flowrl_lab.checkpoints import read_checkpoint, write_atomically, write_checkpoint
 from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.evaluation import Referee
+from flowrl_lab.partition import unlearned_log_z
 from flowrl_lab.policies import make_policy
 from flowrl_lab.records import (
     measure,
@@ -88,7 +89,7 @@ class Run:
             config.policy, self.task, seed=config.seed, lora_rank=config.lora_rank,
             lora_alpha=config.lora_alpha, device=device,
         )  # fmt: skip
-        self.modules = _make_modules(self._algorithm, self.policy, config.seed)
+        self.modules = _make_modules(self._algorithm, self.policy, config)
         self._optimizer = _make_optimizer(self.policy, self.modules, config)
         self._prompt_generator = torch.Generator().manual_seed(config.seed)
         self._sample_generator = torch.Generator(device).manual_seed(config.seed)
@@ -135,10 +136,7 @@ class Run:
         """Advantages, critic's targets and features: fixed during the updates."""
         config, algorithm = self.config, self._algorithm
         if algorithm.uses_log_z:
-            features = self.policy.prompt_features(
-                rollout.prompts.to(self.policy.device), config.log_z_features
-            )
-            return Batch(rollout, log_z_features=features)
+            return self._with_log_z(rollout)
         if algorithm.uses_values:
             with torch.no_grad():
                 values = self.modules["critic"](self._evaluate(rollout).states)
@@ -153,6 +151,20 @@ class Run:
         if algorithm.advantages is None:
             return Batch(rollout)
         return Batch(rollout, advantages=algorithm.advantages(rollout, config))
+
+    def _with_log_z(self, rollout: Rollout) -> Batch:
+        """The batch with what its log Z is computed from, or is."""
+        config, prompts = self.config, rollout.prompts.to(self.policy.device)
+        if config.log_z == "learned":
+            features = self.policy.prompt_features(prompts, config.log_z_features)
+            return Batch(rollout, log_z_features=features)
+        if config.log_z in ("attached", "vargrad"):
+            return Batch(rollout)
+        fixed = unlearned_log_z(
+            config.log_z, prompts.indices.cpu(), value=config.log_z_value,
+            seed=config.seed, step=self.step,
+        )  # fmt: skip
+        return Batch(rollout, fixed_log_z=fixed.to(self.policy.device))
 
     def _evaluate(self, rollout: Rollout) -> PolicyOutput:
         return self.policy.evaluate(
@@ -208,10 +220,13 @@ class Run:
 
     def evaluate(self) -> ExactReport:
         """The referee's exact report of the policy as it is now."""
-        # Only there is what Z_φ learns the log Z that the referee computes.
-        textbook = self.config.reward_form == "raw" and not self.config.length_normalize
-        log_z = self.modules["log_z"] if "log_z" in self.modules and textbook else None
-        return self.referee.report(log_z, log_z_features=self.config.log_z_features)
+        # Only there is what Z_φ learns the log Z that the referee computes, from the
+        # features that the referee reads.
+        config = self.config
+        textbook = config.reward_form == "raw" and not config.length_normalize
+        learned = "log_z" in self.modules and config.log_z == "learned"
+        log_z = self.modules["log_z"] if learned and textbook else None
+        return self.referee.report(log_z, log_z_features=config.log_z_features)
 
     def _start_record(self) -> StepRecord:
         return self._record(None, nothing_measured())
@@ -426,12 +441,21 @@ def _refuse_used_folder(folder: Path) -> None:
         )
 
 
-def _make_modules(algorithm: Algorithm, policy, seed: int) -> nn.ModuleDict:
+def _make_modules(
+    algorithm: Algorithm, policy, config: ExperimentConfig
+) -> nn.ModuleDict:
     """Z_φ or the critic, with weights that depend on the seed alone."""
+    if config.log_z == "attached" and policy.name == "tabular":
+        raise bad_input(
+            "log_z",
+            "is 'attached' with a table, which has no states to attach it to",
+            "a language model, or another log_z",
+            "set log_z='learned'",
+        )
     modules = nn.ModuleDict()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if algorithm.uses_log_z:
+        torch.manual_seed(config.seed)
+        if algorithm.uses_log_z and config.log_z in ("learned", "attached"):
             modules["log_z"] = policy.make_log_z()
         if algorithm.uses_values:
             modules["critic"] = policy.make_value_head()

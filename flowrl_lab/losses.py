@@ -9,8 +9,9 @@ Two families share the argument names:
 
 - *matching* (``flowrl``, ``trajectory_balance``, ``vargrad``, ``subtrajectory``):
   the square of a residual, zero when the policy is the target;
-- *maximising* (``reinforce_pp``, ``grpo``, ``ppo``, ``kl_reinforce``): a surrogate
-  whose gradient is that of the expected reward; its value means nothing by itself.
+- *maximising* (``reinforce_pp``, ``grpo``, ``dapo``, ``ppo``, ``kl_reinforce``): a
+  surrogate whose gradient is that of the expected reward; its value means nothing by
+  itself.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
     "IMPORTANCE_MODES",
     "clip_fraction",
     "clipped_surrogate",
+    "dapo_loss",
     "detailed_balance_loss",
     "flowrl_loss",
     "flowrl_residuals",
@@ -506,6 +508,60 @@ def grpo_loss(
     )
     totals = sum_counted(per_token, completion_mask)
     return _reduce(totals / completion_mask.sum(dim=1), reduction)
+
+
+def dapo_loss(
+    log_probs: Float[Tensor, "B T"],
+    old_log_probs: Float[Tensor, "B T"],
+    advantages: Float[Tensor, " B"],
+    completion_mask: Bool[Tensor, "B T"],
+    num_generations: int,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    reduction: str = "mean",
+) -> Float[Tensor, "*reduced"]:
+    """DAPO: GRPO that lets unlikely tokens rise further, and skips idle groups.
+
+        L = mean over the tokens of informative groups of
+            -min(ρA, clip(ρ, 1-ε_low, 1+ε_high) A),   ε_high > ε_low
+
+    A group is informative if its samples differ in advantage.  The clip acts only
+    once π has left π_old: give a batch several updates, or "clip-higher" is idle.
+
+    Source: DAPO (arXiv 2503.14476) Eq. 8 (clip-higher, token mean).  Its dynamic
+    sampling draws new prompts until every group is informative; here the idle ones
+    are left out of the mean, so that the sampling budget stays that of the others.
+
+    Args:
+        log_probs, old_log_probs, completion_mask, clip_low, clip_high: as in
+            :func:`reinforce_pp_loss`.
+        advantages: one per sequence, ``group_normalized``; detached.
+        num_generations: G; the samples of a prompt are contiguous.
+        reduction: "mean", or "none" for each sequence's part of that mean.
+
+    Returns:
+        Scalar, or [B]; 0 where no group is informative.  Gradients flow to
+        ``log_probs``.
+
+    Raises:
+        ValueError: bad tensors or numbers, groups that do not divide B.
+    """
+    _check_reduction(reduction)
+    per_token = _counted_surrogate(
+        log_probs, old_log_probs, advantages, completion_mask, clip_low, clip_high
+    )
+    check_tensor(
+        "advantages", advantages, completion_mask.shape[:1], "[B]: one per sequence"
+    )
+    check_groups(len(advantages), num_generations)
+    groups = advantages.detach().view(-1, num_generations)
+    informative = (groups.amax(dim=1) > groups.amin(dim=1)).repeat_interleave(
+        num_generations
+    )
+    counted = completion_mask & informative.unsqueeze(1)
+    tokens_per_sequence = counted.sum().clamp(min=1) / len(counted)
+    return _reduce(sum_counted(per_token, counted) / tokens_per_sequence, reduction)
 
 
 def ppo_loss(

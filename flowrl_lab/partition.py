@@ -10,6 +10,7 @@ exactly KL(π ‖ p*): an evidence lower bound, tight only once π matches p*.
 from __future__ import annotations
 
 import math
+import zlib
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from flowrl_lab._validation import (
     bad_input,
+    check_choice,
     check_count,
     check_finite,
     check_groups,
@@ -30,6 +32,7 @@ __all__ = [
     "LogZTable",
     "importance_log_z",
     "log_target_ratios",
+    "unlearned_log_z",
     "vargrad_log_z",
 ]
 
@@ -118,6 +121,47 @@ class LogZTable(nn.Module):
                 "make the table as long as the task's list of prompts",
             )
         return self.log_z[indices.long()]
+
+
+def unlearned_log_z(
+    kind: str, indices: Int[Tensor, " P"], *, value: float, seed: int, step: int
+) -> Float[Tensor, " P"]:
+    """A log Z that nothing learns, to see what learning it is worth.
+
+        "constant": c    "frozen": c + ε_x, drawn once    "random": c + ε_{x,t}
+
+    with ε ~ N(0, 1).  Under samples of π any of them leaves the expected gradient of
+    trajectory balance as it is: it is a baseline, and a bad one is only noisy.
+
+    Args:
+        kind: "constant", "frozen" or "random".
+        indices: the prompts' positions in the task's full list.
+        value: c, nats.
+        seed: of the run; equal seeds draw equal values.
+        step: of the run, for "random".
+
+    Returns:
+        One value per prompt, nats; no gradient.
+
+    Raises:
+        ValueError: an unknown kind, an empty or wrong index, c not finite.
+    """
+    check_choice("kind", kind, ("constant", "frozen", "random"))
+    check_tensor("indices", indices, (None,), "[P]: one index per prompt", "int")
+    check_number("value", value, low=-math.inf)
+    check_count("seed", seed, least=0)
+    check_count("step", step, least=0)
+    constant = torch.full((len(indices),), float(value))
+    if kind == "constant":
+        return constant
+    # A generator of its own for each draw: what a run samples does not change, and a
+    # resumed run draws what it would have drawn.
+    draws = []
+    for index in indices.tolist():
+        key = f"{seed} {index} {step if kind == 'random' else ''}".encode()
+        generator = torch.Generator().manual_seed(zlib.crc32(key))
+        draws.append(torch.randn((), generator=generator))
+    return constant + torch.stack(draws)
 
 
 def log_target_ratios(

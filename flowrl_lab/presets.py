@@ -16,10 +16,18 @@ __all__ = ["PRESETS", "VARIANTS", "preset"]
 
 # What distinguishes the variants, whatever the task.  "flowrl" is the textbook
 # form (raw reward, token sums); "flowrl_paper" the paper's (z-scored, token means).
+# "dapo" gets two updates a batch: in the first one its wider clip is idle.
 VARIANTS: dict[str, dict[str, Any]] = {
     "reinforce_pp": {"algorithm": "reinforce_pp"},
     "ppo": {"algorithm": "ppo"},
     "grpo": {"algorithm": "grpo"},
+    "grpo_entropy": {
+        "algorithm": "grpo",
+        "name": "grpo_entropy",
+        "entropy_coef": 0.01,
+    },
+    "dapo": {"algorithm": "dapo", "clip_high": 0.28, "updates_per_batch": 2},
+    "pass_at_k": {"algorithm": "pass_at_k"},
     "flowrl": {"algorithm": "flowrl"},
     "flowrl_paper": {
         "algorithm": "flowrl",

@@ -1,5 +1,6 @@
 """Advantages against plain-Python re-derivations."""
 
+import itertools
 import math
 import statistics
 
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 from flowrl_lab.advantages import (
     gae,
     group_normalized,
+    pass_at_k_advantages,
     reinforce_pp_advantages,
     whiten,
 )
@@ -66,6 +68,61 @@ def test_group_normalized_ignores_shift_and_scale_of_the_rewards():
 def test_group_normalized_carries_no_gradient():
     rewards = rand(4).requires_grad_()
     assert not group_normalized(rewards, 2).requires_grad
+
+
+# --- the best of k ---------------------------------------------------------
+
+
+def best_of_k_by_listing(rewards, k, eps):
+    """Every k-subset is listed, each scores its best member."""
+    teams = list(itertools.combinations(range(len(rewards)), k))
+    best = [max(rewards[i] for i in team) for team in teams]
+    mean, std = statistics.fmean(best), statistics.pstdev(best)
+    return [
+        (statistics.fmean(b for b, t in zip(best, teams, strict=True) if i in t) - mean)
+        / (std + eps)
+        for i in range(len(rewards))
+    ]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+@pytest.mark.parametrize("eps", [1e-6, 0.5])
+def test_pass_at_k_advantages_equal_the_listed_subsets(k, eps):
+    # ties, negative rewards, and a second group in another order
+    groups = [[0.0, 1.0, 1.0, 0.5, 3.0, -2.0], [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]]
+    expected = [x for group in groups for x in best_of_k_by_listing(group, k, eps)]
+    result = pass_at_k_advantages(double(groups).flatten(), 6, k, eps=eps)
+    assert_close(result, double(expected))
+
+
+@pytest.mark.parametrize("right", range(1, 8))
+def test_pass_at_k_advantages_of_a_binary_reward_are_the_papers(right):
+    group, k = 8, 3
+    wrong = group - right
+    passes = 1 - math.comb(wrong, k) / math.comb(group, k)
+    result = pass_at_k_advantages(double([1.0] * right + [0.0] * wrong), group, k)
+    if wrong < k:  # whichever three are taken, one is right
+        assert bool((result == 0).all())
+        return
+    std = math.sqrt(passes * (1 - passes)) + 1e-6
+    alone = math.comb(wrong - 1, k - 1) / math.comb(group - 1, k - 1)
+    expected = [(1 - passes) / std] * right + [(1 - passes - alone) / std] * wrong
+    assert_close(result, double(expected))
+
+
+def test_pass_at_1_advantages_are_group_z_scores_with_another_std():
+    rewards = rand(12)
+    expected = group_normalized(rewards, 6, eps=0.0) * math.sqrt(6 / 5)
+    assert_close(pass_at_k_advantages(rewards, 6, 1, eps=0.0), expected)
+
+
+def test_pass_at_k_advantages_sum_to_zero_and_keep_no_gradient():
+    rewards = rand(12).requires_grad_()
+    result = pass_at_k_advantages(rewards, 6, 4)
+    assert not result.requires_grad
+    assert_close(result.view(2, 6).sum(1), torch.zeros(2, dtype=torch.float64))
+    half = pass_at_k_advantages(torch.ones(4, dtype=torch.bfloat16), 4, 2)
+    assert half.dtype == torch.float32 and bool((half == 0).all())
 
 
 # --- whitening -------------------------------------------------------------

@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from flowrl_lab.algorithms import ALGORITHMS
-from flowrl_lab.config import CHOICES, CONFIG_VERSION, ExperimentConfig
+from flowrl_lab.config import (
+    CHOICES,
+    CONFIG_VERSION,
+    GROUP_ALGORITHMS,
+    ExperimentConfig,
+)
 
 UNUSUAL = {
     "task": "strings",
@@ -78,8 +83,8 @@ def test_every_number_is_checked():
         if isinstance(field.default, (int, float))
         and not isinstance(field.default, bool)
     }
-    assert len(numbers) == 19
-    for name in numbers:
+    assert len(numbers) == 21
+    for name in numbers - {"log_z_value"}:  # which may be negative
         for value in (-1, math.nan, math.inf, "3", None, True):
             with pytest.raises(ValueError, match=name):
                 ExperimentConfig(**{name: value})
@@ -98,6 +103,7 @@ def test_every_number_is_checked():
         ("lr_schedule", "cosin", "did you mean 'cosine'"),
         ("reward_form", "normalized", "did you mean 'group_normalized'"),
         ("log_z_features", "first", "choose from last, mean"),
+        ("log_z", "learnd", "did you mean 'learned'"),
         ("task", ["landscape"], "expected text"),
         ("importance", None, "expected text"),
         ("name", 3, "expected text"),
@@ -131,10 +137,30 @@ def test_a_misspelt_setting_is_named():
 
 
 @pytest.mark.bad_input
-@pytest.mark.parametrize("algorithm", ["grpo", "vargrad", "kl_reinforce"])
+@pytest.mark.parametrize("algorithm", GROUP_ALGORITHMS)
 def test_group_algorithms_need_a_group(algorithm):
     with pytest.raises(ValueError, match=rf"num_generations is 1.*{algorithm}.*Fix:"):
         ExperimentConfig(algorithm=algorithm, num_generations=1)
+
+
+@pytest.mark.bad_input
+def test_the_batchs_log_z_needs_a_group():
+    with pytest.raises(ValueError, match=r"num_generations is 1.*Fix:"):
+        ExperimentConfig(log_z="vargrad", num_generations=1)
+
+
+@pytest.mark.bad_input
+def test_the_best_of_k_is_taken_inside_a_group():
+    with pytest.raises(ValueError, match=r"pass_k is 9 with num_generations 8.*Fix:"):
+        ExperimentConfig(algorithm="pass_at_k", pass_k=9, num_generations=8)
+
+
+@pytest.mark.bad_input
+def test_an_unlearned_log_z_is_any_finite_number():
+    assert ExperimentConfig(log_z="constant", log_z_value=-2.5).log_z_value == -2.5
+    for value in (math.nan, math.inf, "3", None, True):
+        with pytest.raises(ValueError, match="log_z_value is"):
+            ExperimentConfig(log_z_value=value)
 
 
 @pytest.mark.bad_input

@@ -233,6 +233,16 @@ TABLE = {
             "eps": BAD_NUMBER,
         },
     ),
+    advantages.pass_at_k_advantages: (
+        {"rewards": ROWS, "num_generations": G, "k": 2},
+        {
+            "rewards": [bad for bad in BAD_ROWS if getattr(bad, "shape", 0) != (3,)]
+            + [ROWS[:3], ROWS[:0]],
+            "num_generations": BAD_GROUPS,
+            "k": [*BAD_COUNT, G + 1],
+            "eps": BAD_NUMBER,
+        },
+    ),
     advantages.whiten: (
         {"values": TOKENS, "mask": MASK},
         {
@@ -303,6 +313,10 @@ TABLE = {
             "ref_log_probs": BAD_TOKENS,
         },
     ),
+    losses.dapo_loss: (
+        SURROGATE | {"num_generations": G},
+        SURROGATE_BAD | {"advantages": BAD_ROWS, "num_generations": BAD_GROUPS},
+    ),
     losses.ppo_loss: (
         SURROGATE | {"values": TOKENS, "old_values": TOKENS, "returns": TOKENS},
         SURROGATE_BAD
@@ -324,6 +338,22 @@ TABLE = {
     losses.clip_fraction: (
         BATCH,
         BATCH_BAD | CLIPS_BAD | {"level": ["tokens", None]},
+    ),
+    partition.unlearned_log_z: (
+        {
+            "kind": "random",
+            "indices": torch.arange(3),
+            "value": 1.0,
+            "seed": 0,
+            "step": 2,
+        },
+        {
+            "kind": ["learned", None],
+            "indices": [*WRONG_TYPE, torch.zeros(2), torch.zeros(2, 1).long()],
+            "value": [NAN, INF, "1", None],
+            "seed": [-1, 1.5, None],
+            "step": [-1, 1.5, None],
+        },
     ),
     partition.LogPartitionHead: (
         {"hidden_size": H},

@@ -620,6 +620,43 @@ def test_on_policy_surrogate_gradient_is_the_policy_gradient(words, name):
     assert_close(gradient, -words.gradient(reward) / 2)
 
 
+@pytest.mark.parametrize("idle", [(), (0,), (1,), (0, 1)])
+def test_dapo_is_the_token_mean_over_groups_that_differ(idle):
+    """Idle groups leave the mean, numerator and denominator; a loop says the same."""
+    mask, new, old, ref = token_batch()
+    advantages = torch.tensor([1.0, -1.0, 0.0, -0.7], dtype=torch.float64)
+    for group in idle:
+        advantages[2 * group : 2 * group + 2] = 0.0
+    log_probs = new.clone().requires_grad_()
+    result = losses.dapo_loss(log_probs, old, advantages, mask, 2)
+    table = surrogate_table(
+        mask, log_probs, old, ref, advantages.unsqueeze(1).expand(4, 5),
+        low=0.2, high=0.28, coef=0.0,
+    )  # fmt: skip
+    kept = [row for b, row in enumerate(table) if b // 2 not in idle]
+    tokens = [x for row in kept for x in row]
+    expected = sum(tokens) / len(tokens) if tokens else 0.0 * log_probs.sum()
+    assert_close(result, expected)
+    slopes = [torch.autograd.grad(v, log_probs, retain_graph=True)[0]
+              for v in (result, expected)]  # fmt: skip
+    assert_close(*slopes)
+    assert bool(slopes[0].any()) == (len(idle) < 2)
+
+
+def test_clip_higher_lets_an_unlikely_token_rise_further():
+    old, mask = torch.zeros(2, 1), torch.ones(2, 1, dtype=torch.bool)
+    signal = torch.tensor([1.0, -1.0])
+    slopes = {}
+    for ratio in (1.1, 1.25, 1.3):
+        new = torch.full((2, 1), math.log(ratio)).requires_grad_()
+        for high in (0.2, 0.28):
+            loss = losses.dapo_loss(new, old, signal, mask, 2, clip_high=high)
+            slopes[ratio, high] = torch.autograd.grad(loss, new)[0][0, 0].item()
+    assert slopes[1.1, 0.2] < 0 and slopes[1.1, 0.28] < 0
+    assert slopes[1.25, 0.2] == 0 and slopes[1.25, 0.28] < 0  # what it is for
+    assert slopes[1.3, 0.2] == slopes[1.3, 0.28] == 0
+
+
 def test_grpo_weighs_sequences_and_reinforce_pp_weighs_tokens():
     mask = torch.tensor([[True, True, True], [True, False, False]])
     zeros = torch.zeros(2, 3)
@@ -767,6 +804,9 @@ def token_losses():
             new, old, extras(mask, 20), mask,
             ref_log_probs=ref, kl_coef=COEF, reduction=reduction,
         )  # fmt: skip
+    table["dapo"] = lambda new, old, _ref, mask, reduction: losses.dapo_loss(
+        new, old, rand(4, seed=20), mask, 2, reduction=reduction
+    )
     table["ppo"] = lambda new, old, ref, mask, reduction: losses.ppo_loss(
         new, old, extras(mask, 20), mask, values=ref, old_values=extras(mask, 21),
         returns=extras(mask, 22), reduction=reduction,

@@ -24,7 +24,7 @@ def differences(first: ExperimentConfig, second: ExperimentConfig) -> set[str]:
 
 def test_every_task_and_algorithm_has_presets():
     assert set(PRESETS) == set(TASKS)
-    assert set(VARIANTS) == {*ALGORITHMS, "flowrl_paper"}
+    assert set(VARIANTS) == {*ALGORITHMS, "flowrl_paper", "grpo_entropy"}
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
