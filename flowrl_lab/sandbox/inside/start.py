@@ -1,0 +1,217 @@
+"""Lock this process in, then run the program that came on standard input.
+
+Run as a script by a bare interpreter.  The first thing it writes to the control
+pipe is ``ready``, or the reason why it could not lock itself in; the pipe is closed
+before the program starts, so the program cannot speak there.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path.insert(0, __file__.rpartition("/")[0])
+
+import builtins
+import contextlib
+import gc
+import importlib.machinery
+import importlib.util
+import json
+import linecache
+import os
+import resource
+import signal
+import traceback
+import types
+
+import kernel
+import landlock
+import seccomp
+
+sys.path.pop(0)
+
+NEW_USER, NEW_NET, NEW_IPC, NEW_PID = 0x10000000, 0x40000000, 0x08000000, 0x20000000
+SYSTEM_FILES = (
+    *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"),
+    *("/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom", "/dev/zero"),
+    *("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"),
+)
+
+
+def main() -> None:
+    """Read the order, lock in, report, run."""
+    order = json.loads(sys.stdin.buffer.read())
+    control = order["control"]
+    try:
+        quiet = os.open("/dev/null", os.O_RDONLY)
+        os.dup2(quiet, 0)
+        os.close(quiet)
+        lock_in(order)
+    except Exception as error:
+        os.write(control, f"{type(error).__name__}: {error}".encode())
+        os._exit(1)
+    os.write(control, b"ready")
+    os.close(control)
+    run_program(order)
+
+
+def lock_in(order: dict) -> None:
+    """Every restriction, in the order in which they leave each other possible."""
+    many = order["processes"] > 1
+    counted = leave_namespaces(pid_too=many)
+    parent = order["parent"]
+    if many:
+        parent = 0  # seen from inside the new pid namespace
+        become_first_process(order)
+    die_first()
+    set_limits(order, counted)
+    kernel.forbid_new_privileges()
+    landlock.restrict_files(
+        [*SYSTEM_FILES, *order["interpreter"], *order["readable"]],
+        [order["scratch"], "/dev/null"],
+    )
+    kernel.drop_capabilities()
+    # Changing capabilities forgets the wish to die with the parent: say it here.
+    kernel.die_with_parent(parent)
+    seccomp.restrict_calls(os.uname().machine, pid=None if many else os.getpid())
+
+
+def leave_namespaces(*, pid_too: bool) -> bool:
+    """New user, network and IPC namespaces where allowed; True if the user is new.
+
+    They add to what Landlock and seccomp do; only the pid namespace, which several
+    processes need so that none can outlive the run, must be there when asked for.
+    """
+    rest = NEW_NET | NEW_IPC | (NEW_PID if pid_too else 0)
+    user, group = os.getuid(), os.getgid()
+    for flags in (NEW_USER | rest, rest):
+        try:
+            kernel.unshare(flags)
+        except OSError as error:
+            problem = error
+            continue
+        if flags & NEW_USER:
+            map_user(user, group)
+        return bool(flags & NEW_USER)
+    if pid_too:
+        raise OSError(
+            f"no pid namespace ({problem}), so several processes cannot be held; "
+            "use Limits(processes=1)"
+        )
+    return False
+
+
+def map_user(user: int, group: int) -> None:
+    """Keep the same numbers inside the new user namespace."""
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def become_first_process(order: dict) -> None:
+    """Fork: the child goes on as number 1 of its pid namespace, this one waits.
+
+    When number 1 ends, the kernel kills every process of the namespace.
+    """
+    child = os.fork()
+    if child == 0:
+        return
+    os.close(order["control"])
+    kernel.die_with_parent(order["parent"])
+    for stream in (1, 2):
+        os.close(stream)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status < 0:
+        os.kill(os.getpid(), -status)
+    os._exit(status & 0xFF)
+
+
+def die_first() -> None:
+    """If the machine runs out of memory, the kernel is to pick this process."""
+    # Where /proc cannot be written, the limits still hold.
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
+def set_limits(order: dict, counted: bool) -> None:
+    """The kernel's own limits; the parent watches what these cannot express."""
+    cpu, file = order["cpu_seconds"] + 1, order["file_bytes"]
+    limits = {
+        resource.RLIMIT_CPU: (cpu, cpu + 1),
+        resource.RLIMIT_FSIZE: (file, file),
+        resource.RLIMIT_DATA: (order["memory_bytes"], order["memory_bytes"]),
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_NOFILE: (order["open_files"], order["open_files"]),
+        resource.RLIMIT_MEMLOCK: (0, 0),
+        resource.RLIMIT_MSGQUEUE: (0, 0),
+        resource.RLIMIT_SIGPENDING: (64, 64),
+    }
+    if counted:  # without a user of its own, all the user's processes would count
+        tasks = order["processes"] + order["threads"]
+        limits[resource.RLIMIT_NPROC] = (tasks, tasks)
+    for name, (soft, hard) in limits.items():
+        ceiling = resource.getrlimit(name)[1]
+        if ceiling != resource.RLIM_INFINITY:
+            soft, hard = min(soft, ceiling), min(hard, ceiling)
+        resource.setrlimit(name, (soft, hard))
+
+
+class PackageFinder:
+    """Finds the packages whose own folder may be read, but not the one above."""
+
+    def __init__(self, packages: dict[str, str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, name, path=None, target=None):
+        """The import system's question: where is ``name``?"""
+        del path, target
+        folder = self.packages.get(name)
+        if folder is None:
+            return None
+        return importlib.util.spec_from_file_location(
+            name, f"{folder}/__init__.py", submodule_search_locations=[folder]
+        )
+
+
+def run_program(order: dict) -> None:
+    """Run the source as the main program of this process; does not return."""
+    source, name = order["source"], "program.py"
+    sys.path[:0] = [order["scratch"]]
+    sys.path += order["folders"]
+    sys.meta_path.append(PackageFinder(order["packages"]))
+    sys.argv = [name, *order["arguments"]]
+    module = types.ModuleType("__main__")
+    module.__file__ = name
+    module.__builtins__ = builtins
+    sys.modules["__main__"] = module
+    lines = source.splitlines(keepends=True)
+    linecache.cache[name] = (len(source), None, lines, name)
+    # From here on this is the program's process: ^C of a test is for the parent.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()
+    status = 0
+    try:
+        exec(compile(source, name, "exec"), module.__dict__)
+    except SystemExit as error:
+        raise error from None
+    except BaseException as error:
+        show_error(error)
+        status = 1
+    sys.exit(status)
+
+
+def show_error(error: BaseException) -> None:
+    """The traceback as a plain interpreter would print it, without this file."""
+    try:
+        own = error.__traceback__
+        traceback.print_exception(type(error), error, own and own.tb_next)
+    except BaseException:  # no memory or stack left even for that
+        os.write(2, f"{type(error).__name__}\n".encode())
+
+
+if __name__ == "__main__":
+    main()
