@@ -80,21 +80,49 @@ class Referee:
             log_z: a learned log-partition module, compared with the exact log Z.
             log_z_features: the pooling that the module was trained on.
         """
-        log_probs = self._log_probs()
+        reports = self.reports(log_z, log_z_features=log_z_features)
+        return mean_report(list(reports.values()))
+
+    def reports(
+        self, log_z=None, *, log_z_features: str = "last"
+    ) -> dict[str, ExactReport]:
+        """Exact figures of every prompt by itself; arguments as of ``report``."""
         learned = self._learned_log_z(log_z, log_z_features)
-        return mean_report(
-            [
-                exact_report(
-                    log_probs[text],
-                    self._reference[text],
-                    answers,
-                    target_reward_scale=self.target_reward_scale,
-                    run_reward_scale=self.reward_scale,
-                    log_z_learned=learned[text],
-                )
-                for text, answers in self.answers.items()
-            ]
-        )
+        return self._judge(self._log_probs(), learned)
+
+    def perfect_reports(self) -> dict[str, ExactReport]:
+        """The same of a policy that *is* the target: what cannot be beaten."""
+        nothing = dict.fromkeys(self.answers, float("nan"))
+        return self._judge(self.targets(), nothing)
+
+    def _judge(
+        self, log_probs: dict[str, Tensor], learned: dict[str, float]
+    ) -> dict[str, ExactReport]:
+        return {
+            text: exact_report(
+                log_probs[text],
+                self._reference[text],
+                answers,
+                target_reward_scale=self.target_reward_scale,
+                run_reward_scale=self.reward_scale,
+                log_z_learned=learned[text],
+            )
+            for text, answers in self.answers.items()
+        }
+
+    def log_probs(self, *, reference: bool = False) -> dict[str, Tensor]:
+        """log π (or log π_ref) of every listed answer, nats: prompt -> [N]."""
+        found = self._reference if reference else self._log_probs()
+        return {text: found[text] for text in self.answers}
+
+    def targets(self) -> dict[str, Tensor]:
+        """log p* of every listed answer, nats: prompt -> [N], summing to 1."""
+        return {
+            text: answers_target(
+                self._reference[text], answers, reward_scale=self.target_reward_scale
+            )
+            for text, answers in self.answers.items()
+        }
 
     @torch.no_grad()
     def _learned_log_z(self, log_z, pooling: str) -> dict[str, float]:

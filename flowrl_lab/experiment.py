@@ -220,13 +220,19 @@ class Run:
 
     def evaluate(self) -> ExactReport:
         """The referee's exact report of the policy as it is now."""
-        # Only there is what Z_φ learns the log Z that the referee computes, from the
-        # features that the referee reads.
+        return self.referee.report(
+            self.textbook_log_z, log_z_features=self.config.log_z_features
+        )
+
+    @property
+    def textbook_log_z(self) -> nn.Module | None:
+        """Z_φ, if what it learns is the log Z that the referee computes, from the
+        features that the referee reads.
+        """
         config = self.config
         textbook = config.reward_form == "raw" and not config.length_normalize
         learned = "log_z" in self.modules and config.log_z == "learned"
-        log_z = self.modules["log_z"] if learned and textbook else None
-        return self.referee.report(log_z, log_z_features=config.log_z_features)
+        return self.modules["log_z"] if learned and textbook else None
 
     def _start_record(self) -> StepRecord:
         return self._record(None, nothing_measured())
