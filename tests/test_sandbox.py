@@ -6,6 +6,7 @@ harmed or learnt.  Programs print ``refused`` only when the kernel said no.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -20,7 +21,9 @@ import pytest
 
 from flowrl_lab.sandbox import (
     Limits,
+    SandboxServer,
     SandboxUnavailable,
+    ServerStopped,
     run_python,
     running,
     sandbox_problem,
@@ -793,6 +796,69 @@ run_python("import time; time.sleep(60)", limits=limits)
         time.sleep(0.05)
     else:
         assert not Path(f"/proc/{pid}").exists()
+
+
+# ------------------------------------------------------- a program that stays to answer
+
+SERVER = """
+import os, time
+def answer(question):
+    print("noise")
+    if question == "sleep": time.sleep(60)
+    if question == "crash": os.abort()
+    if question == "memory": return len(bytearray(1 << 30))
+    if question == "flood": return "x" * 100_000
+    if question == "read": return open("/etc/passwd").read()
+    if question == "kill": os.kill(os.getppid(), 9)
+    return [question, os.getpid()]
+"""
+
+
+def test_a_server_answers_and_comes_back_after_hostile_questions():
+    limits = Limits(wall_seconds=0.3, memory_mb=64)
+    with SandboxServer(SERVER, limits=limits) as server:
+        (text, first), (_, second) = server.ask("ü\n"), server.ask(2)
+        assert (text, first) == ("ü\n", second)  # one process for both
+        for question, reason in {
+            "sleep": "ran for more than 0.3 s",
+            "crash": "was ended by SIGABRT",
+            "memory": "MemoryError",
+            "flood": "wrote more than 65,536 bytes",
+            "read": "PermissionError",
+            "kill": "PermissionError",
+            "long" * 100_000: "a question of 400,003 bytes is too long",
+        }.items():
+            with pytest.raises(ServerStopped, match=reason):
+                server.ask(question)
+            assert server.ask(3)[0] == 3
+
+
+def test_a_server_answers_threads_that_come_and_go():
+    """The kernel ends a program with the thread that started it: a new one starts."""
+    with SandboxServer(SERVER) as server:
+        for _ in range(2):
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(server.ask, range(8)))
+            assert [number for number, _ in answers] == list(range(8))
+
+
+def test_a_server_that_is_forgotten_ends():
+    server = SandboxServer(SERVER)
+    pid = server.ask(1)[1]
+    server.close()
+    assert not Path(f"/proc/{pid}").exists()
+    pid = server.ask(1)[1]
+    del server
+    gc.collect()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_server_whose_program_is_broken_says_so():
+    with (
+        SandboxServer("import nothing_of_that_name") as server,
+        pytest.raises(ServerStopped, match="nothing_of_that_name"),
+    ):
+        server.ask(1)
 
 
 # -------------------------------------------------------------- bad input, bad machines

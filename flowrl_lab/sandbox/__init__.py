@@ -30,11 +30,14 @@ from flowrl_lab.sandbox.running import (
     run_python,
     sandbox_problem,
 )
+from flowrl_lab.sandbox.serving import SandboxServer, ServerStopped
 
 __all__ = [
     "Limits",
     "SandboxResult",
+    "SandboxServer",
     "SandboxUnavailable",
+    "ServerStopped",
     "run_python",
     "sandbox_problem",
 ]

@@ -149,7 +149,7 @@ def run_python(
         ValueError: for a name that leaves the scratch folder, or a readable path
             that does not exist or is the root of the file system.
     """
-    order = _make_order(source, limits, readable, arguments)
+    order = make_order(source, limits, readable, arguments)
     for name in (*files, *collect):
         check_name(name, "files or collect")
     problem = sandbox_problem()
@@ -207,11 +207,11 @@ print(attempt(lambda: open(sys.argv[1]).read()), attempt(socket.socket),
 
 def _run_trial() -> SandboxResult:
     with tempfile.NamedTemporaryFile(prefix="flowrl-sandbox-") as secret:
-        order = _make_order(_TRIAL, Limits(), (), (secret.name,))
+        order = make_order(_TRIAL, Limits(), (), (secret.name,))
         return _run(order, Limits(), {}, ())
 
 
-def _make_order(
+def make_order(
     source: str, limits: Limits, readable: Sequence[Path], arguments: Sequence[str]
 ) -> dict[str, Any]:
     """What the process inside is told, but for the scratch folder and the pipe."""
@@ -225,6 +225,7 @@ def _make_order(
         "folders": [str(p) for p in paths if p.is_dir() and p.name not in packages],
         "interpreter": _interpreter_folders(),
         "parent": os.getpid(),
+        "serves": False,
         "cpu_seconds": math.ceil(limits.cpu_seconds),
         "memory_bytes": limits.memory_mb << 20,
         "file_bytes": limits.file_mb << 20,
@@ -268,15 +269,11 @@ def _run(
 ) -> SandboxResult:
     scratch = fill_scratch(files)
     try:
-        with _started(order, scratch) as (process, control):
+        with start_process(order, scratch) as (process, control):
             watch = Watch(process, control, limits, scratch, weigh(scratch))
             watch.follow()
-        if watch.report != b"ready" and not watch.outcome:
-            said = watch.report or bytes(watch.output["stderr"])
-            raise SandboxUnavailable(
-                said.decode(errors="replace").strip()
-                or f"the interpreter ended with {process.returncode} at its start"
-            )
+        if not watch.ready and not watch.outcome:
+            raise SandboxUnavailable(say_why(watch))
         found = {
             name: collect_file(scratch, name, limits.file_mb << 20) for name in collect
         }
@@ -285,8 +282,15 @@ def _run(
         remove_scratch(scratch)
 
 
+def say_why(watch: Watch) -> str:
+    """Why a program never came to its first line."""
+    said = (watch.report or bytes(watch.output["stderr"])).decode(errors="replace")
+    code = watch.process.returncode
+    return said.strip() or f"the interpreter ended with {code} at its start"
+
+
 @contextlib.contextmanager
-def _started(
+def start_process(
     order: dict[str, Any], scratch: Path
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The locked-in interpreter and the pipe on which it reports."""
@@ -311,16 +315,18 @@ def _started(
     try:
         message = {**order, "control": inner, "scratch": str(scratch)}
         # If it ends early, what it said on the way is read next.
-        with contextlib.suppress(BrokenPipeError), process.stdin as stream:
-            stream.write(json.dumps(message).encode())
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+        if not order["serves"]:
+            process.stdin.close()
         yield process, control
     finally:
         if process.returncode is None:  # interrupted before it was watched
             process.kill()
             process.wait()
         os.close(control)
-        process.stdout.close()
-        process.stderr.close()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            stream.close()
 
 
 def _interpreter() -> str:

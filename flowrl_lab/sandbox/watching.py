@@ -106,40 +106,70 @@ class Watch:
         default_factory=lambda: {"stdout": bytearray(), "stderr": bytearray()}
     )
     _started: float = 0.0
+    _allowed: float = 0.0
     _deadline: float = 0.0
     _looked: float = 0.0
 
     def follow(self) -> None:
         """Return when the program and all it started are gone."""
-        self._deadline = time.monotonic() + _START_SECONDS
-        ended = os.pidfd_open(self.process.pid)
-        with selectors.DefaultSelector() as selector:
-            selector.register(ended, selectors.EVENT_READ, "ended")
-            selector.register(self.control, selectors.EVENT_READ, "control")
-            for name in self.output:
-                stream = getattr(self.process, name)
-                selector.register(stream.fileno(), selectors.EVENT_READ, name)
-            try:
-                while not self._take(selector, _TICK):
-                    self._look()
-            finally:
-                self._stop()
-                os.close(ended)
-                selector.unregister(ended)
+        self.open()
+        try:
+            while not self.step():
+                pass
+        finally:
+            self.finish()
+
+    def open(self) -> None:
+        """Begin to listen; ``step`` until it says True, then ``finish``."""
+        self.allow(_START_SECONDS)
+        self._ended = os.pidfd_open(self.process.pid)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._ended, selectors.EVENT_READ, "ended")
+        self._selector.register(self.control, selectors.EVENT_READ, "control")
+        for name in self.output:
+            stream = getattr(self.process, name)
+            self._selector.register(stream.fileno(), selectors.EVENT_READ, name)
+
+    def step(self) -> bool:
+        """Read what there is and look at the limits; True once it has ended."""
+        over = self._take()
+        if not over:
+            self._look()
+        return over
+
+    def allow(self, seconds: float) -> None:
+        """Let the program run for so long from now on."""
+        self._allowed, self._deadline = seconds, time.monotonic() + seconds
+
+    def finish(self) -> None:
+        """Kill whatever is left, note what it cost, and read the rest."""
+        with self._selector as selector:
+            selector.unregister(self._ended)
+            os.close(self._ended)
+            _kill_group(self.process.pid)
+            _, status, cost = os.wait4(self.process.pid, 0)
+            self.process.returncode = os.waitstatus_to_exitcode(status)
+            self.cpu_seconds = cost.ru_utime + cost.ru_stime
+            if self._started:
+                self.seconds = time.monotonic() - self._started
             end = time.monotonic() + _DRAIN_SECONDS
             while len(selector.get_map()) and time.monotonic() < end:
-                self._take(selector, _TICK)
+                self._take()
 
-    def _take(self, selector: selectors.BaseSelector, timeout: float) -> bool:
-        """Read what there is; True once the process has ended."""
+    @property
+    def ready(self) -> bool:
+        """Whether the program is locked in and running."""
+        return bool(self._started)
+
+    def _take(self) -> bool:
         over = False
-        for key, _ in selector.select(timeout):
+        for key, _ in self._selector.select(_TICK):
             if key.data == "ended":
                 over = True
                 continue
             chunk = os.read(key.fd, 65_536)
             if not chunk:
-                selector.unregister(key.fd)
+                self._selector.unregister(key.fd)
             elif key.data == "control":
                 self._hear(chunk)
             else:
@@ -150,7 +180,7 @@ class Watch:
         self.report += chunk
         if self.report == b"ready":
             self._started = time.monotonic()
-            self._deadline = self._started + self.limits.wall_seconds
+            self.allow(self.limits.wall_seconds)
 
     def _keep(self, name: str, chunk: bytes) -> None:
         kept = self.output[name]
@@ -169,7 +199,8 @@ class Watch:
             return
         self._looked = now
         if now > self._deadline:
-            self._condemn("timeout", self._too_long())
+            what = "ran" if self.ready else "the interpreter started"
+            self._condemn("timeout", f"{what} for more than {self._allowed:g} s")
         if not self._started:
             return
         limits, many = self.limits, self.limits.processes > 1
@@ -189,11 +220,6 @@ class Watch:
         else:
             self._look_at_files()
 
-    def _too_long(self) -> str:
-        if self._started:
-            return f"ran for more than {self.limits.wall_seconds:g} s"
-        return f"the interpreter did not start within {_START_SECONDS:g} s"
-
     def _look_at_files(self) -> None:
         most = MAX_ENTRIES + self.given[0]
         entries, size = weigh(self.scratch, most)
@@ -208,14 +234,6 @@ class Watch:
         if not self.outcome:
             self.outcome, self.reason = outcome, reason
             _kill_group(self.process.pid)
-
-    def _stop(self) -> None:
-        """Kill whatever is left and take note of what the process cost."""
-        _kill_group(self.process.pid)
-        _, status, cost = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        self.cpu_seconds = cost.ru_utime + cost.ru_stime
-        self.seconds = time.monotonic() - self._started if self._started else 0.0
 
 
 def _kill_group(pid: int) -> None:

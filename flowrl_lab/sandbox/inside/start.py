@@ -40,12 +40,13 @@ SYSTEM_FILES = (
 
 def main() -> None:
     """Read the order, lock in, report, run."""
-    order = json.loads(sys.stdin.buffer.read())
+    order = json.loads(sys.stdin.buffer.readline())
     control = order["control"]
     try:
-        quiet = os.open("/dev/null", os.O_RDONLY)
-        os.dup2(quiet, 0)
-        os.close(quiet)
+        if not order["serves"]:
+            quiet = os.open("/dev/null", os.O_RDONLY)
+            os.dup2(quiet, 0)
+            os.close(quiet)
         lock_in(order)
     except Exception as error:
         os.write(control, f"{type(error).__name__}: {error}".encode())
@@ -195,6 +196,8 @@ def run_program(order: dict) -> None:
     gc.freeze()
     status = 0
     try:
+        if order["serves"]:
+            serve(source, module)
         exec(compile(source, name, "exec"), module.__dict__)
     except SystemExit as error:
         raise error from None
@@ -202,6 +205,25 @@ def run_program(order: dict) -> None:
         show_error(error)
         status = 1
     sys.exit(status)
+
+
+def serve(source: str, module: types.ModuleType) -> None:
+    """Answer each line on standard input with a line; ends with the input.
+
+    Both are JSON.  What the program prints goes to standard error.
+    """
+    replies, sys.stdout = sys.stdout, sys.stderr
+    exec(compile(source, "program.py", "exec"), module.__dict__)
+    replies.write("{}\n")  # its imports are done
+    replies.flush()
+    for line in sys.stdin.buffer:
+        try:
+            reply = {"answer": module.answer(json.loads(line))}
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"[:500]}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+    os._exit(0)
 
 
 def show_error(error: BaseException) -> None:

@@ -1,0 +1,191 @@
+"""A program in the sandbox that stays and answers questions, one after the other.
+
+For checkers that take seconds to import and milliseconds to use.  The questions may
+be hostile: an answer that takes too long or needs too much costs the process, and
+the next question gets a fresh one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flowrl_lab.sandbox.running import (
+    Limits,
+    SandboxUnavailable,
+    make_order,
+    sandbox_problem,
+    say_why,
+    start_process,
+)
+from flowrl_lab.sandbox.scratch import fill_scratch, remove_scratch
+from flowrl_lab.sandbox.watching import Watch
+
+__all__ = ["SandboxServer", "ServerStopped"]
+
+_FIRST_SECONDS = 120.0  # for the imports of a program, on a busy machine
+_ALL_CPU_SECONDS = 86_400.0
+_USUAL = Limits()
+
+
+class ServerStopped(RuntimeError):
+    """The program gave no answer; the message says why."""
+
+
+class _Lost(ServerStopped):
+    """The program was killed by nothing that the question did, as far as we know."""
+
+
+class SandboxServer:
+    """Answers from a sandboxed program that defines ``answer(question)``.
+
+    Questions and answers are what JSON can hold.  May be used from several threads;
+    the questions then wait for each other.
+
+    Args:
+        source: a program that defines ``answer``; its imports happen once.
+        limits: as for `run_python`; the wall time is for one answer, and the
+            processor time is not counted.
+        readable: as for `run_python`.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        limits: Limits = _USUAL,
+        readable: Sequence[Path] = (),
+    ) -> None:
+        self._seconds = limits.wall_seconds
+        self._limits = _without_clock(limits)
+        self._order = make_order(source, self._limits, readable, ())
+        self._order["serves"] = True
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
+        self._end = weakref.finalize(self, lambda: None)
+
+    def ask(self, question: Any) -> Any:
+        """The program's answer.
+
+        Raises:
+            SandboxUnavailable: where the platform has no sandbox.
+            ServerStopped: no answer in time, too much memory, a crash, or an
+                exception in ``answer``.
+        """
+        problem = sandbox_problem()
+        if problem is not None:
+            raise SandboxUnavailable(problem)
+        with self._lock:
+            try:
+                reply = self._ask_once(question)
+            except _Lost:  # the thread that had started the program has ended
+                reply = self._ask_once(question)
+        if "error" in reply:
+            raise ServerStopped(str(reply["error"]))
+        return reply["answer"]
+
+    def _ask_once(self, question: Any) -> dict[str, Any]:
+        if self._running is None:
+            self._running = _Running(self._order, self._limits)
+            # The end of this object, or of the interpreter, ends the program.
+            self._end = weakref.finalize(self, self._running.close)
+        try:
+            return self._running.ask(question, self._seconds)
+        except BaseException:
+            self._stop()
+            raise
+
+    def close(self) -> None:
+        """End the program; a later question starts it again."""
+        with self._lock:
+            self._stop()
+
+    def __enter__(self) -> SandboxServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _stop(self) -> None:
+        if self._running is not None:
+            self._end()  # calls close, once
+            self._running = None
+
+
+def _without_clock(limits: Limits) -> Limits:
+    return Limits(
+        cpu_seconds=_ALL_CPU_SECONDS,
+        wall_seconds=_FIRST_SECONDS,
+        memory_mb=limits.memory_mb,
+        output_bytes=limits.output_bytes,
+        file_mb=limits.file_mb,
+        processes=limits.processes,
+        threads=limits.threads,
+    )
+
+
+class _Running:
+    """One process that serves, from its start to its end."""
+
+    def __init__(self, order: dict[str, Any], limits: Limits) -> None:
+        with contextlib.ExitStack() as stack:
+            scratch = fill_scratch({})
+            stack.callback(remove_scratch, scratch)
+            # The order names its parent: this may be a child of who made it.
+            here = {**order, "parent": os.getpid()}
+            process, control = stack.enter_context(start_process(here, scratch))
+            self._watch = Watch(process, control, limits, scratch, (0, 0))
+            self._watch.open()
+            stack.callback(self._watch.finish)
+            while not self._watch.ready:
+                if self._watch.step():
+                    raise SandboxUnavailable(say_why(self._watch))
+            os.set_blocking(process.stdin.fileno(), False)
+            self._stack = stack.pop_all()
+        self._hear(_FIRST_SECONDS)  # it says when its imports are done
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def ask(self, question: Any, seconds: float) -> dict[str, Any]:
+        stdin, line = self._watch.process.stdin, json.dumps(question).encode() + b"\n"
+        for kept in self._watch.output.values():
+            kept.clear()
+        try:
+            if stdin.write(line) != len(line):
+                raise ServerStopped(f"a question of {len(line):,} bytes is too long")
+        except BrokenPipeError:
+            raise self._explain() from None
+        return self._hear(seconds)
+
+    def _hear(self, seconds: float) -> dict[str, Any]:
+        replies = self._watch.output["stdout"]
+        self._watch.allow(seconds)
+        while b"\n" not in replies:
+            if self._watch.step():
+                raise self._explain()
+        try:
+            return dict(json.loads(bytes(replies)))
+        except (TypeError, ValueError) as error:  # a reply that was tampered with
+            raise ServerStopped(f"{type(error).__name__}: {error}") from error
+
+    def _explain(self) -> ServerStopped:
+        """What to raise when the program is gone."""
+        self.close()
+        watch, code = self._watch, self._watch.process.returncode
+        if watch.outcome:
+            return ServerStopped(watch.reason)
+        if code == -signal.SIGKILL:
+            return _Lost("was ended from outside")
+        if code < 0:
+            return ServerStopped(f"was ended by {signal.Signals(-code).name}")
+        said = bytes(watch.output["stderr"]).decode(errors="replace").strip()
+        last = said.rpartition("\n")[2][:200]
+        return ServerStopped(last or "ended without an answer")
