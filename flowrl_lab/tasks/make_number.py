@@ -209,6 +209,7 @@ class MakeNumber:
     """
 
     name = "make_number"
+    characters = CHARACTERS
     vocab_size = len(CHARACTERS) + 2
     pad_id = PAD
     eos_id = EOS

@@ -1,0 +1,75 @@
+"""A task of this library as TRL takes it: data set, tokenizer, reward function.
+
+    trainer = FlowRLTrainer(model=..., args=..., **task_for_trl(task))
+
+The reward is the task's own verifier on the sampled tokens, so a reward in TRL and
+one in this library's loop are the same number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["character_tokenizer", "make_reward", "task_for_trl"]
+
+
+def task_for_trl(task, *, split: str = "train") -> dict[str, Any]:
+    """``train_dataset``, ``processing_class`` and ``reward_funcs`` of ``task``.
+
+    Args:
+        task: a text task that spells with ``task.characters``.
+        split: whose prompts to train on.
+
+    Raises:
+        ValueError: the task has no characters of its own.
+    """
+    from datasets import Dataset
+
+    return {
+        "train_dataset": Dataset.from_dict({"prompt": list(task.prompts(split))}),
+        "processing_class": character_tokenizer(task),
+        "reward_funcs": make_reward(task),
+    }
+
+
+def character_tokenizer(task):
+    """A Hugging Face tokenizer with one token a character, ids as the task's."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = getattr(task, "characters", None)
+    if characters is None:
+        raise ValueError(
+            f"task {task.name!r} does not spell with characters of its own. Fix: use "
+            "a text task such as make_number, or your model's own tokenizer."
+        )
+    vocab = {character: index for index, character in enumerate(characters)}
+    vocab |= {"<pad>": task.pad_id, "<eos>": task.eos_id}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        padding_side="left",
+    )
+
+
+def make_reward(task) -> Callable[..., list[float]]:
+    """The task's verifier as a TRL reward function."""
+
+    def reward(prompts, completions, completion_ids, **_columns) -> list[float]:  # noqa: ARG001 - TRL passes them
+        width = max(map(len, completion_ids))
+        ids = torch.full((len(completion_ids), width), task.pad_id)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for row, tokens in enumerate(completion_ids):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = True
+        return task.score(task.encode(tuple(prompts)), ids, mask, 1).tolist()
+
+    reward.__name__ = task.name
+    return reward
