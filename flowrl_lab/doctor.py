@@ -27,7 +27,8 @@ __all__ = ["Check", "format_checks", "main", "run_doctor"]
 _PROJECT = "flowrl-lab"
 _MEMORY_NEEDED_GB = 4.0
 _DISK_NEEDED_GB = 1.0
-_SHOWN_EXTRAS = ("lm", "notebooks", "metrics", "test")
+_SHOWN_EXTRAS = ("lm", "notebooks", "metrics", "trl", "trackers", "test")
+_OPTIONAL_EXTRAS = ("metrics", "trl", "trackers", "test")
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,7 @@ def check_packages(requirements: Iterable[tuple[Requirement, str]]) -> list[Chec
 def check_package(requirement: Requirement, extra: str) -> Check:
     """One package: missing, outside the tested range, or fine.
 
-    A missing package of the metrics or test extra is only a note: learners do
-    without.
+    A missing package of an extra that learners do without is only a note.
     """
     wanted = f"{requirement.name}{requirement.specifier}"
     name = f"{requirement.name} [{extra}]" if extra else requirement.name
@@ -145,7 +145,7 @@ def check_package(requirement: Requirement, extra: str) -> Check:
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
-        if extra in ("metrics", "test"):
+        if extra in _OPTIONAL_EXTRAS:
             return Check(name, "note", "not installed", "python3 lab.py test brings it")
         return Check(name, "broken", "not installed", fix)
     if not requirement.specifier.contains(version, prereleases=True):

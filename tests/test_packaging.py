@@ -27,9 +27,13 @@ IMPORT_NAMES = {"pytest-xdist": "xdist"}
 # Installed with a listed package that cannot do without it, so not listed again.
 COMES_WITH = {
     "IPython": "ipykernel",
+    "accelerate": "peft",
+    "datasets": "trl",
     "nbclient": "jupyterlab",
     "nbformat": "nbval",
     "psutil": "ipykernel",
+    "safetensors": "transformers",
+    "tokenizers": "transformers",
     "traitlets": "ipywidgets",
     "yaml": "transformers",
 }
@@ -93,7 +97,10 @@ def test_what_runs_here_is_inside_the_ranges():
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("flowrl_lab", ("lm", "notebooks")), ("tests", tuple(EXTRAS))],
+    [
+        ("flowrl_lab", ("lm", "notebooks", "trackers", "trl")),
+        ("tests", tuple(EXTRAS)),
+    ],
 )
 def test_every_import_is_declared(folder, extras):
     allowed = listed(*extras)
@@ -106,7 +113,7 @@ def test_every_declared_package_of_the_library_is_used():
     used = set().union(*(find_imports(p) for p in (ROOT / "flowrl_lab").rglob("*.py")))
     # Programs, and what plotly's FigureWidget and anywidget stand on.
     not_imported = {"jupyterlab", "ipykernel", "ipywidgets"}
-    assert listed("lm", "notebooks") - set(COMES_WITH) <= used | not_imported
+    assert listed("lm", "notebooks", "trl") - set(COMES_WITH) <= used | not_imported
 
 
 @pytest.mark.parametrize("name", CORE_MODULES)

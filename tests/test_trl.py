@@ -229,7 +229,9 @@ def test_two_processes_train_as_one(alone, tmp_path):
     """``accelerate launch`` over gloo, on the same global batch."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu"),
+        # With --cpu accelerate 1.15 starts one process, whatever --num_processes says;
+        # --multi_gpu starts as many as asked, and use_cpu keeps them on the CPU.
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
         *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
         *("--dynamo_backend", "no", "--main_process_port", "0"),
         *(str(ROOT / "tests" / "trl_runs.py"), str(tmp_path)),

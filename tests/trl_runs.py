@@ -2,7 +2,7 @@
 
 Started by ``accelerate launch`` it is one of several processes of such a run::
 
-    accelerate launch --cpu --num_processes 2 tests/trl_runs.py FOLDER
+    accelerate launch --multi_gpu --num_processes 2 tests/trl_runs.py FOLDER
 """
 
 from __future__ import annotations
