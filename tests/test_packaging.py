@@ -113,7 +113,7 @@ def test_every_declared_package_of_the_library_is_used():
     used = set().union(*(find_imports(p) for p in (ROOT / "flowrl_lab").rglob("*.py")))
     # Programs, and what plotly's FigureWidget and anywidget stand on.
     not_imported = {"jupyterlab", "ipykernel", "ipywidgets"}
-    assert listed("lm", "notebooks", "trl") - set(COMES_WITH) <= used | not_imported
+    assert listed("lm", "notebooks") - set(COMES_WITH) <= used | not_imported
 
 
 @pytest.mark.parametrize("name", CORE_MODULES)

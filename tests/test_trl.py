@@ -445,6 +445,7 @@ def test_runs_that_trl_cannot_take(tmp_path):
     for changes, message in (
         ({"algorithm": "grpo"}, "algorithm 'grpo'"),
         ({"entropy_coef": 0.1}, "entropy_coef"),
+        ({"log_z": "vargrad"}, "log_z='learned'"),
     ):
         with pytest.raises(ValueError, match=message):
             make_args(tmp_path, make_config(**changes))

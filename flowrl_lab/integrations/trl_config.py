@@ -184,10 +184,14 @@ def translate(config: ExperimentConfig, processes: int = 1) -> dict[str, Any]:
             "'flowrl'",
             "use TRL's own trainer for the others",
         )
-    if config.entropy_coef:
-        raise bad_input(
-            "entropy_coef", f"is {config.entropy_coef}", "0", "TRL's FlowRL has none"
-        )
+    for name, value in (("entropy_coef", 0.0), ("log_z", "learned")):
+        if getattr(config, name) != value:
+            raise bad_input(
+                name,
+                f"is {getattr(config, name)!r}",
+                f"{value!r}, the only one that FlowRLTrainer has",
+                f"set {name}={value!r}",
+            )
     rows = config.prompts_per_step * config.num_generations
     if rows % processes:
         raise bad_input(
