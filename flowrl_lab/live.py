@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Sequence
 
@@ -172,6 +173,8 @@ def choose_backend(backend: str = "auto") -> str:
         return "static"
     if backend != "auto":
         return backend
+    if "google.colab" in sys.modules:  # its page loads each widget from elsewhere
+        return "svg"
     parts = ("plotly", "anywidget")
     return "widget" if all(map(importlib.util.find_spec, parts)) else "svg"
 

@@ -20,5 +20,6 @@ COMMANDS: dict[str, str] = {
     "recorded": "recorded_runs",
     "explorer-data": "explorer_data",
     "report": "report",
+    "colab": "colab",
 }
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
