@@ -171,7 +171,7 @@ def test_activations_of_sampling_serve_the_first_update(policies, monkeypatch):
         (expected.log_probs * weights + expected.entropies).sum(),
         plain.trainable_parameters(),
     )
-    monkeypatch.setattr(TreeLlama, "states", None)  # would fail if it were used
+    monkeypatch.setattr(TreeLlama, "tree_states", None)  # would fail if it were used
     found = tree.evaluate(prompts, ids, mask)
     torch.testing.assert_close(found.log_probs, expected.log_probs)
     gradients = torch.autograd.grad(
@@ -246,7 +246,7 @@ def test_wide_trees_take_the_plain_way(policies, monkeypatch):
     plain, tree = policies
     prompts, (ids, mask) = make_prompts(padded=False), make_completions()
     monkeypatch.setattr(tree_policy, "MAX_SLOTS", 3)
-    monkeypatch.setattr(TreeLlama, "states", None)  # would fail if it were used
+    monkeypatch.setattr(TreeLlama, "tree_states", None)  # would fail if it were used
     expected = plain.evaluate(prompts, ids, mask)
     found = tree.evaluate(prompts, ids, mask)
     torch.testing.assert_close(found.log_probs, expected.log_probs)

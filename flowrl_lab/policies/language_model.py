@@ -25,6 +25,7 @@ __all__ = [
     "add_lora",
     "build_tiny_llama",
     "check_completions",
+    "pool_features",
 ]
 
 TINY_LLAMA = {
@@ -254,11 +255,7 @@ class LanguageModelPolicy:
 
         They never change, so each prompt is computed once and kept.
         """
-        if pooling not in ("last", "mean"):
-            raise ValueError(
-                f"pooling is {pooling!r}; expected 'last' or 'mean'. Fix: use 'last' "
-                "(the last prompt token), which tells prompts apart best."
-            )
+        _check_pooling(pooling)
         missing = [(text, pooling) not in self._features for text in prompts.texts]
         if any(missing):
             self._store_features(prompts, pooling)
@@ -268,11 +265,7 @@ class LanguageModelPolicy:
         prompts = prompts.to(self.device)
         with self._as_reference():
             states = self._prefill(prompts, use_cache=False).last_hidden_state.float()
-        if pooling == "last":
-            pooled = states[:, -1]
-        else:
-            keep = prompts.prompt_mask[..., None]
-            pooled = (states * keep).sum(1) / keep.sum(1)
+        pooled = pool_features(states, prompts.prompt_mask, pooling)
         self._features.update(
             ((text, pooling), row)
             for text, row in zip(prompts.texts, pooled, strict=True)
@@ -309,6 +302,26 @@ class LanguageModelPolicy:
         with torch.no_grad():
             for name, parameter in mine.items():
                 parameter.copy_(state[name])
+
+
+def pool_features(states: Tensor, prompt_mask: Tensor, pooling: str) -> Tensor:
+    """The last of each prompt's states, or their mean: ``[P, S, H]`` -> ``[P, H]``.
+
+    The prompts are left-padded.
+    """
+    _check_pooling(pooling)
+    if pooling == "last":
+        return states[:, -1]
+    keep = prompt_mask[..., None]
+    return (states * keep).sum(1) / keep.sum(1)
+
+
+def _check_pooling(pooling: str) -> None:
+    if pooling not in ("last", "mean"):
+        raise ValueError(
+            f"pooling is {pooling!r}; expected 'last' or 'mean'. Fix: use 'last' "
+            "(the last prompt token), which tells prompts apart best."
+        )
 
 
 def check_completions(

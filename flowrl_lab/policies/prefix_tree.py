@@ -28,6 +28,7 @@ __all__ = [
     "grow_level",
     "join_levels",
     "plant_prompts",
+    "sort_by_prompt",
 ]
 
 
@@ -68,15 +69,16 @@ class PrefixTree:
     level: Level
     predictor: Int[Tensor, "B T"]
 
+    def sorted(self) -> PrefixTree:
+        """The same tree, its nodes prompt after prompt."""
+        level, _, back = sort_by_prompt(self.level)
+        return self if back is None else PrefixTree(level, back[self.predictor])
 
-def _rank_in_prompt(prompts: Tensor, count: int) -> Tensor:
-    """0, 1, 2, … within each prompt, in order of appearance."""
-    order = prompts.argsort(stable=True)
-    starts = torch.bincount(prompts, minlength=count).cumsum(0).roll(1)
-    starts[0] = 0
-    ranks = torch.empty_like(prompts)
-    ranks[order] = torch.arange(len(prompts), device=prompts.device)
-    return ranks - starts[prompts]
+
+def _rank_in_prompt(prompts: Tensor, counts: Tensor) -> Tensor:
+    """0, 1, 2, … within each prompt; the nodes of a prompt are contiguous."""
+    starts = counts.cumsum(0) - counts
+    return torch.arange(len(prompts), device=prompts.device) - starts[prompts]
 
 
 def plant_prompts(prompts: PromptBatch, slots: int) -> tuple[Level, Tensor]:
@@ -92,7 +94,7 @@ def plant_prompts(prompts: PromptBatch, slots: int) -> tuple[Level, Tensor]:
     mask = prompts.prompt_mask
     owner = mask.nonzero()[:, 0]
     lengths = mask.sum(-1)
-    rank = _rank_in_prompt(owner, len(mask))
+    rank = _rank_in_prompt(owner, lengths)
     sees = torch.arange(slots, device=mask.device) <= rank[:, None]
     tokens = prompts.prompt_ids[mask]
     level = Level(tokens, rank, owner, rank, sees, lengths)
@@ -116,11 +118,12 @@ def grow_level(
     keys, nodes = torch.unique(parents * vocab_size + tokens, return_inverse=True)
     parent = keys // vocab_size
     owner = last.prompts[parent]
-    count = len(last.filled)
-    slots = last.filled[owner] + _rank_in_prompt(owner, count)
+    counts = torch.bincount(owner, minlength=len(last.filled))
+    # keys are sorted by parent, so by prompt: those of a prompt are contiguous
+    slots = last.filled[owner] + _rank_in_prompt(owner, counts)
     sees = last.sees[parent].clone()
     sees[torch.arange(len(keys), device=keys.device), slots] = True
-    filled = last.filled + torch.bincount(owner, minlength=count)
+    filled = last.filled + counts
     positions = last.positions[parent] + 1
     return Level(keys % vocab_size, positions, owner, slots, sees, filled), nodes
 
@@ -167,3 +170,20 @@ def join_levels(levels: list[Level]) -> Level:
     ]
     sees = torch.cat([level.sees[:, :used] for level in levels])
     return Level(*parts, sees, levels[-1].filled)
+
+
+def sort_by_prompt(level: Level) -> tuple[Level, Tensor | None, Tensor | None]:
+    """The same nodes, prompt after prompt.
+
+    Returns:
+        The sorted level; the old number of each node; the new number of each node.
+        None for both where nothing had to be moved.
+    """
+    order = level.prompts.argsort(stable=True)
+    numbers = torch.arange(len(order), device=order.device)
+    if torch.equal(order, numbers):
+        return level, None, None
+    back = torch.empty_like(order)
+    back[order] = numbers
+    parts = (level.tokens, level.positions, level.prompts, level.slots, level.sees)
+    return Level(*(part[order] for part in parts), level.filled), order, back

@@ -1,151 +1,139 @@
 """Attention over the nodes of a tree, each of which sees its own prefix only.
 
-Nodes are a flat list; attention wants a grid ``[prompts, heads, places, size]``.
 ``LevelGrid`` serves one level of a tree that is being grown, with a cache of the
 levels before; ``TreeGrid`` serves a whole tree at once, forward and backward.
+Products, softmax and products again are written out: on matrices of this size
+that is faster than PyTorch's fused attention, and needs no copies.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from flowrl_lab.policies.prefix_tree import Level
-from flowrl_lab.policies.workers import count_workers, run_together
+from flowrl_lab.policies.prefix_tree import Level, sort_by_prompt
 
-__all__ = ["LevelGrid", "TreeGrid"]
+__all__ = ["LevelGrid", "TreeGrid", "count_cache_rows"]
 
-# Prompts are padded to the largest of their bucket, and a bucket's scores should
-# stay in the processor's cache.
-BUCKET = 4
+
+def count_cache_rows(prompts: int, slots: int, width: int, heads: int) -> int:
+    """Rows ``[head size]`` that ``LevelGrid`` needs: keys, values, a level's queries.
+
+    Args:
+        prompts: P.
+        slots: L, places for the nodes of each prompt.
+        width: the most nodes of one prompt in one level.
+        heads: of the attention.
+    """
+    return prompts * heads * (2 * slots + width)
 
 
 class LevelGrid:
-    """Queries of one level; keys and values of all slots so far."""
+    """Queries of one level; keys and values of all slots so far.
+
+    The cache is a table of rows ``[head size]``: the keys of every prompt, head and
+    slot, then their values, then this level's queries, beside each other.
+    """
 
     def __init__(self, level: Level, heads: int, dtype: torch.dtype):
-        self._prompts, self._slots = len(level.filled), level.sees.shape[1]
-        self._heads = heads
+        prompts, slots = len(level.filled), level.sees.shape[1]
+        self._groups, self._slots = prompts * heads, slots
         self._used = int(level.filled.max())
-        self._home = level.prompts * self._slots + level.slots
         # queries of this level stand beside each other, whatever slots they have
-        place = level.slots - (
-            level.filled - torch.bincount(level.prompts, minlength=self._prompts)
-        )[level.prompts]  # fmt: skip
-        self._width = int(place.max()) + 1
-        self._place = level.prompts * self._width + place
+        new = torch.bincount(level.prompts, minlength=prompts)
+        place = level.slots - (level.filled - new)[level.prompts]
+        self._width = int(new.max())
+        group = level.prompts[:, None] * heads + torch.arange(
+            heads, device=level.prompts.device
+        )
+        home = group * slots + level.slots[:, None]
+        self._place = group * self._width + place[:, None]
+        size = self._groups * slots
+        self._home = torch.cat([self._place + 2 * size, home, home + size], 1).flatten()
+        self._bias = self._make_bias(level, place, heads, dtype)
+
+    def _make_bias(self, level: Level, place: Tensor, heads: int, dtype) -> Tensor:
+        """0 where a query sees a slot, -inf elsewhere, ``[P * heads, width, used]``."""
         seen = level.sees[:, : self._used]
         # places without a node see everything: any softmax will do there
-        # (and of the queries' dtype: PyTorch misreads a bias of another one)
-        rows = self._prompts * self._width
-        bias = torch.zeros(rows, self._used, dtype=dtype, device=seen.device)
-        bias[self._place] = bias[self._place].masked_fill(~seen, float("-inf"))
-        self._bias = bias.view(self._prompts, 1, self._width, self._used)
+        shape = len(level.filled), self._width, self._used
+        bias = torch.zeros(shape, dtype=dtype, device=seen.device)
+        bias[level.prompts, place] = bias.new_zeros(seen.shape).masked_fill_(
+            ~seen, float("-inf")
+        )
+        return bias.repeat_interleave(heads, 0)
 
-    def attend(self, qkv: Tensor, store: Tensor, out: Tensor | None = None) -> Tensor:
+    def attend(self, qkv: Tensor, cache: Tensor, out: Tensor | None = None) -> Tensor:
         """Attention of each node over the slots it sees, ``[N, heads * size]``.
 
         Args:
             qkv: of this level's nodes, ``[N, 3 * heads * size]``.
-            store: keys and values of all slots, ``[P * L, 2 * heads * size]``; gets
-                this level's.
+            cache: ``count_cache_rows`` rows; gets this level's.
             out: where to write the result.
         """
-        third = qkv.shape[1] // 3
-        store.index_copy_(0, self._home, qkv[:, third:])
-        key, value = self._open(store, self._slots, self._used, 2)
-        queries = qkv.new_zeros(self._prompts * self._width, third)
-        queries.index_copy_(0, self._place, qkv[:, :third])
-        (query,) = self._open(queries, self._width, self._width, 1)
-        mixed = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=self._bias
+        size = cache.shape[1]
+        cache.index_copy_(0, self._home, qkv.view(-1, size))
+        count = self._groups * self._slots
+        key, value = (
+            table.view(self._groups, self._slots, size)[:, : self._used]
+            for table in (cache[:count], cache[count : 2 * count])
         )
-        mixed = mixed.transpose(1, 2).reshape(-1, third)
-        return torch.index_select(mixed, 0, self._place, out=out)
-
-    def _open(self, table: Tensor, rows: int, used: int, parts: int):
-        """``[P * rows, parts * heads * size]`` -> each ``[P, heads, used, size]``."""
-        split = table.view(self._prompts, rows, parts, self._heads, -1)[:, :used]
-        return split.permute(2, 0, 3, 1, 4).unbind(0)
-
-
-@dataclass(frozen=True)
-class _Bucket:
-    """Prompts ``first`` to ``last`` of the table, whose trees fill ``used`` slots."""
-
-    first: int
-    last: int
-    used: int
-    bias: Tensor  # [prompts, 1, used, used]
+        query = cache[2 * count :][: self._groups * self._width]
+        query = query.view(self._groups, self._width, size)
+        mixed = _weigh(query, key, self._bias) @ value
+        mixed = mixed.view(-1, size)
+        place = self._place.flatten()
+        if out is None:
+            return mixed[place].view(len(qkv), -1)
+        torch.index_select(mixed, 0, place, out=out.view(-1, size))
+        return out
 
 
 class TreeGrid:
-    """All nodes of a tree: prompts sorted by size, a few of them at a time.
+    """All nodes of a tree, those of each prompt side by side, one prompt at a time.
 
-    Rows of nodes are put into tables ``[P * L, parts * heads * size]``, one row for
-    each slot; the slots that nobody uses stay 0.
+    Args:
+        level: all nodes of a tree, in any order that keeps parents first.
+        heads: of the attention.
+        dtype: of the model.
+
+    Attributes:
+        level: the nodes, prompt after prompt.
     """
 
     def __init__(self, level: Level, heads: int, dtype: torch.dtype):
-        filled, self.level = level.filled, level
-        self._prompts, self._slots = len(filled), int(filled.max())
-        self._heads, self._dtype = heads, dtype
-        order = filled.argsort()
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order), device=order.device)
-        self._home = rank[level.prompts] * self._slots + level.slots
-        seen = level.sees[:, : self._slots]
-        shape = (self._prompts * self._slots, self._slots)
-        bias = torch.zeros(shape, dtype=dtype, device=seen.device)
-        bias[self._home] = bias[self._home].masked_fill(~seen, float("-inf"))
-        bias = bias.view(self._prompts, 1, self._slots, self._slots)
-        self._buckets = []
-        for first in range(0, self._prompts, BUCKET):
-            last = min(first + BUCKET, self._prompts)
-            used = int(filled[order[last - 1]])
-            part = bias[first:last, :, :used, :used].contiguous()
-            self._buckets.append(_Bucket(first, last, used, part))
+        self.level, self._order, self._back = sort_by_prompt(level)
+        self._heads = heads
+        seen = self.level.sees
+        bias = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        bias.masked_fill_(~seen, float("-inf"))
+        counts = level.filled.tolist()
+        spans = zip(bias.split(counts), counts, strict=True)
+        self._biases = [part[:, :count] for part, count in spans]
 
-    def new_table(self, columns: int) -> Tensor:
-        """A table of zeros."""
-        shape = (self._prompts * self._slots, columns)
-        return torch.zeros(shape, dtype=self._dtype, device=self._home.device)
+    def put(self, values: Tensor) -> Tensor:
+        """Rows in the order of the tree -> prompt after prompt."""
+        return values if self._order is None else values.index_select(0, self._order)
 
-    def put(self, table: Tensor, rows: slice, values: Tensor) -> None:
-        """Write the values of some nodes to their slots."""
-        table.index_copy_(0, self._home[rows], values)
+    def take(self, values: Tensor) -> Tensor:
+        """Rows prompt after prompt -> in the order of the tree."""
+        return values if self._back is None else values.index_select(0, self._back)
 
-    def take(self, table: Tensor, rows: slice, out: Tensor | None = None) -> Tensor:
-        """The values of some nodes."""
-        return torch.index_select(table, 0, self._home[rows], out=out)
-
-    def attend(self, qkv: Tensor, result: Tensor) -> None:
+    def attend(self, qkv: Tensor, out: Tensor) -> Tensor:
         """Attention of each node over its prefix.
 
         Args:
-            qkv: table of ``3 * heads * size`` columns.
-            result: table of ``heads * size`` columns; is written to.
+            qkv: ``[N, 3 * heads * size]``, prompt after prompt.
+            out: is written to, ``[N, heads * size]``.
         """
-        sources, places = self._open(qkv, 3), self._open(result, 1)
+        for bias, (query, key, value), (mixed,) in self._cut((qkv, 3), (out, 1)):
+            torch.bmm(_weigh(query, key, bias), value, out=mixed)
+        return out
 
-        def attend(bucket: _Bucket) -> None:
-            query, key, value = self._cut(sources, bucket).unbind(0)
-            mixed = functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=bucket.bias
-            )
-            self._cut(places, bucket)[0].copy_(mixed)
-
-        self._for_each_bucket(attend)
-
-    def gradient(
-        self, qkv: Tensor, upstream: Tensor, total: Tensor, result: Tensor
-    ) -> None:
+    def gradient(self, qkv: Tensor, upstream: Tensor, total: Tensor) -> Tensor:
         """Gradient of ``qkv``, given that of ``mixed = attend(qkv)``.
 
         The attention weights are computed again, which is cheaper than to keep
@@ -153,48 +141,40 @@ class TreeGrid:
 
         Args:
             qkv: as in ``attend``.
-            upstream: dO, table of ``heads * size`` columns.
-            total: Σ dO·O of each head, table of ``heads`` columns.
-            result: table like ``qkv``; is written to.
+            upstream: dO, ``[N, heads * size]``.
+            total: Σ dO·O of each head, ``[N, heads]``.
         """
-        factor = 1 / math.sqrt(qkv.shape[1] // (3 * self._heads))
-        tables = self._open(qkv, 3), self._open(upstream, 1), self._open(total, 1)
-        places = self._open(result, 3)
+        result = torch.empty_like(qkv)
+        factor = 1 / math.sqrt(upstream.shape[1] // self._heads)
+        tables = (qkv, 3), (upstream, 1), (total, 1), (result, 3)
+        for bias, (query, key, value), (above,), (mean,), places in self._cut(*tables):
+            grad_query, grad_key, grad_value = places
+            probs = _weigh(query, key, bias)
+            torch.bmm(probs.mT, above, out=grad_value)
+            slope = torch.baddbmm(mean, above, value.mT, beta=-1)
+            slope.mul_(probs).mul_(factor)
+            torch.bmm(slope, key, out=grad_query)
+            torch.bmm(slope.mT, query, out=grad_key)
+        return result
 
-        def go_back(bucket: _Bucket) -> None:
-            source, above, mean = (
-                self._cut(table, bucket).flatten(1, 2).contiguous() for table in tables
-            )
-            query, key, value = source.unbind(0)
-            bias = bucket.bias.expand(-1, self._heads, -1, -1).flatten(0, 1)
-            query = query * factor
-            probs = torch.baddbmm(bias, query, key.transpose(1, 2)).softmax(-1)
-            grad_value = torch.bmm(probs.transpose(1, 2), above[0])
-            slope = torch.bmm(above[0], value.transpose(1, 2)).sub_(mean[0])
-            slope.mul_(probs)
-            grad_query = torch.bmm(slope, key).mul_(factor)
-            grad_key = torch.bmm(slope.transpose(1, 2), query)
-            target = self._cut(places, bucket)
-            for place, part in enumerate((grad_query, grad_key, grad_value)):
-                target[place].copy_(part.view(target[place].shape))
+    def _cut(self, *tables: tuple[Tensor, int]) -> Iterator[tuple]:
+        """For each prompt its bias, and its part of each table.
 
-        self._for_each_bucket(go_back)
+        A table ``[N, parts * heads * size]`` gives ``parts`` views
+        ``[heads, nodes, size]``.
+        """
+        start = 0
+        opened = [
+            table.view(len(table), parts, self._heads, -1).permute(1, 2, 0, 3)
+            for table, parts in tables
+        ]
+        for bias in self._biases:
+            rows = slice(start, start + len(bias))
+            yield bias, *(table[:, :, rows].unbind(0) for table in opened)
+            start = rows.stop
 
-    def _for_each_bucket(self, action: Callable[[_Bucket], None]) -> None:
-        """Buckets grow in size: every worker gets small and large ones."""
-        parts = max(1, min(count_workers(), len(self._buckets)))
 
-        def act(number: int) -> None:
-            for bucket in self._buckets[number::parts]:
-                action(bucket)
-
-        run_together([functools.partial(act, number) for number in range(parts)])
-
-    def _open(self, table: Tensor, parts: int) -> Tensor:
-        """``[P * L, parts * heads * size]`` -> ``[parts, P, heads, L, size]``."""
-        split = table.view(self._prompts, self._slots, parts, self._heads, -1)
-        return split.permute(2, 0, 3, 1, 4)
-
-    @staticmethod
-    def _cut(table: Tensor, bucket: _Bucket) -> Tensor:
-        return table[:, bucket.first : bucket.last, :, : bucket.used]
+def _weigh(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
+    """Attention weights ``softmax(Q Kᵀ / √size + bias)``."""
+    factor = 1 / math.sqrt(query.shape[-1])
+    return torch.baddbmm(bias, query, key.mT, alpha=factor).softmax(-1)

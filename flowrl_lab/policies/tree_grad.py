@@ -12,149 +12,147 @@ The tests compare every gradient with the Hugging Face model's.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from flowrl_lab.policies.prefix_tree import Level
+from flowrl_lab.policies.prefix_tree import PrefixTree
+from flowrl_lab.policies.tree_attention import TreeGrid
 from flowrl_lab.policies.tree_llama import Adapter, LayerWeights, Tape, TreeLlama
-from flowrl_lab.policies.workers import run_together, share
+from flowrl_lab.policies.workers import run_together
 
-__all__ = ["differentiable_states"]
+__all__ = ["Grove", "differentiable_states"]
 
 Gradients = dict[str, tuple[Tensor, Tensor]]  # adapter name -> (dA, dB)
 
 
+@dataclass
+class Grove:
+    """Some of a batch's prompts: their tree, and its activations.
+
+    Attributes:
+        tree: all nodes.
+        grid: of the same nodes.
+        tape: of a pass over them, in the order of the tree.
+    """
+
+    tree: PrefixTree
+    grid: TreeGrid
+    tape: Tape | None = None
+
+
 def differentiable_states(
-    model: TreeLlama, level: Level, weights: list[LayerWeights], tape: Tape
+    model: TreeLlama, groves: list[Grove], weights: list[LayerWeights]
 ) -> Tensor:
-    """The tape's states ``[N, H]``, with gradients to the model's adapter.
+    """The tapes' states ``[N, H]``, with gradients to the model's adapter.
 
     Args:
         model: whose parameters get the gradients.
-        level: all nodes of a tree.
-        weights: the adapted weights that the tape was computed with.
-        tape: of a pass over ``level``.
+        groves: all prompts of the batch; each is one worker's job.
+        weights: the adapted weights that the tapes were computed with.
     """
-    return _TreeStates.apply(model, level, weights, tape, *model.parameters())
+    return _TreeStates.apply(model, groves, weights, *model.parameters())
 
 
 class _TreeStates(torch.autograd.Function):
-    """Forward: what the tape holds.  Backward: layer by layer, by hand."""
+    """Forward: what the tapes hold.  Backward: layer by layer, by hand."""
 
     @staticmethod
-    def forward(ctx, model, level, weights, tape, *_parameters):
-        ctx.model, ctx.level, ctx.weights, ctx.tape = model, level, weights, tape
-        # autograd then refuses if the next rollout has written over the tape
-        ctx.save_for_backward(tape.states)
-        return tape.states.clone()
+    def forward(ctx, model, groves, weights, *_parameters):
+        ctx.model, ctx.groves, ctx.weights = model, groves, weights
+        states = [grove.tape.states for grove in groves]
+        # autograd then refuses if the next rollout has written over the tapes
+        ctx.save_for_backward(*states)
+        return torch.cat(states)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_states):
-        model, tape, _ = ctx.model, ctx.tape, ctx.saved_tensors
-        if model.versions() != tape.versions:
+        model, groves, states = ctx.model, ctx.groves, ctx.saved_tensors
+        if any(model.versions() != grove.tape.versions for grove in groves):
             raise RuntimeError(
                 "the adapter was changed after these log-probs were computed, so "
                 "their gradient is no longer defined. Fix: call backward() before "
                 "the optimiser's step, or evaluate again."
             )
-        walk = _Backward(model, ctx.level, ctx.weights, tape)
-        gradients = walk.run(grad_states)
+        walks = [
+            partial(_Backward(model, grove, ctx.weights).run, upstream)
+            for grove, upstream in zip(
+                groves, grad_states.split([len(s) for s in states]), strict=True
+            )
+        ]
+        gradients = [_add_up(parts) for parts in zip(*run_together(walks), strict=True)]
         flat = [
             matrix
             for layer, adapters in zip(gradients, model.adapters, strict=True)
             for name in adapters
             for matrix in layer[name]
         ]
-        return None, None, None, None, *flat
+        return None, None, None, *flat
 
 
 class _Backward:
-    """One walk from the last layer down to the first.
+    """One walk from the last layer down to the first."""
 
-    As in the forward pass the workers share the rows, and in attention the prompts.
-    Each adds up the gradients of its rows; at the end they are added together.
-    """
-
-    def __init__(
-        self, model: TreeLlama, level: Level, weights: list[LayerWeights], tape: Tape
-    ):
-        self.model, self.weights, self.tape = model, weights, tape
-        self.turn_back = model.rotation(level.positions).conj()
-        self.grid = grid = model.tree_grid(level)
-        hidden = model.heads * model.head_size
-        self.qkv, self.grad_qkv = grid.new_table(3 * hidden), grid.new_table(3 * hidden)
-        self.upstream, self.total = grid.new_table(hidden), grid.new_table(model.heads)
-        self.grad: Tensor | None = None  # of the hidden states, [N, H]
+    def __init__(self, model: TreeLlama, grove: Grove, weights: list[LayerWeights]):
+        self.model, self.weights = model, weights
+        self.tape, self.grid = grove.tape, grove.grid
+        self.turn_back = model.rotation(grove.tree.level.positions).conj()
 
     def run(self, grad_states: Tensor) -> list[Gradients]:
         """Gradients of each layer's adapter."""
         weight = self.model.final_norm_weight
         # states = normed * weight; the norm's weight is frozen
         normed = self.tape.states / weight
-        self.grad = _norm_gradient(grad_states * weight, normed, self.tape.final_scale)
-        spans, layers = share(len(normed)), len(self.weights)
-        found: list[list[Gradients]] = [[{} for _ in self.weights] for _ in spans]
+        grad = _norm_gradient(grad_states * weight, normed, self.tape.final_scale)
+        found: list[Gradients] = [{} for _ in self.weights]
+        for number in reversed(range(len(self.weights))):
+            self._through_mlp(number, grad, found[number])
+            self._through_attention(number, grad, found[number])
+        return found
 
-        def go_down(number: int, worker: int) -> None:
-            rows, mine = spans[worker], found[worker]
-            if number + 1 < layers:
-                self._out_of_attention(number + 1, rows, mine[number + 1])
-            if number >= 0:
-                self._through_mlp(number, rows, mine[number])
-                self._into_attention(number, rows, mine[number])
-
-        for number in range(layers - 1, -2, -1):
-            run_together([partial(go_down, number, w) for w in range(len(spans))])
-            if number >= 0:
-                self.grid.gradient(self.qkv, self.upstream, self.total, self.grad_qkv)
-        return [_add_up(parts) for parts in zip(*found, strict=True)]
-
-    def _through_mlp(self, number: int, rows: slice, found: Gradients) -> None:
-        """``h + down(silu(gate) * up)``."""
-        tape, weight = self.tape.layers[number].part(rows), self.weights[number]
-        grad, adapters = self.grad[rows], self.model.adapters[number]
+    def _through_mlp(self, number: int, grad: Tensor, found: Gradients) -> None:
+        """``h + down(silu(gate) * up)``; ``grad`` is of h, changed in place."""
+        tape, weight = self.tape.layers[number], self.weights[number]
+        adapters = self.model.adapters[number]
         gate, up = tape.gate_up.chunk(2, -1)
         slope = torch.sigmoid(gate)
         silu = gate * slope
         if "down" in adapters:
             found["down"] = _adapter_gradient(adapters["down"], silu * up, grad)
         grad_active = grad @ weight.down
+        grad_both = torch.empty_like(tape.gate_up)
+        grad_gate, grad_up = grad_both.chunk(2, -1)
+        torch.mul(grad_active, silu, out=grad_up)
         # d silu / d gate = sigmoid + silu (1 - sigmoid)
-        slope = slope.addcmul_(silu, 1 - slope).mul_(up).mul_(grad_active)
-        grad_both = torch.cat([slope, grad_active.mul_(silu)], dim=-1)
+        slope.addcmul_(silu, 1 - slope).mul_(up)
+        torch.mul(slope, grad_active, out=grad_gate)
         _, norm_weight = self.model.norm_weights(number)
-        parts = zip(("gate", "up"), grad_both.chunk(2, -1), strict=True)
+        parts = (("gate", grad_gate), ("up", grad_up))
         self._shared_input(number, parts, tape.normed_2, norm_weight, found)
         inner = grad_both @ weight.gate_up
         grad.add_(_norm_gradient(inner, tape.normed_2, tape.scale_2))
 
-    def _into_attention(self, number: int, rows: slice, found: Gradients) -> None:
-        """``h + out(mixed)``: what ``grid.gradient`` reads is put on its tables."""
-        tape, weight = self.tape.layers[number].part(rows), self.weights[number]
-        grad, adapters = self.grad[rows], self.model.adapters[number]
+    def _through_attention(self, number: int, grad: Tensor, found: Gradients) -> None:
+        """``h + out(attend(qkv))``; the embedding below layer 0 needs nothing."""
+        tape, weight = self.tape.layers[number], self.weights[number]
+        adapters = self.model.adapters[number]
         if "o" in adapters:
             found["o"] = _adapter_gradient(adapters["o"], tape.mixed, grad)
         upstream = grad @ weight.out
-        heads = (upstream * tape.mixed).view(len(grad), self.model.heads, -1)
-        self.grid.put(self.qkv, rows, tape.qkv)
-        self.grid.put(self.upstream, rows, upstream)
-        self.grid.put(self.total, rows, heads.sum(-1))
-
-    def _out_of_attention(self, number: int, rows: slice, found: Gradients) -> None:
-        """``q, k, v`` of the normed states; the embedding below needs nothing."""
-        tape, weight = self.tape.layers[number].part(rows), self.weights[number]
-        grad_qkv = self.grid.take(self.grad_qkv, rows)
-        self.model.rotate_(grad_qkv, self.turn_back[rows])
+        total = (upstream * tape.mixed).view(len(grad), self.model.heads, -1).sum(-1)
+        put = self.grid.put
+        grad_qkv = self.grid.gradient(put(tape.qkv), put(upstream), put(total))
+        grad_qkv = self.model.rotate_(self.grid.take(grad_qkv), self.turn_back)
         norm_weight, _ = self.model.norm_weights(number)
         parts = zip(("q", "k", "v"), grad_qkv.chunk(3, -1), strict=True)
         self._shared_input(number, parts, tape.normed_1, norm_weight, found)
         if number > 0:
             inner = grad_qkv @ weight.qkv
-            self.grad[rows].add_(_norm_gradient(inner, tape.normed_1, tape.scale_1))
+            grad.add_(_norm_gradient(inner, tape.normed_1, tape.scale_1))
 
     def _shared_input(self, number, parts, normed, norm_weight, found) -> None:
         """Adapters that read the same normalised rows; the norm's weight is theirs.
@@ -180,7 +178,7 @@ class _Backward:
 
 
 def _add_up(parts: tuple[Gradients, ...]) -> Gradients:
-    """The workers' gradients of one layer's adapter, in a fixed order."""
+    """The groves' gradients of one layer's adapter, in a fixed order."""
     first, *others = parts
     for other in others:
         for name, (low, high) in other.items():

@@ -14,7 +14,6 @@ repeated tokens cost more than the arithmetic:
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +23,6 @@ from torch.nn import functional
 
 from flowrl_lab.policies.prefix_tree import Level
 from flowrl_lab.policies.tree_attention import LevelGrid, TreeGrid
-from flowrl_lab.policies.workers import run_together, share
 
 __all__ = ["Adapter", "LayerWeights", "Tape", "TreeLlama"]
 
@@ -61,8 +59,6 @@ class LayerTape(NamedTuple):
 
     def part(self, rows: slice) -> LayerTape:
         """Some rows of it, as views."""
-        if self is NOTHING:
-            return self
         return LayerTape(*(tensor[rows] for tensor in self))
 
 
@@ -89,9 +85,10 @@ class Tape:
         """How many nodes it can hold."""
         return len(self.states)
 
-    def after(self, count: int) -> Tape:
+    def add(self, count: int) -> Tape:
         """Room for ``count`` more nodes, as views."""
-        return self.rows(self.length, self.length + count)
+        self.length += count
+        return self.rows(self.length - count, self.length)
 
     def rows(self, start: int, stop: int) -> Tape:
         """A part of it, as views."""
@@ -117,7 +114,6 @@ class TreeLlama:
         self.head_size = config.hidden_size // self.heads
         self.adapters = [_find_adapters(layer) for layer in self._body.layers]
         self._reference: list[LayerWeights] | None = None
-        self._grid: TreeGrid | None = None
 
     @staticmethod
     def supports(model) -> bool:
@@ -193,14 +189,13 @@ class TreeLlama:
         """The weight of the norm after the last layer."""
         return self._body.norm.weight
 
-    def new_cache(self, prompts: int, slots: int) -> list[Tensor]:
-        """Room for the keys and values of every slot, for each layer."""
+    def new_cache(self, rows: int) -> list[Tensor]:
+        """Each layer's room for what ``LevelGrid`` keeps; see ``count_cache_rows``."""
         weight = self._body.embed_tokens.weight
-        shape = (prompts * slots, 2 * self.heads * self.head_size)
-        return [weight.new_zeros(shape) for _ in self._body.layers]
+        return [weight.new_zeros(rows, self.head_size) for _ in self._body.layers]
 
     def new_tape(self, room: int) -> Tape:
-        """An empty tape for up to ``room`` nodes."""
+        """An empty tape for up to ``room`` nodes, computed with today's adapter."""
         like = self._body.embed_tokens.weight
         hidden, inner = like.shape[1], self._model.config.intermediate_size
         wide = (hidden, 1, 3 * hidden, hidden, hidden, 1, 2 * inner)
@@ -210,77 +205,62 @@ class TreeLlama:
             return torch.empty(room, columns, dtype=dtype, device=like.device)
 
         layers = [LayerTape(*map(empty, wide)) for _ in self._body.layers]
-        return Tape(layers, empty(hidden), empty(1))
+        return Tape(layers, empty(hidden), empty(1), versions=self.versions())
 
     @torch.no_grad()
-    def states(
-        self,
-        level: Level,
-        weights: list[LayerWeights],
-        cache: list[Tensor] | None = None,
-        tape: Tape | None = None,
+    def level_states(
+        self, level: Level, weights: list[LayerWeights], cache: list[Tensor], tape: Tape
     ) -> Tensor:
-        """Final (normalised) hidden states of a level's nodes, ``[N, H]``.
+        """Final (normalised) hidden states of the next level's nodes, ``[N, H]``.
 
         Args:
-            level: the nodes; without a cache, all of their ancestors are in it.
+            level: the nodes; their ancestors have been here before.
             weights: as ``weights()`` gives them.
-            cache: keys and values of earlier levels; gets this level's added.
+            cache: of ``new_cache``; gets this level's keys and values.
             tape: gets what the backward pass needs, after what it holds already.
         """
+        hidden, turn = self._enter(level)
+        grid, keep = LevelGrid(level, self.heads, hidden.dtype), tape.add(len(level))
+        for weight, store, layer in zip(weights, cache, keep.layers, strict=True):
+            qkv = self._before(hidden, turn, weight, layer)
+            mixed = grid.attend(qkv, store, layer.mixed)
+            self._after(hidden, mixed, weight, layer)
+        return self._leave(hidden, keep)
+
+    @torch.no_grad()
+    def tree_states(
+        self, grid: TreeGrid, weights: list[LayerWeights], tape: Tape | None = None
+    ) -> Tensor:
+        """Final hidden states of all nodes of a tree, ``[N, H]``, prompt after prompt.
+
+        Args:
+            grid: of the tree.
+            weights: as ``weights()`` gives them.
+            tape: gets what the backward pass needs; of a sorted tree.
+        """
+        hidden, turn = self._enter(grid.level)
+        keep = None if tape is None else tape.add(len(hidden))
+        mixed = torch.empty_like(hidden)
+        for number, weight in enumerate(weights):
+            layer = NOTHING if keep is None else keep.layers[number]
+            qkv = self._before(hidden, turn, weight, layer)
+            mixed = grid.attend(qkv, mixed if keep is None else layer.mixed)
+            self._after(hidden, mixed, weight, layer)
+        return self._leave(hidden, keep)
+
+    def _enter(self, level: Level) -> tuple[Tensor, Tensor]:
+        """Embeddings of the nodes, and how their positions turn them."""
         hidden = functional.embedding(level.tokens, self._body.embed_tokens.weight)
-        turn = self.rotation(level.positions)
-        rows = None if tape is None else tape.after(len(level))
-        layers = [NOTHING] * len(weights) if rows is None else rows.layers
-        if cache is None:
-            self._run_tree(hidden, turn, weights, layers, self.tree_grid(level))
-        else:
-            grid = LevelGrid(level, self.heads, hidden.dtype)
-            for weight, store, keep in zip(weights, cache, layers, strict=True):
-                qkv = self._before(hidden, turn, weight, keep)
-                mixed = grid.attend(qkv, store, keep.mixed)
-                self._after(hidden, mixed, weight, keep)
+        return hidden, self.rotation(level.positions)
+
+    def _leave(self, hidden: Tensor, keep: Tape | None) -> Tensor:
+        """The last norm."""
         normed, scale = self._norm(hidden)
         states = normed.mul_(self.final_norm_weight)
-        if rows is not None:
-            rows.states.copy_(states)
-            rows.final_scale.copy_(scale)
-            tape.length += len(level)
-            tape.versions = self.versions()
+        if keep is not None:
+            keep.states.copy_(states)
+            keep.final_scale.copy_(scale)
         return states
-
-    def _run_tree(
-        self,
-        hidden: Tensor,
-        turn: Tensor,
-        weights: list[LayerWeights],
-        layers: list[LayerTape],
-        grid: TreeGrid,
-    ) -> None:
-        """All layers of a whole tree, ``hidden`` in place.
-
-        Between two attentions every row is on its own, so the workers share the
-        rows; in attention they share the prompts.
-        """
-        table, result = (grid.new_table(n * hidden.shape[1]) for n in (3, 1))
-
-        def enter(number: int, rows: slice) -> None:
-            keep = layers[number].part(rows)
-            qkv = self._before(hidden[rows], turn[rows], weights[number], keep)
-            grid.put(table, rows, qkv)
-
-        def go_on(number: int, rows: slice) -> None:
-            keep = layers[number].part(rows)
-            mixed = grid.take(result, rows, keep.mixed)
-            self._after(hidden[rows], mixed, weights[number], keep)
-            if number + 1 < len(weights):
-                enter(number + 1, rows)
-
-        spans = share(len(hidden))
-        run_together([functools.partial(enter, 0, rows) for rows in spans])
-        for number in range(len(weights)):
-            grid.attend(table, result)
-            run_together([functools.partial(go_on, number, rows) for rows in spans])
 
     def _before(
         self, hidden: Tensor, turn: Tensor, weight: LayerWeights, keep: LayerTape
@@ -301,10 +281,7 @@ class TreeLlama:
 
     def tree_grid(self, level: Level) -> TreeGrid:
         """Where the nodes of a whole tree stand; policy and reference share it."""
-        if self._grid is None or self._grid.level is not level:
-            dtype = self._body.embed_tokens.weight.dtype
-            self._grid = TreeGrid(level, self.heads, dtype)
-        return self._grid
+        return TreeGrid(level, self.heads, self._body.embed_tokens.weight.dtype)
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits of states."""
