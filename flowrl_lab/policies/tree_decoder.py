@@ -20,7 +20,8 @@ from flowrl_lab.policies.prefix_tree import (
     plant_prompts,
 )
 from flowrl_lab.policies.tree_attention import count_cache_rows
-from flowrl_lab.policies.tree_llama import LayerWeights, Tape, TreeLlama
+from flowrl_lab.policies.tree_layers import LayerWeights
+from flowrl_lab.policies.tree_llama import Tape, TreeLlama
 from flowrl_lab.policies.workers import run_together, share
 from flowrl_lab.types import PromptBatch
 

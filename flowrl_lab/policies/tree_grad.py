@@ -21,7 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from flowrl_lab.policies.prefix_tree import PrefixTree
 from flowrl_lab.policies.tree_attention import TreeGrid
-from flowrl_lab.policies.tree_llama import Adapter, LayerWeights, Tape, TreeLlama
+from flowrl_lab.policies.tree_layers import LayerWeights, rotate_
+from flowrl_lab.policies.tree_llama import Adapter, Tape, TreeLlama
 from flowrl_lab.policies.workers import run_together
 
 __all__ = ["Grove", "differentiable_states"]
@@ -146,7 +147,7 @@ class _Backward:
         total = (upstream * tape.mixed).view(len(grad), self.model.heads, -1).sum(-1)
         put = self.grid.put
         grad_qkv = self.grid.gradient(put(tape.qkv), put(upstream), put(total))
-        grad_qkv = self.model.rotate_(self.grid.take(grad_qkv), self.turn_back)
+        grad_qkv = rotate_(self.grid.take(grad_qkv), self.turn_back, self.model.heads)
         norm_weight, _ = self.model.norm_weights(number)
         parts = zip(("q", "k", "v"), grad_qkv.chunk(3, -1), strict=True)
         self._shared_input(number, parts, tape.normed_1, norm_weight, found)

@@ -15,16 +15,21 @@ repeated tokens cost more than the arithmetic:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from flowrl_lab.policies.prefix_tree import Level
-from flowrl_lab.policies.tree_attention import LevelGrid, TreeGrid
+from flowrl_lab.policies.tree_attention import TreeGrid, place_level
+from flowrl_lab.policies.tree_layers import (
+    LayerTape,
+    LayerWeights,
+    layer_runners,
+    normalize,
+)
 
-__all__ = ["Adapter", "LayerWeights", "Tape", "TreeLlama"]
+__all__ = ["Adapter", "Tape", "TreeLlama"]
 
 
 @dataclass(frozen=True)
@@ -34,32 +39,6 @@ class Adapter:
     low: Tensor  # A [r, in]
     high: Tensor  # B [out, r]
     scaling: float
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """The products of one layer, ``[out, in]``; norms are inside qkv and gate_up."""
-
-    qkv: Tensor
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
-
-
-class LayerTape(NamedTuple):
-    """What the backward pass of one layer reads, a row for each node."""
-
-    normed_1: Tensor  # [N, H] input of qkv, before the norm's weight
-    scale_1: Tensor  # [N, 1] what it was multiplied with
-    qkv: Tensor  # [N, 3H] turned by the rotary embedding
-    mixed: Tensor  # [N, H] attention's result
-    normed_2: Tensor
-    scale_2: Tensor
-    gate_up: Tensor  # [N, 2I]
-
-    def part(self, rows: slice) -> LayerTape:
-        """Some rows of it, as views."""
-        return LayerTape(*(tensor[rows] for tensor in self))
 
 
 @dataclass
@@ -92,12 +71,9 @@ class Tape:
 
     def rows(self, start: int, stop: int) -> Tape:
         """A part of it, as views."""
-        layers = [layer.part(slice(start, stop)) for layer in self.layers]
+        layers = [LayerTape(*(t[start:stop] for t in layer)) for layer in self.layers]
         states, scale = self.states[start:stop], self.final_scale[start:stop]
         return Tape(layers, states, scale, stop - start, self.versions)
-
-
-NOTHING = LayerTape(*[None] * 7)  # where a pass keeps nothing
 
 
 class TreeLlama:
@@ -112,6 +88,7 @@ class TreeLlama:
         self._model, self._body, config = base, base.model, base.config
         self.heads = config.num_attention_heads
         self.head_size = config.hidden_size // self.heads
+        self.epsilon = config.rms_norm_eps
         self.adapters = [_find_adapters(layer) for layer in self._body.layers]
         self._reference: list[LayerWeights] | None = None
 
@@ -190,11 +167,11 @@ class TreeLlama:
         return self._body.norm.weight
 
     def new_cache(self, rows: int) -> list[Tensor]:
-        """Each layer's room for what ``LevelGrid`` keeps; see ``count_cache_rows``."""
+        """Each layer's room for keys and values; see ``count_cache_rows``."""
         weight = self._body.embed_tokens.weight
         return [weight.new_zeros(rows, self.head_size) for _ in self._body.layers]
 
-    def new_tape(self, room: int) -> Tape:
+    def new_tape(self, room: int, layers: int | None = None) -> Tape:
         """An empty tape for up to ``room`` nodes, computed with today's adapter."""
         like = self._body.embed_tokens.weight
         hidden, inner = like.shape[1], self._model.config.intermediate_size
@@ -204,8 +181,9 @@ class TreeLlama:
             dtype = torch.float32 if columns == 1 else like.dtype
             return torch.empty(room, columns, dtype=dtype, device=like.device)
 
-        layers = [LayerTape(*map(empty, wide)) for _ in self._body.layers]
-        return Tape(layers, empty(hidden), empty(1), versions=self.versions())
+        count = len(self._body.layers) if layers is None else layers
+        tapes = [LayerTape(*map(empty, wide)) for _ in range(count)]
+        return Tape(tapes, empty(hidden), empty(1), versions=self.versions())
 
     @torch.no_grad()
     def level_states(
@@ -220,11 +198,9 @@ class TreeLlama:
             tape: gets what the backward pass needs, after what it holds already.
         """
         hidden, turn = self._enter(level)
-        grid, keep = LevelGrid(level, self.heads, hidden.dtype), tape.add(len(level))
-        for weight, store, layer in zip(weights, cache, keep.layers, strict=True):
-            qkv = self._before(hidden, turn, weight, layer)
-            mixed = grid.attend(qkv, store, layer.mixed)
-            self._after(hidden, mixed, weight, layer)
+        keep, run = tape.add(len(level)), layer_runners()[0]
+        places = place_level(level, self.heads, hidden.dtype)
+        run(hidden, turn, weights, cache, keep.layers, places, self.heads, self.epsilon)
         return self._leave(hidden, keep)
 
     @torch.no_grad()
@@ -239,13 +215,14 @@ class TreeLlama:
             tape: gets what the backward pass needs; of a sorted tree.
         """
         hidden, turn = self._enter(grid.level)
-        keep = None if tape is None else tape.add(len(hidden))
-        mixed = torch.empty_like(hidden)
-        for number, weight in enumerate(weights):
-            layer = NOTHING if keep is None else keep.layers[number]
-            qkv = self._before(hidden, turn, weight, layer)
-            mixed = grid.attend(qkv, mixed if keep is None else layer.mixed)
-            self._after(hidden, mixed, weight, layer)
+        if tape is None:  # all layers write to the same few tensors
+            keep = self.new_tape(len(hidden), layers=1)
+            layers = keep.layers * len(weights)
+        else:
+            keep = tape.add(len(hidden))
+            layers = keep.layers
+        run, biases = layer_runners()[1], grid.biases
+        run(hidden, turn, weights, layers, biases, self.heads, self.epsilon)
         return self._leave(hidden, keep)
 
     def _enter(self, level: Level) -> tuple[Tensor, Tensor]:
@@ -253,31 +230,10 @@ class TreeLlama:
         hidden = functional.embedding(level.tokens, self._body.embed_tokens.weight)
         return hidden, self.rotation(level.positions)
 
-    def _leave(self, hidden: Tensor, keep: Tape | None) -> Tensor:
+    def _leave(self, hidden: Tensor, keep: Tape) -> Tensor:
         """The last norm."""
-        normed, scale = self._norm(hidden)
-        states = normed.mul_(self.final_norm_weight)
-        if keep is not None:
-            keep.states.copy_(states)
-            keep.final_scale.copy_(scale)
-        return states
-
-    def _before(
-        self, hidden: Tensor, turn: Tensor, weight: LayerWeights, keep: LayerTape
-    ) -> Tensor:
-        """What attention reads, ``[N, 3H]``."""
-        normed, _ = self._norm(hidden, keep.normed_1, keep.scale_1)
-        return self.rotate_(torch.mm(normed, weight.qkv.T, out=keep.qkv), turn)
-
-    def _after(
-        self, hidden: Tensor, mixed: Tensor, weight: LayerWeights, keep: LayerTape
-    ) -> None:
-        """Add what attention and the MLP say to ``hidden``, in place."""
-        hidden.addmm_(mixed, weight.out.T)
-        normed, _ = self._norm(hidden, keep.normed_2, keep.scale_2)
-        gate_up = torch.mm(normed, weight.gate_up.T, out=keep.gate_up)
-        gate, up = gate_up.chunk(2, -1)
-        hidden.addmm_(functional.silu(gate).mul_(up), weight.down.T)
+        normalize(hidden, keep.states, keep.final_scale, self.epsilon)
+        return keep.states.mul_(self.final_norm_weight)
 
     def tree_grid(self, level: Level) -> TreeGrid:
         """Where the nodes of a whole tree stand; policy and reference share it."""
@@ -287,39 +243,12 @@ class TreeLlama:
         """Next-token logits of states."""
         return functional.linear(states, self._model.lm_head.weight)
 
-    def _norm(
-        self, hidden: Tensor, normed: Tensor | None = None, scale: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Rows at root mean square 1, and what they were multiplied with.
-
-        Written to ``normed`` and ``scale`` where they are given.
-        """
-        epsilon = self._model.config.rms_norm_eps
-        # transformers normalises in float32 whatever the model's dtype
-        wide = hidden.float()
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True, out=scale)
-        scale.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
-        if hidden.dtype == torch.float32:
-            return torch.mul(hidden, scale, out=normed), scale
-        narrow = (wide * scale).to(hidden.dtype)
-        return (narrow if normed is None else normed.copy_(narrow)), scale
-
     def rotation(self, positions: Tensor) -> Tensor:
         """The rotary embedding's turns as complex numbers, ``[N, 1, size / 2]``."""
         angles = positions[:, None].float() * self._body.rotary_emb.inv_freq.float()
         turns = torch.polar(torch.ones_like(angles), angles)[:, None]
         double = self._body.embed_tokens.weight.dtype == torch.float64
         return turns.to(torch.complex128) if double else turns
-
-    def rotate_(self, qkv: Tensor, turn: Tensor) -> Tensor:
-        """Turn the queries and keys in ``[N, 3 * heads * size]``, in place.
-
-        The halves of a head lie side by side here (``interleave``), so each pair
-        is one complex number.
-        """
-        pairs = qkv.view(len(qkv), 3 * self.heads, -1, 2)[:, : 2 * self.heads]
-        torch.view_as_complex(pairs).mul_(turn)
-        return qkv
 
     def interleave(self, weight: Tensor) -> Tensor:
         """Reorder a query or key weight: pair (i, i + size/2) becomes (2i, 2i + 1).

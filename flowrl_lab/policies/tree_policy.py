@@ -18,7 +18,8 @@ from flowrl_lab.policies.language_model import LanguageModelPolicy, pool_feature
 from flowrl_lab.policies.prefix_tree import PrefixTree, build_tree
 from flowrl_lab.policies.tree_decoder import Room, TreeDecoder, cut_prompts
 from flowrl_lab.policies.tree_grad import Grove, differentiable_states
-from flowrl_lab.policies.tree_llama import LayerWeights, Tape, TreeLlama
+from flowrl_lab.policies.tree_layers import LayerWeights
+from flowrl_lab.policies.tree_llama import Tape, TreeLlama
 from flowrl_lab.policies.workers import run_together, share
 from flowrl_lab.types import Completions, PromptBatch
 
