@@ -80,8 +80,8 @@ def test_tree_has_one_node_for_each_prefix(padded):
     for row, (tokens, length) in enumerate(zip(ids.tolist(), mask.sum(-1).tolist(),
                                                strict=True)):  # fmt: skip
         wanted |= {(row // 4, *tokens[:end]) for end in range(1, length)}
-    assert len(tree.level) == int(prompts.prompt_mask.sum()) + len(wanted)
-    assert len(tree.level) < int(prompts.prompt_mask.sum()) + int(mask.sum()) - 12
+    assert len(tree) == int(prompts.prompt_mask.sum()) + len(wanted)
+    assert len(tree) < int(prompts.prompt_mask.sum()) + int(mask.sum()) - 12
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -95,7 +95,7 @@ def test_a_node_sees_its_own_prefix_and_nothing_else(padded):
             zip(level.prompts.tolist(), level.slots.tolist(), strict=True)
         )
     }
-    assert len(home) == len(level)
+    assert len(home) == len(tree)
     for row, place in mask.nonzero().tolist():
         node = int(tree.predictor[row, place])
         owner = row // 4

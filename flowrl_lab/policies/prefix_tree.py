@@ -11,14 +11,15 @@ its state predicts the token after it.  The nodes of a prompt fill its *slots*
 and itself.
 """
 
-from __future__ import annotations
-
+# no strings as annotations: TorchScript reads `Level` and `_grow_level`
 from dataclasses import dataclass
+from typing import NamedTuple, no_type_check
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from flowrl_lab.policies.torchscript import without_lock
 from flowrl_lab.types import PromptBatch
 
 __all__ = [
@@ -32,28 +33,15 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Level:
-    """Nodes that are computed together; a node's parent is in it or before it.
+class Level(NamedTuple):
+    """Nodes that are computed together; a node's parent is in it or before it."""
 
-    Attributes:
-        tokens: token of each node.
-        positions: how many tokens come before it.
-        prompts: which prompt it belongs to.
-        slots: its place among its prompt's nodes.
-        sees: which slots of its prompt it attends to.
-        filled: slots in use in each prompt, these nodes included.
-    """
-
-    tokens: Int[Tensor, " N"]
-    positions: Int[Tensor, " N"]
-    prompts: Int[Tensor, " N"]
-    slots: Int[Tensor, " N"]
-    sees: Bool[Tensor, "N L"]
-    filled: Int[Tensor, " P"]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
+    tokens: Tensor  # [N] token of each node
+    positions: Tensor  # [N] how many tokens come before it
+    prompts: Tensor  # [N] which prompt it belongs to
+    slots: Tensor  # [N] its place among its prompt's nodes
+    sees: Tensor  # [N, L] which slots of its prompt it attends to
+    filled: Tensor  # [P] slots in use in each prompt, these nodes included
 
 
 @dataclass(frozen=True)
@@ -69,16 +57,20 @@ class PrefixTree:
     level: Level
     predictor: Int[Tensor, "B T"]
 
-    def sorted(self) -> PrefixTree:
+    def __len__(self) -> int:
+        return len(self.level.tokens)
+
+    def sorted(self) -> "PrefixTree":
         """The same tree, its nodes prompt after prompt."""
         level, _, back = sort_by_prompt(self.level)
         return self if back is None else PrefixTree(level, back[self.predictor])
 
 
+@no_type_check
 def _rank_in_prompt(prompts: Tensor, counts: Tensor) -> Tensor:
     """0, 1, 2, … within each prompt; the nodes of a prompt are contiguous."""
     starts = counts.cumsum(0) - counts
-    return torch.arange(len(prompts), device=prompts.device) - starts[prompts]
+    return torch.arange(prompts.shape[0], device=prompts.device) - starts[prompts]
 
 
 def plant_prompts(prompts: PromptBatch, slots: int) -> tuple[Level, Tensor]:
@@ -115,17 +107,26 @@ def grow_level(
     Returns:
         The level, and the node within it of each row.
     """
+    level, nodes = without_lock(_grow_level)(last, parents, tokens, vocab_size)
+    return Level(*level), nodes  # TorchScript has a type of its own
+
+
+@no_type_check
+def _grow_level(
+    last: Level, parents: Tensor, tokens: Tensor, vocab_size: int
+) -> tuple[Level, Tensor]:
+    """``grow_level``."""
     keys, nodes = torch.unique(parents * vocab_size + tokens, return_inverse=True)
-    parent = keys // vocab_size
+    parent = keys.div(vocab_size, rounding_mode="floor")
     owner = last.prompts[parent]
-    counts = torch.bincount(owner, minlength=len(last.filled))
+    counts = torch.bincount(owner, minlength=last.filled.shape[0])
     # keys are sorted by parent, so by prompt: those of a prompt are contiguous
     slots = last.filled[owner] + _rank_in_prompt(owner, counts)
-    sees = last.sees[parent].clone()
-    sees[torch.arange(len(keys), device=keys.device), slots] = True
+    sees = last.sees[parent].scatter(1, slots.unsqueeze(1), True)
     filled = last.filled + counts
     positions = last.positions[parent] + 1
-    return Level(keys % vocab_size, positions, owner, slots, sees, filled), nodes
+    level = Level(keys % vocab_size, positions, owner, slots, sees, filled)
+    return level, nodes
 
 
 def build_tree(
@@ -150,7 +151,7 @@ def build_tree(
         live = completion_mask[:, place].nonzero().squeeze(-1)
         if not len(live):
             break
-        first += len(levels[-1])
+        first += len(levels[-1].tokens)
         level, grown = grow_level(
             levels[-1], node[live], completion_ids[live, place - 1], vocab_size
         )
@@ -185,5 +186,5 @@ def sort_by_prompt(level: Level) -> tuple[Level, Tensor | None, Tensor | None]:
         return level, None, None
     back = torch.empty_like(order)
     back[order] = numbers
-    parts = (level.tokens, level.positions, level.prompts, level.slots, level.sees)
-    return Level(*(part[order] for part in parts), level.filled), order, back
+    *parts, filled = level
+    return Level(*(part[order] for part in parts), filled), order, back

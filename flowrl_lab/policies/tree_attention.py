@@ -1,9 +1,8 @@
-"""Attention over the nodes of a tree, each of which sees its own prefix only.
+"""Attention over the nodes of a whole tree, each of which sees its own prefix only.
 
-``place_level`` is for one level of a tree that is being grown, with a cache of the
-levels before; ``TreeGrid`` is for a whole tree at once, forward and backward.
-Products, softmax and products again are written out (``tree_layers``): on matrices
-of this size that is faster than PyTorch's fused attention, and needs no copies.
+Products, softmax and products again are written out, here and in ``tree_layers``: on
+matrices of this size that is faster than PyTorch's fused attention, and needs no
+copies.
 """
 
 from __future__ import annotations
@@ -14,46 +13,9 @@ import torch
 from torch import Tensor
 
 from flowrl_lab.policies.prefix_tree import Level, sort_by_prompt
-from flowrl_lab.policies.tree_layers import LevelPlaces, cut_heads, weigh
+from flowrl_lab.policies.tree_layers import cut_heads, weigh
 
-__all__ = ["TreeGrid", "count_cache_rows", "place_level"]
-
-
-def count_cache_rows(prompts: int, slots: int, width: int, heads: int) -> int:
-    """Rows ``[head size]`` of a cache: keys, values, and the queries of a level.
-
-    Args:
-        prompts: P.
-        slots: L, places for the nodes of each prompt.
-        width: the most nodes of one prompt in one level.
-        heads: of the attention.
-    """
-    return prompts * heads * (2 * slots + width)
-
-
-def place_level(level: Level, heads: int, dtype: torch.dtype) -> LevelPlaces:
-    """Where the nodes of a level stand, for ``layer_runners``'s first.
-
-    Its attention is a grid ``[prompts * heads, places, size]``: the queries of a
-    level stand beside each other, whatever slots they have.
-    """
-    prompts, slots = len(level.filled), level.sees.shape[1]
-    used = int(level.filled.max())
-    new = torch.bincount(level.prompts, minlength=prompts)
-    place = level.slots - (level.filled - new)[level.prompts]
-    width = int(new.max())
-    seen = level.sees[:, :used]
-    # places without a node see everything: any softmax will do there
-    bias = torch.zeros(prompts, width, used, dtype=dtype, device=seen.device)
-    hidden = bias.new_zeros(seen.shape).masked_fill_(~seen, float("-inf"))
-    bias[level.prompts, place] = hidden
-    head = torch.arange(heads, device=seen.device)
-    group = level.prompts[:, None] * heads + head
-    query, key = group * width + place[:, None], group * slots + level.slots[:, None]
-    count = prompts * heads * slots
-    home = torch.cat([query + 2 * count, key, key + count], dim=1)
-    bias = bias.repeat_interleave(heads, 0)
-    return LevelPlaces(home.flatten(), query.flatten(), bias, slots)
+__all__ = ["TreeGrid"]
 
 
 class TreeGrid:

@@ -19,7 +19,6 @@ from flowrl_lab.policies.prefix_tree import (
     join_levels,
     plant_prompts,
 )
-from flowrl_lab.policies.tree_attention import count_cache_rows
 from flowrl_lab.policies.tree_layers import LayerWeights
 from flowrl_lab.policies.tree_llama import Tape, TreeLlama
 from flowrl_lab.policies.workers import run_together, share
@@ -159,7 +158,7 @@ def _find_room(
 ) -> Room:
     """The given room if it is large enough, else a new one."""
     nodes = prompts * slots
-    rows = count_cache_rows(prompts, slots, width, model.heads)
+    rows = model.count_cache_rows(prompts, slots, width)
     if room is None or room.tape.room < nodes or len(room.cache[0]) < rows:
         return Room(model.new_tape(nodes), model.new_cache(rows))
     return room

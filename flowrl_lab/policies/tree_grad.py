@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from flowrl_lab.policies.prefix_tree import PrefixTree
 from flowrl_lab.policies.tree_attention import TreeGrid
-from flowrl_lab.policies.tree_layers import LayerWeights, rotate_
+from flowrl_lab.policies.tree_layers import LayerWeights, rotate_, rotation
 from flowrl_lab.policies.tree_llama import Adapter, Tape, TreeLlama
 from flowrl_lab.policies.workers import run_together
 
@@ -101,11 +101,11 @@ class _Backward:
     def __init__(self, model: TreeLlama, grove: Grove, weights: list[LayerWeights]):
         self.model, self.weights = model, weights
         self.tape, self.grid = grove.tape, grove.grid
-        self.turn_back = model.rotation(grove.tree.level.positions).conj()
+        self.turn_back = rotation(grove.tree.level.positions, model.frame).conj()
 
     def run(self, grad_states: Tensor) -> list[Gradients]:
         """Gradients of each layer's adapter."""
-        weight = self.model.final_norm_weight
+        weight = self.model.frame.norm
         # states = normed * weight; the norm's weight is frozen
         normed = self.tape.states / weight
         grad = _norm_gradient(grad_states * weight, normed, self.tape.final_scale)

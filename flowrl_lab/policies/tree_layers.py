@@ -1,34 +1,40 @@
 """The layers of a Llama on rows of a tree: plain functions of tensors.
 
-A level of a tree is some 150 rows, and an operation on it takes microseconds.  Two
-threads that issue such operations from Python wait for its lock more than they
-compute.  ``layer_runners`` therefore has TorchScript run all layers of a level in
-one call, without the lock; where this PyTorch has no TorchScript, the same functions
-run as they stand.
+``TreeLlama`` calls them through ``without_lock``, so TorchScript must be able to read
+them: it knows neither annotations that are strings nor ``X | None``, and a checker's
+wrapper around a function stops it.
 """
 
-# TorchScript reads the annotations, and knows neither strings nor `X | None`.
-
-import functools
 import math
-import warnings
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, no_type_check
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from flowrl_lab.policies.prefix_tree import Level
+
 __all__ = [
+    "Frame",
     "LayerTape",
     "LayerWeights",
-    "LevelPlaces",
     "cut_heads",
-    "layer_runners",
-    "normalize",
     "rotate_",
+    "rotation",
+    "run_level",
+    "run_tree",
     "weigh",
 ]
+
+
+class Frame(NamedTuple):
+    """What surrounds the layers."""
+
+    embedding: Tensor  # [V, H]
+    frequencies: Tensor  # of the rotary embedding, [size / 2]
+    norm: Tensor  # weight of the last norm, [H]
+    heads: int  # of the attention
+    epsilon: float  # of the norms
 
 
 class LayerWeights(NamedTuple):
@@ -52,16 +58,16 @@ class LayerTape(NamedTuple):
     gate_up: Tensor  # [N, 2I]
 
 
-class LevelPlaces(NamedTuple):
-    """Where the nodes of a level stand in attention; see ``LevelGrid``."""
+class _Places(NamedTuple):
+    """Where the nodes of a level stand in attention."""
 
     home: Tensor  # rows of the cache for the parts of qkv, [N * 3 * heads]
     place: Tensor  # rows of attention's result for the nodes, [N * heads]
     bias: Tensor  # [P * heads, width, used]
-    slots: int  # of each prompt in the cache
 
 
-def normalize(hidden: Tensor, normed: Tensor, scale: Tensor, epsilon: float) -> Tensor:
+@no_type_check
+def _normalize(hidden: Tensor, normed: Tensor, scale: Tensor, epsilon: float) -> Tensor:
     """Rows at root mean square 1; ``scale`` gets what they were multiplied with."""
     if hidden.dtype == torch.float32:
         torch.mean(hidden * hidden, [-1], True, dtype=None, out=scale)
@@ -74,6 +80,7 @@ def normalize(hidden: Tensor, normed: Tensor, scale: Tensor, epsilon: float) -> 
     return normed.copy_(wide * scale)
 
 
+@no_type_check
 def rotate_(qkv: Tensor, turn: Tensor, heads: int) -> Tensor:
     """Turn the queries and keys in ``[N, 3 * heads * size]``, in place.
 
@@ -85,6 +92,7 @@ def rotate_(qkv: Tensor, turn: Tensor, heads: int) -> Tensor:
     return qkv
 
 
+@no_type_check
 def weigh(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     """Attention weights ``softmax(Q Kᵀ / √size + bias)``."""
     factor = 1 / math.sqrt(query.shape[-1])
@@ -93,32 +101,56 @@ def weigh(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
     ).softmax(-1)
 
 
+@no_type_check
 def _before(
-    hidden: Tensor,
-    turn: Tensor,
-    weight: LayerWeights,
-    keep: LayerTape,
-    heads: int,
-    epsilon: float,
+    hidden: Tensor, turn: Tensor, weight: LayerWeights, keep: LayerTape, frame: Frame
 ) -> Tensor:
     """What attention reads, ``[N, 3H]``."""
-    normed = normalize(hidden, keep.normed_1, keep.scale_1, epsilon)
-    return rotate_(torch.mm(normed, weight.qkv.t(), out=keep.qkv), turn, heads)
+    normed = _normalize(hidden, keep.normed_1, keep.scale_1, frame.epsilon)
+    qkv = torch.mm(normed, weight.qkv.t(), out=keep.qkv)
+    return rotate_(qkv, turn, frame.heads)
 
 
-def _after(
-    hidden: Tensor, weight: LayerWeights, keep: LayerTape, epsilon: float
-) -> None:
+@no_type_check
+def _after(hidden: Tensor, weight: LayerWeights, keep: LayerTape, frame: Frame) -> None:
     """Add what attention and the MLP say to ``hidden``, in place."""
     hidden.addmm_(keep.mixed, weight.out.t())
-    normed = normalize(hidden, keep.normed_2, keep.scale_2, epsilon)
+    normed = _normalize(hidden, keep.normed_2, keep.scale_2, frame.epsilon)
     torch.mm(normed, weight.gate_up.t(), out=keep.gate_up)
     gate, up = keep.gate_up.chunk(2, -1)
     hidden.addmm_(functional.silu(gate).mul_(up), weight.down.t())
 
 
+@no_type_check
+def _place_level(level: Level, heads: int, dtype: torch.dtype) -> _Places:
+    """Attention's grid ``[prompts * heads, places, size]`` for one level.
+
+    The queries of a level stand beside each other, whatever slots they have.
+    """
+    prompts, slots = level.filled.shape[0], level.sees.shape[1]
+    used = int(level.filled.max())
+    new = torch.bincount(level.prompts, minlength=prompts)
+    width = int(new.max())
+    place = level.slots - (level.filled - new)[level.prompts]
+    row = level.prompts * width + place
+    seen = level.sees[:, :used]
+    # places without a node see everything: any softmax will do there
+    bias = torch.zeros([prompts * width, used], dtype=dtype, device=seen.device)
+    hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    bias.index_copy_(0, row, hidden.masked_fill_(~seen, -math.inf))
+    bias = bias.view(prompts, width, used).repeat_interleave(heads, 0)
+    head = torch.arange(heads, device=seen.device)
+    group = level.prompts.unsqueeze(1) * heads + head
+    query = group * width + place.unsqueeze(1)
+    key = group * slots + level.slots.unsqueeze(1)
+    count = prompts * heads * slots
+    home = torch.cat([query + 2 * count, key, key + count], dim=1)
+    return _Places(home.flatten(), query.flatten(), bias)
+
+
+@no_type_check
 def _attend_level(
-    qkv: Tensor, cache: Tensor, places: LevelPlaces, result: Tensor
+    qkv: Tensor, cache: Tensor, places: _Places, slots: int, result: Tensor
 ) -> None:
     """Attention of each node of a level over the slots it sees.
 
@@ -128,90 +160,107 @@ def _attend_level(
     size = cache.shape[1]
     cache.index_copy_(0, places.home, qkv.view(-1, size))
     groups, width, used = places.bias.shape
-    count = groups * places.slots
-    key = cache[:count].view(groups, places.slots, size)[:, :used]
-    value = cache[count : 2 * count].view(groups, places.slots, size)[:, :used]
+    count = groups * slots
+    key = cache[:count].view(groups, slots, size)[:, :used]
+    value = cache[count : 2 * count].view(groups, slots, size)[:, :used]
     query = cache[2 * count : 2 * count + groups * width].view(groups, width, size)
     mixed = torch.bmm(weigh(query, key, places.bias), value).view(-1, size)
     torch.index_select(mixed, 0, places.place, out=result.view(-1, size))
 
 
-def _run_level(
-    hidden: Tensor,
-    turn: Tensor,
+@no_type_check
+def rotation(positions: Tensor, frame: Frame) -> Tensor:
+    """The rotary embedding's turns as complex numbers, ``[N, 1, size / 2]``."""
+    angles = positions.unsqueeze(1).float() * frame.frequencies.float()
+    turns = torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
+    if frame.embedding.dtype == torch.float64:
+        return turns.to(torch.complex128)
+    return turns
+
+
+@no_type_check
+def _cut_rows(tape: LayerTape, first: int, last: int) -> LayerTape:
+    """Some rows of it, as views."""
+    return LayerTape(
+        tape.normed_1[first:last],
+        tape.scale_1[first:last],
+        tape.qkv[first:last],
+        tape.mixed[first:last],
+        tape.normed_2[first:last],
+        tape.scale_2[first:last],
+        tape.gate_up[first:last],
+    )
+
+
+@no_type_check
+def run_level(
+    level: Level,
+    frame: Frame,
     weights: list[LayerWeights],
     caches: list[Tensor],
     tape: list[LayerTape],
-    places: LevelPlaces,
-    heads: int,
-    epsilon: float,
-) -> None:
-    """All layers on the next level of a tree, ``hidden`` in place.
+    ends: tuple[Tensor, Tensor],
+    first: int,
+) -> Tensor:
+    """Final (normalised) states of the next level of a tree, ``[N, H]``.
 
     Args:
-        hidden: embeddings of the nodes, ``[N, H]``.
-        turn: of their positions.
+        level: the nodes; their ancestors have been here before.
+        frame: of the model.
         weights: of each layer.
         caches: of each layer; get this level's keys and values.
         tape: of each layer; gets what the backward pass needs.
-        places: where the nodes stand.
-        heads: of the attention.
-        epsilon: of the norms.
+        ends: the tape's final states and scales; likewise.
+        first: row of the tape where this level begins.
     """
+    hidden = functional.embedding(level.tokens, frame.embedding)
+    turn = rotation(level.positions, frame)
+    places = _place_level(level, frame.heads, hidden.dtype)
+    slots, last = level.sees.shape[1], first + hidden.shape[0]
     for number in range(len(weights)):
-        keep = tape[number]
-        qkv = _before(hidden, turn, weights[number], keep, heads, epsilon)
-        _attend_level(qkv, caches[number], places, keep.mixed)
-        _after(hidden, weights[number], keep, epsilon)
+        keep = _cut_rows(tape[number], first, last)
+        qkv = _before(hidden, turn, weights[number], keep, frame)
+        _attend_level(qkv, caches[number], places, slots, keep.mixed)
+        _after(hidden, weights[number], keep, frame)
+    states = _normalize(hidden, ends[0][first:last], ends[1][first:last], frame.epsilon)
+    return states.mul_(frame.norm)
 
 
+@no_type_check
 def cut_heads(table: Tensor, first: int, last: int, parts: int, heads: int) -> Tensor:
     """Some rows of ``[N, parts * heads * size]`` as ``[parts, heads, rows, size]``."""
     rows = table[first:last]
     return rows.view(last - first, parts, heads, -1).permute(1, 2, 0, 3)
 
 
-def _run_tree(
-    hidden: Tensor,
-    turn: Tensor,
+@no_type_check
+def run_tree(
+    level: Level,
+    biases: list[Tensor],
+    frame: Frame,
     weights: list[LayerWeights],
     tape: list[LayerTape],
-    biases: list[Tensor],
-    heads: int,
-    epsilon: float,
-) -> None:
-    """All layers on whole trees, prompt after prompt, ``hidden`` in place.
+    ends: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Final states of whole trees, ``[N, H]``.
 
     Args:
-        hidden, turn, weights, tape, heads, epsilon: as in ``_run_level``; one entry
-            of ``tape`` may serve several layers if nobody reads it afterwards.
+        level: all nodes, prompt after prompt.
         biases: of each prompt, ``[nodes, nodes]``: -inf where a node does not see.
+        frame, weights, tape, ends: as in ``run_level``, from their first row on.
+            One entry of ``tape`` may serve all layers if nobody reads it afterwards.
     """
+    hidden = functional.embedding(level.tokens, frame.embedding)
+    turn = rotation(level.positions, frame)
     for number in range(len(weights)):
         keep = tape[number]
-        qkv = _before(hidden, turn, weights[number], keep, heads, epsilon)
+        qkv = _before(hidden, turn, weights[number], keep, frame)
         first = 0
         for bias in biases:
             last = first + bias.shape[0]
-            query, key, value = cut_heads(qkv, first, last, 3, heads).unbind(0)
-            mixed = cut_heads(keep.mixed, first, last, 1, heads)[0]
+            query, key, value = cut_heads(qkv, first, last, 3, frame.heads).unbind(0)
+            mixed = cut_heads(keep.mixed, first, last, 1, frame.heads)[0]
             torch.bmm(weigh(query, key, bias), value, out=mixed)
             first = last
-        _after(hidden, weights[number], keep, epsilon)
-
-
-@functools.cache
-def layer_runners() -> tuple[Callable, Callable]:
-    """``_run_level`` and ``_run_tree``, in TorchScript where that can be had."""
-    return _compile(_run_level), _compile(_run_tree)
-
-
-def _compile(function: Callable) -> Callable:
-    """The function in TorchScript, or as it is."""
-    try:
-        with warnings.catch_warnings():
-            # deprecated in favour of torch.compile, which needs a C++ compiler
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return torch.jit.script(function)
-    except Exception:  # whatever it is, the plain function works
-        return function
+        _after(hidden, weights[number], keep, frame)
+    return _normalize(hidden, ends[0], ends[1], frame.epsilon).mul_(frame.norm)

@@ -21,12 +21,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowrl_lab.policies.prefix_tree import Level
-from flowrl_lab.policies.tree_attention import TreeGrid, place_level
+from flowrl_lab.policies.torchscript import without_lock
+from flowrl_lab.policies.tree_attention import TreeGrid
 from flowrl_lab.policies.tree_layers import (
+    Frame,
     LayerTape,
     LayerWeights,
-    layer_runners,
-    normalize,
+    run_level,
+    run_tree,
 )
 
 __all__ = ["Adapter", "Tape", "TreeLlama"]
@@ -64,11 +66,6 @@ class Tape:
         """How many nodes it can hold."""
         return len(self.states)
 
-    def add(self, count: int) -> Tape:
-        """Room for ``count`` more nodes, as views."""
-        self.length += count
-        return self.rows(self.length - count, self.length)
-
     def rows(self, start: int, stop: int) -> Tape:
         """A part of it, as views."""
         layers = [LayerTape(*(t[start:stop] for t in layer)) for layer in self.layers]
@@ -88,7 +85,6 @@ class TreeLlama:
         self._model, self._body, config = base, base.model, base.config
         self.heads = config.num_attention_heads
         self.head_size = config.hidden_size // self.heads
-        self.epsilon = config.rms_norm_eps
         self.adapters = [_find_adapters(layer) for layer in self._body.layers]
         self._reference: list[LayerWeights] | None = None
 
@@ -162,12 +158,28 @@ class TreeLlama:
         return block.input_layernorm.weight, block.post_attention_layernorm.weight
 
     @property
-    def final_norm_weight(self) -> Tensor:
-        """The weight of the norm after the last layer."""
-        return self._body.norm.weight
+    def frame(self) -> Frame:
+        """What surrounds the layers; the weights are the model's own."""
+        return Frame(
+            self._body.embed_tokens.weight,
+            self._body.rotary_emb.inv_freq,
+            self._body.norm.weight,
+            self.heads,
+            self._model.config.rms_norm_eps,
+        )
+
+    def count_cache_rows(self, prompts: int, slots: int, width: int) -> int:
+        """Rows ``[head size]`` of a cache: keys, values, and the queries of a level.
+
+        Args:
+            prompts: P.
+            slots: L, places for the nodes of each prompt.
+            width: the most nodes of one prompt in one level.
+        """
+        return prompts * self.heads * (2 * slots + width)
 
     def new_cache(self, rows: int) -> list[Tensor]:
-        """Each layer's room for keys and values; see ``count_cache_rows``."""
+        """Room for each layer's keys and values."""
         weight = self._body.embed_tokens.weight
         return [weight.new_zeros(rows, self.head_size) for _ in self._body.layers]
 
@@ -197,11 +209,10 @@ class TreeLlama:
             cache: of ``new_cache``; gets this level's keys and values.
             tape: gets what the backward pass needs, after what it holds already.
         """
-        hidden, turn = self._enter(level)
-        keep, run = tape.add(len(level)), layer_runners()[0]
-        places = place_level(level, self.heads, hidden.dtype)
-        run(hidden, turn, weights, cache, keep.layers, places, self.heads, self.epsilon)
-        return self._leave(hidden, keep)
+        first, ends = tape.length, (tape.states, tape.final_scale)
+        tape.length += len(level.tokens)
+        run = without_lock(run_level)
+        return run(level, self.frame, weights, cache, tape.layers, ends, first)
 
     @torch.no_grad()
     def tree_states(
@@ -212,28 +223,15 @@ class TreeLlama:
         Args:
             grid: of the tree.
             weights: as ``weights()`` gives them.
-            tape: gets what the backward pass needs; of a sorted tree.
+            tape: an empty one, for a sorted tree; gets what the backward pass needs.
         """
-        hidden, turn = self._enter(grid.level)
+        level, layers = grid.level, len(weights)
         if tape is None:  # all layers write to the same few tensors
-            keep = self.new_tape(len(hidden), layers=1)
-            layers = keep.layers * len(weights)
-        else:
-            keep = tape.add(len(hidden))
-            layers = keep.layers
-        run, biases = layer_runners()[1], grid.biases
-        run(hidden, turn, weights, layers, biases, self.heads, self.epsilon)
-        return self._leave(hidden, keep)
-
-    def _enter(self, level: Level) -> tuple[Tensor, Tensor]:
-        """Embeddings of the nodes, and how their positions turn them."""
-        hidden = functional.embedding(level.tokens, self._body.embed_tokens.weight)
-        return hidden, self.rotation(level.positions)
-
-    def _leave(self, hidden: Tensor, keep: Tape) -> Tensor:
-        """The last norm."""
-        normalize(hidden, keep.states, keep.final_scale, self.epsilon)
-        return keep.states.mul_(self.final_norm_weight)
+            tape = self.new_tape(len(level.tokens), layers=1)
+            tape.layers *= layers
+        tape.length, ends = len(level.tokens), (tape.states, tape.final_scale)
+        run = without_lock(run_tree)
+        return run(level, grid.biases, self.frame, weights, tape.layers, ends)
 
     def tree_grid(self, level: Level) -> TreeGrid:
         """Where the nodes of a whole tree stand; policy and reference share it."""
@@ -242,13 +240,6 @@ class TreeLlama:
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits of states."""
         return functional.linear(states, self._model.lm_head.weight)
-
-    def rotation(self, positions: Tensor) -> Tensor:
-        """The rotary embedding's turns as complex numbers, ``[N, 1, size / 2]``."""
-        angles = positions[:, None].float() * self._body.rotary_emb.inv_freq.float()
-        turns = torch.polar(torch.ones_like(angles), angles)[:, None]
-        double = self._body.embed_tokens.weight.dtype == torch.float64
-        return turns.to(torch.complex128) if double else turns
 
     def interleave(self, weight: Tensor) -> Tensor:
         """Reorder a query or key weight: pair (i, i + size/2) becomes (2i, 2i + 1).

@@ -58,7 +58,7 @@ class _Grown:
         found, first = [], 0
         for grove in self.groves:
             found.append(grove.tree.predictor + first)
-            first += len(grove.tree.level)
+            first += len(grove.tree)
         return torch.cat(found)
 
 
@@ -131,7 +131,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
             if not torch.is_grad_enabled():
                 return torch.cat(self._run(grown.groves, grown.weights))
             for grove in grown.groves:
-                grove.tape = model.new_tape(len(grove.tree.level))
+                grove.tape = model.new_tape(len(grove.tree))
             self._run(grown.groves, grown.weights, keep=True)
         return differentiable_states(model, grown.groves, grown.weights)
 
