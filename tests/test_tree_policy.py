@@ -5,16 +5,20 @@ The oracle is ``LanguageModelPolicy``: the Hugging Face model, one row a complet
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
-from flowrl_lab.policies import tree_policy
+from flowrl_lab.policies import prefix_tree, tree_llama, tree_policy
 from flowrl_lab.policies.language_model import (
     LanguageModelPolicy,
     add_lora,
     build_tiny_llama,
 )
-from flowrl_lab.policies.prefix_tree import build_tree, plant_prompts
+from flowrl_lab.policies.prefix_tree import _grow_level, build_tree, plant_prompts
+from flowrl_lab.policies.torchscript import without_lock
+from flowrl_lab.policies.tree_layers import run_level, run_tree
 from flowrl_lab.policies.tree_llama import TreeLlama
 from flowrl_lab.policies.tree_policy import TreeLanguageModelPolicy
 from flowrl_lab.policies.workers import set_workers
@@ -116,6 +120,51 @@ def test_prompts_end_at_their_last_token():
     assert level.filled.tolist() == [4, 2, 3]
 
 
+def test_a_sorted_tree_is_the_same_tree():
+    prompts, (ids, mask) = make_prompts(padded=True), make_completions()
+    tree = build_tree(prompts, ids, mask, VOCAB)
+    other = tree.sorted()
+    assert other.level.prompts.tolist() == sorted(tree.level.prompts.tolist())
+    assert other.sorted() is other
+    old, new = tree.predictor[mask], other.predictor[mask]
+    for name in ("tokens", "positions", "prompts", "slots", "sees"):
+        assert torch.equal(
+            getattr(tree.level, name)[old], getattr(other.level, name)[new]
+        )
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="no TorchScript there")
+@pytest.mark.parametrize("function", [_grow_level, run_level, run_tree])
+def test_the_busy_functions_run_without_pythons_lock(function):
+    assert isinstance(without_lock(function), torch.jit.ScriptFunction)
+
+
+def test_without_torchscript_the_functions_run_as_they_stand(policies, monkeypatch):
+    """As they will where this PyTorch has no TorchScript any more."""
+    plain, tree = policies
+    for module in (prefix_tree, tree_llama):
+        monkeypatch.setattr(module, "without_lock", lambda function: function)
+    prompts = make_prompts(padded=True)
+    expected, found = (
+        policy.sample(prompts, 5, generator=torch.Generator().manual_seed(3))
+        for policy in (plain, tree)
+    )
+    assert torch.equal(found.completion_ids, expected.completion_ids)
+    torch.testing.assert_close(found.log_probs, expected.log_probs)
+    batch = (prompts, expected.completion_ids, expected.completion_mask)
+    torch.testing.assert_close(
+        tree.evaluate(*batch, reference=True).log_probs,
+        plain.evaluate(*batch, reference=True).log_probs,
+    )
+
+
+def test_what_torchscript_cannot_read_runs_as_it_stands():
+    def strange(value):
+        return {**value}
+
+    assert without_lock(strange) is strange
+
+
 # ------------------------------------------------------------------------ policy
 
 
@@ -197,6 +246,51 @@ def test_a_second_update_computes_its_own_activations(policies):
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(other, one)
     assert plain.trainable_parameters()[0] is tree.trainable_parameters()[0]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_features_of_log_z_come_with_the_reference_pass(
+    policies, monkeypatch, padded, pooling
+):
+    plain, tree = policies
+    prompts = make_prompts(padded)
+    expected = plain.prompt_features(prompts, pooling)
+    torch.testing.assert_close(tree.prompt_features(prompts, pooling), expected)
+    sampled = tree.sample(prompts, 5, generator=torch.Generator().manual_seed(4))
+    tree.evaluate(
+        prompts, sampled.completion_ids, sampled.completion_mask, reference=True
+    )
+    monkeypatch.setattr(LanguageModelPolicy, "prompt_features", None)
+    found = tree.prompt_features(prompts, pooling)
+    torch.testing.assert_close(found, expected)
+    assert not found.requires_grad
+
+
+def test_features_are_those_of_the_prompts_asked_for(policies):
+    plain, tree = policies
+    ids, mask = make_completions()
+    tree.evaluate(make_prompts(padded=True), ids, mask, reference=True)
+    other = make_prompts(padded=False)
+    torch.testing.assert_close(
+        tree.prompt_features(other), plain.prompt_features(other)
+    )
+
+
+def test_nothing_of_an_earlier_rollout_is_left(policies):
+    """The memory is used again, be it full of NaN, by batches of other shapes."""
+    plain, tree = policies
+    for padded, copies in ((False, 5), (True, 3), (False, 2)):
+        for room in tree._rooms:
+            for tensor in (*room.cache, room.tape.states, *room.tape.layers[0]):
+                tensor.fill_(float("nan"))
+        prompts = make_prompts(padded)
+        expected, found = (
+            policy.sample(prompts, copies, generator=torch.Generator().manual_seed(3))
+            for policy in (plain, tree)
+        )
+        assert torch.equal(found.completion_ids, expected.completion_ids)
+        torch.testing.assert_close(found.log_probs, expected.log_probs)
 
 
 @pytest.mark.parametrize("spoil", ["update", "sample"])
