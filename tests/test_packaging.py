@@ -98,7 +98,7 @@ def test_what_runs_here_is_inside_the_ranges():
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("flowrl_lab", ("lm", "notebooks", "trackers", "trl")),
+        ("flowrl_lab", ("lm", "notebooks", "sets", "trackers", "trl")),
         ("tests", tuple(EXTRAS)),
     ],
 )

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -183,6 +184,36 @@ def test_readable_folders_are_searched_and_packages_are_found(tmp_path):
         f"def fail(): return open({secret!r})\n" + source,
         readable=(tmp_path / "lib", tmp_path / "repo/package"),
     )
+
+
+def site_packages() -> Path:
+    return Path(sysconfig.get_path("purelib"))
+
+
+def test_numpy_loads_from_a_readable_folder():
+    source = "import numpy; print(numpy.arange(4).sum())"
+    result = run_python(source, readable=(site_packages(),))
+    assert (result.outcome, result.stdout) == ("ok", "6\n"), result
+
+
+@pytest.mark.full
+def test_torch_and_the_losses_fit_into_the_usual_memory():
+    """What grades a learner's loss: torch, this library, and a backward pass."""
+    source = """
+import torch
+from flowrl_lab.losses import vargrad_loss
+log_probs = torch.zeros(4, requires_grad=True)
+rewards = torch.arange(4.0)
+loss = vargrad_loss(log_probs, torch.zeros(4), rewards, 4, reward_scale=1.0)
+loss.backward()
+print(round(float(loss.detach()), 4), log_probs.grad.shape)
+"""
+    result = run_python(
+        source,
+        readable=(site_packages(), ROOT / "flowrl_lab"),
+        limits=Limits(cpu_seconds=60.0, wall_seconds=120.0),
+    )
+    assert (result.outcome, result.stdout) == ("ok", "1.25 torch.Size([4])\n"), result
 
 
 def test_a_family_of_processes_may_be_allowed():

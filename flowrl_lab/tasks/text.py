@@ -8,11 +8,21 @@ good a completion is, why, and what the reward is made of.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-__all__ = ["RewardWeights", "Scored", "TextTask", "combine_parts", "score_safely"]
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "RewardWeights",
+    "Scored",
+    "TextTask",
+    "combine_parts",
+    "score_batch",
+    "score_safely",
+]
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,9 @@ class RewardWeights:
                 )
 
 
+DEFAULT_WEIGHTS = RewardWeights()
+
+
 def combine_parts(
     *,
     correct: bool,
@@ -153,3 +166,29 @@ def score_safely(
     except Exception as error:  # a verifier of others may raise anything
         reason = f"could not be judged: {type(error).__name__}: {error}"
         return Scored(0.0, False, " ".join(reason.split())[:200], zeros)
+
+
+def score_batch(
+    task: TextTask, prompts: Sequence[str], completions: Sequence[str], workers: int = 0
+) -> list[Scored]:
+    """Score many completions, some at a time: a sandbox is mostly waiting.
+
+    Args:
+        task: judges from several threads at once.
+        prompts: B prompts.
+        completions: B texts, each written after the prompt of the same place.
+        workers: threads; 0 means one for each processor, at most 8.
+
+    Returns:
+        B scores, in the same order.
+
+    Raises:
+        ValueError: if there are not as many completions as prompts.
+    """
+    if len(prompts) != len(completions):
+        raise ValueError(
+            f"got {len(prompts)} prompts and {len(completions)} completions; expected "
+            "as many of each. Fix: repeat a prompt for each of its completions."
+        )
+    with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(task.score, prompts, completions))

@@ -188,6 +188,7 @@ def run_program(order: dict) -> None:
     module = types.ModuleType("__main__")
     module.__file__ = name
     module.__builtins__ = builtins
+    builtins.exit = builtins.quit = sys.exit  # what `site` would have added
     sys.modules["__main__"] = module
     lines = source.splitlines(keepends=True)
     linecache.cache[name] = (len(source), None, lines, name)

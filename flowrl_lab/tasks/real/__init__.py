@@ -1,0 +1,62 @@
+"""Real sets for real language models: word problems, countdown, arithmetic, code.
+
+They need ``pip install 'flowrl-lab[sets]'`` and load only when somebody asks.
+What a model writes is never evaluated in this process: numbers and expressions go
+through a small parser of our own, everything else into the sandbox.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+from flowrl_lab.tasks.text import TextTask
+
+__all__ = ["TEXT_TASKS", "load_text_task"]
+
+# name -> "module:class"; a string, so that nothing loads before it is asked for.
+TEXT_TASKS: dict[str, str] = {
+    "countdown": "flowrl_lab.tasks.real.gym:Countdown",
+    "arithmetic": "flowrl_lab.tasks.real.gym:Arithmetic",
+    "gsm_symbolic": "flowrl_lab.tasks.real.gym:GsmSymbolic",
+    "gsm8k": "flowrl_lab.tasks.real.word_problems:Gsm8k",
+    "human_eval": "flowrl_lab.tasks.real.human_eval:HumanEval",
+}
+
+
+def load_text_task(name: str, **options: Any) -> TextTask:
+    """Build the text task called ``name``.
+
+    Args:
+        name: a key of ``TEXT_TASKS``.
+        options: the keyword arguments of that task's class.
+
+    Returns:
+        A ready task.
+
+    Raises:
+        ValueError: for an unknown name or option, or one that the task refuses.
+        ImportError: where its package is missing; the message names the extra.
+    """
+    if name not in TEXT_TASKS:
+        raise ValueError(
+            f"text task: got {name!r}, expected one of {sorted(TEXT_TASKS)}"
+            f"{_did_you_mean(name, TEXT_TASKS)}"
+        )
+    module_name, class_name = TEXT_TASKS[name].split(":")
+    task_class = getattr(importlib.import_module(module_name), class_name)
+    known = list(inspect.signature(task_class).parameters)
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"options of text task {name!r}: got {option!r}, expected some of "
+                f"{known}{_did_you_mean(option, known)}"
+            )
+    return task_class(**options)
+
+
+def _did_you_mean(word: str, known) -> str:
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
