@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,8 @@ class LanguageModelPolicy:
         pad_id: the token that fills up finished rows.
         max_completion_tokens: T.
         name: for records and reports.
+        ended: tells which rows end with the token just sampled, ``[B]`` from all
+            tokens so far ``[B, t]``; None: those that end with ``eos_id``.
     """
 
     def __init__(
@@ -122,14 +125,16 @@ class LanguageModelPolicy:
         pad_id: int,
         max_completion_tokens: int,
         name: str = "tiny_lm",
+        ended: Callable[[Tensor], Tensor] | None = None,
     ):
         self.model = model
         self.name = name
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.max_completion_tokens = max_completion_tokens
+        self._ended = ended or (lambda tokens: tokens[:, -1] == eos_id)
         base = model.get_base_model()
-        self._backbone, self._lm_head = base.model, base.lm_head
+        self._backbone, self._lm_head = base.base_model, base.get_output_embeddings()
         self.hidden_size = base.config.hidden_size
         self._features: dict[tuple[str, str], Tensor] = {}
         model.train(False)  # no dropout anywhere: log-probs must be repeatable
@@ -164,7 +169,7 @@ class LanguageModelPolicy:
             tokens.append(token)
             masks.append(alive)
             log_probs.append(torch.where(alive, chosen, 0.0))
-            alive = alive & (token != self.eos_id)
+            alive = alive & ~self._ended(torch.stack(tokens, dim=1))
             if position + 1 == self.max_completion_tokens or not alive.any():
                 break
             decode.step(token, alive)
@@ -186,7 +191,7 @@ class LanguageModelPolicy:
         reference: bool = False,
     ) -> PolicyOutput:
         """Teacher-forced log-probs and entropies of given completions."""
-        vocab_size = self._lm_head.out_features
+        vocab_size = len(self._lm_head.weight)
         check_completions(prompts, completion_ids, completion_mask, vocab_size)
         prompts = prompts.to(self.device)
         states, logits = self._score(
@@ -205,12 +210,12 @@ class LanguageModelPolicy:
         self,
         prompts: PromptBatch,
         completion_ids: Tensor,
-        completion_mask: Tensor,  # noqa: ARG002 - here padding is scored, and ignored
+        completion_mask: Tensor,
         reference: bool,
     ) -> tuple[Tensor, Tensor]:
         """States before each completion token [B, T, H], and their logits [B, T, V]."""
         with self._as_reference() if reference else contextlib.nullcontext():
-            states = self._completion_states(prompts, completion_ids)
+            states = self._completion_states(prompts, completion_ids, completion_mask)
             return states, self._lm_head(states)
 
     @contextlib.contextmanager
@@ -228,7 +233,10 @@ class LanguageModelPolicy:
         )
 
     def _completion_states(
-        self, prompts: PromptBatch, completion_ids: Tensor
+        self,
+        prompts: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,  # noqa: ARG002 - here padding is scored, and ignored
     ) -> Tensor:
         """States that predict each completion token, ``[B, T, H]``.
 

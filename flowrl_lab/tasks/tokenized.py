@@ -1,0 +1,322 @@
+"""A text task in the tokens of one model: what the training loop works with.
+
+The traps of tokenizers are handled here, once: models without a padding token,
+left-padded prompts, chat templates that add their own special tokens, a space that
+belongs to the question or to the answer, special tokens inside an answer, and
+answers that could be written in several ways.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flowrl_lab.tasks.text import Scored, TextTask
+from flowrl_lab.types import AnswerSet, PromptBatch
+
+__all__ = ["TokenizedTask"]
+
+
+class TokenizedTask:
+    """A ``TextTask`` as a ``Task``: prompts, scores and answers in tokens.
+
+    A task that has ``answer_texts(prompt)`` gets an exact referee: an answer counts
+    when it is written in the tokens in which the tokenizer itself writes it and is
+    ended, so the listed rows are all that is ever right.  A task with ``render``
+    says what the model reads for a prompt; otherwise that is the prompt itself.
+
+    Args:
+        task: the text task.
+        tokenizer: a fast Hugging Face tokenizer with a padding token.
+        vocab_size: the model's (it may be larger than the tokenizer's).
+        context: how many tokens the model can read.
+        chat: put prompts into the tokenizer's chat template.
+
+    Raises:
+        ValueError: a slow tokenizer or one without padding or end token, a prompt
+            that does not fit into the context with its completion.
+    """
+
+    def __init__(
+        self,
+        task: TextTask,
+        tokenizer,
+        *,
+        vocab_size: int,
+        context: int,
+        chat: bool = False,
+    ):
+        _check_tokenizer(tokenizer)
+        self.task, self.tokenizer, self.chat = task, tokenizer, chat
+        self.name, self.vocab_size = task.name, vocab_size
+        self.max_completion_tokens = task.max_completion_tokens
+        self.reward_scale = getattr(task, "reward_scale", None)
+        self.pad_id = tokenizer.pad_token_id
+        self.eos_id = tokenizer.eos_token_id
+        self.has_referee = hasattr(task, "answer_texts")
+        self._context = context
+        self._ends = _ending_tokens(tokenizer, task.stop, vocab_size)
+        self._ids: dict[str, list[int]] = {}
+        for split in ("train", "heldout"):
+            for prompt in task.prompts(split):
+                self._prompt_ids(prompt)
+
+    def prompts(self, split: str) -> tuple[str, ...]:
+        """All prompts of ``split``: ``"train"`` or ``"heldout"``."""
+        return tuple(self.task.prompts(split))
+
+    @functools.cached_property
+    def _positions(self) -> dict[str, int]:
+        every = dict.fromkeys(self.prompts("train") + self.prompts("heldout"))
+        return {prompt: position for position, prompt in enumerate(every)}
+
+    def render(self, prompt: str) -> str:
+        """The text that the model reads for ``prompt``, chat template included."""
+        render = getattr(self.task, "render", None)
+        text = prompt if render is None else render(prompt)
+        if not self.chat:
+            return text
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+
+    def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and the characters each stands for.
+
+        A chat template has written its special tokens already.
+        """
+        coded = self.tokenizer(
+            text, add_special_tokens=not self.chat, return_offsets_mapping=True
+        )
+        return coded["input_ids"], coded["offset_mapping"]
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        if prompt not in self._ids:
+            text = self.render(prompt)
+            ids, _ = self._tokens(text)
+            if self.has_referee:
+                ids = self._before_answer(text, self.task.answer_texts(prompt))
+            self._check_length(prompt, ids)
+            self._ids[prompt] = ids
+        return self._ids[prompt]
+
+    def _before_answer(self, text: str, answers: Sequence[str]) -> list[int]:
+        """The tokens that stand before every answer, whatever it is.
+
+        Where a tokenizer joins the space before a word to the word, the space
+        belongs to the answer.
+        """
+        shortest: list[int] | None = None
+        for answer in answers:
+            ids, spans = self._tokens(text + answer + self._stop)
+            kept = [i for i, (_, end) in zip(ids, spans, strict=True) if end <= len(text)]
+            if shortest is None or len(kept) < len(shortest):
+                shortest = kept
+        return shortest or []
+
+    @property
+    def _stop(self) -> str:
+        return self.task.stop[0] if self.task.stop else ""
+
+    def _check_length(self, prompt: str, ids: list[int]) -> None:
+        room = self._context - self.max_completion_tokens
+        if not ids or len(ids) > room:
+            raise ValueError(
+                f"the prompt {prompt[:60]!r} has {len(ids)} tokens; expected 1 to "
+                f"{room}: the model reads {self._context}, and "
+                f"{self.max_completion_tokens} are for the answer. Fix: leave out long "
+                "prompts, or choose a model with a longer context."
+            )
+
+    def encode(self, texts: Sequence[str]) -> PromptBatch:
+        """Token ids of prompts, left-padded."""
+        texts = tuple(texts)
+        if not texts:
+            raise ValueError("no prompt was given. Fix: pass at least one.")
+        rows = [self._prompt_ids(text) for text in texts]
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.pad_id)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            ids[number, width - len(row) :] = torch.tensor(row)
+            mask[number, width - len(row) :] = True
+        indices = torch.tensor([self._positions.get(text, -1) for text in texts])
+        return PromptBatch(texts, ids, mask, indices)
+
+    def ended(self, tokens: Tensor) -> Tensor:
+        """Which rows of tokens ``[B, t]`` are complete with their last token."""
+        ends = self._ends.to(tokens.device)[tokens[:, -1]]
+        longer = [stop for stop in self.task.stop if len(stop) > 1]
+        if longer:
+            tail = max(map(len, longer)) + 1  # a token has a character at least
+            texts = self.tokenizer.batch_decode(tokens[:, -tail:].tolist())
+            found = [any(stop in text for stop in longer) for text in texts]
+            ends = ends | torch.tensor(found, device=tokens.device)
+        return ends
+
+    def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[str]:
+        """Completions as text, without the end; special tokens inside stay visible.
+
+        If they were left out, an answer with a stray control token would look right.
+        """
+        lengths = completion_mask.sum(-1).tolist()
+        rows = [
+            row[:length]
+            for row, length in zip(completion_ids.tolist(), lengths, strict=True)
+        ]
+        rows = [row[:-1] if row and row[-1] == self.eos_id else row for row in rows]
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=False)
+        return [self._cut(text) for text in texts]
+
+    def _cut(self, text: str) -> str:
+        """The part before the first stop string; without the space of the question."""
+        places = [text.find(stop) for stop in self.task.stop]
+        found = [place for place in places if place >= 0]
+        text = text[: min(found)] if found else text
+        return text.removeprefix(" ") if self.has_referee else text
+
+    def score(
+        self,
+        prompts: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        num_generations: int,
+    ) -> Tensor:
+        """The reward of each completion, ``[B]``, on the ids' device."""
+        scored = self.judge(prompts, completion_ids, completion_mask, num_generations)
+        rewards = [float(one.reward) for one in scored]
+        return torch.tensor(rewards, device=completion_ids.device)
+
+    def judge(
+        self,
+        prompts: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        num_generations: int,
+    ) -> list[Scored]:
+        """What the task says of each completion: reward, parts, reason.
+
+        Raises:
+            ValueError: rows that do not share out; a reward function that raises, or
+                returns something that is no ``Scored``.
+        """
+        if len(prompts) * num_generations != len(completion_ids):
+            raise ValueError(
+                f"got {len(completion_ids)} completions for {len(prompts)} prompts x "
+                f"{num_generations} generations. Fix: pass P*G rows, groups contiguous."
+            )
+        texts = self.decode(completion_ids, completion_mask)
+        scored = []
+        for row, text in enumerate(texts):
+            prompt = prompts.texts[row // num_generations]
+            one = self._score_one(prompt, text)
+            if one.correct and self.has_referee:
+                ids = completion_ids[row][completion_mask[row]].tolist()
+                one = self._as_listed(prompt, ids, one)
+            scored.append(one)
+        return scored
+
+    def _score_one(self, prompt: str, text: str) -> Scored:
+        try:
+            one = self.task.score(prompt, text)
+        except Exception as error:  # of a task that a learner wrote
+            raise ValueError(
+                f"the reward of task {self.name!r} raised {type(error).__name__}: "
+                f"{error} for prompt {prompt[:60]!r} and completion {text[:60]!r}. Fix: "
+                "let it return Scored(0.0, False, reason) for what it cannot judge "
+                "(tasks.text.score_safely does)."
+            ) from error
+        if not isinstance(one, Scored):
+            raise ValueError(
+                f"the reward of task {self.name!r} gave a {type(one).__name__} for one "
+                "completion; expected one Scored. Fix: return "
+                "Scored(reward, correct, reason, parts)."
+            )
+        return one
+
+    def _as_listed(self, prompt: str, ids: list[int], one: Scored) -> Scored:
+        """Right only in the tokens of the list, so that the list is complete."""
+        if tuple(ids) in self._listed(prompt):
+            return one
+        zeros = dict.fromkeys(one.parts, 0.0)
+        return Scored(0.0, False, "right, but not ended or in unusual tokens", zeros)
+
+    @functools.cache  # noqa: B019 - a task lives as long as its run
+    def _listed(self, prompt: str) -> dict[tuple[int, ...], str]:
+        """Every right answer: its tokens, the ending one included -> its text."""
+        start, text = self._prompt_ids(prompt), self.render(prompt)
+        listed = {}
+        for answer in self.task.answer_texts(prompt):
+            ids, _ = self._tokens(text + answer + self._stop)
+            if not self._stop:
+                ids = [*ids, self.eos_id]
+            listed[tuple(ids[len(start) :])] = answer
+        return listed
+
+    def answers(self, prompt: str) -> AnswerSet:
+        """Every right answer of ``prompt``, with its reward.
+
+        Raises:
+            ValueError: the task cannot list its answers; an answer is too long.
+        """
+        if not self.has_referee:
+            raise ValueError(
+                f"task {self.name!r} cannot list its answers. Fix: judge it by sampling "
+                "(flowrl_lab.evaluation), or choose task 'open_sets'."
+            )
+        listed = self._listed(prompt)
+        width = max(map(len, listed))
+        if width > self.max_completion_tokens:
+            raise ValueError(
+                f"an answer of {prompt[:60]!r} has {width} tokens in this tokenizer; "
+                f"expected at most {self.max_completion_tokens}. Fix: raise the task's "
+                "max_completion_tokens."
+            )
+        ids = torch.full((len(listed), self.max_completion_tokens), self.pad_id)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for number, row in enumerate(listed):
+            ids[number, : len(row)] = torch.tensor(row)
+            mask[number, : len(row)] = True
+        rewards = [self.task.score(prompt, text).reward for text in listed.values()]
+        return AnswerSet(
+            prompt=prompt,
+            labels=tuple(listed.values()),
+            completion_ids=ids,
+            completion_mask=mask,
+            rewards=torch.tensor(rewards),
+            correct=torch.ones(len(listed), dtype=torch.bool),
+            groups=torch.arange(len(listed)),
+            exhaustive=False,
+        )
+
+
+def _check_tokenizer(tokenizer) -> None:
+    problems = {
+        "is a slow one (no tokenizer.json)": not getattr(tokenizer, "is_fast", False),
+        "has no padding token": tokenizer.pad_token_id is None,
+        "has no end token": tokenizer.eos_token_id is None,
+    }
+    found = [problem for problem, holds in problems.items() if holds]
+    if found:
+        raise ValueError(
+            f"the tokenizer {found[0]}; expected a fast one with padding and end "
+            "tokens. Fix: load it with flowrl_lab.llm.load_language_model."
+        )
+
+
+def _ending_tokens(tokenizer, stop: Sequence[str], vocab_size: int) -> Tensor:
+    """``[V]``: True for tokens that end a completion by themselves."""
+    ends = torch.zeros(vocab_size, dtype=torch.bool)
+    ends[tokenizer.eos_token_id] = True
+    ends[tokenizer.pad_token_id] = True
+    if stop:
+        texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+        for number, text in enumerate(texts):
+            if any(part in text for part in stop):
+                ends[number] = True
+    return ends
