@@ -13,12 +13,15 @@ __all__ = ["CONFIG_VERSION", "ExperimentConfig"]
 CONFIG_VERSION = 1
 
 CHOICES = {
-    "policy": ("auto", "tabular", "tiny_lm"),
+    "policy": ("auto", "tabular", "tiny_lm", "hf_lm"),
     "lr_schedule": ("constant", "linear", "cosine"),
     "reward_form": ("raw", "group_normalized"),
     "importance": ("none", "clip", "raw", "max10"),
     "log_z": ("learned", "attached", "vargrad", "constant", "frozen", "random"),
     "log_z_features": ("last", "mean"),
+    "dtype": ("auto", "float32", "float16", "bfloat16"),
+    "prompt_format": ("plain", "chat"),
+    "on_bad_update": ("stop", "skip"),
 }
 POSITIVE = (
     "steps", "prompts_per_step", "num_generations", "updates_per_batch", "temperature",
@@ -26,10 +29,13 @@ POSITIVE = (
     "reward_scale", "lora_rank", "lora_alpha", "eval_every", "eval_prompts",
     "pass_k",
 )  # fmt: skip
-NOT_NEGATIVE = ("seed", "clip_low", "clip_high", "kl_coef", "entropy_coef")
+NOT_NEGATIVE = (
+    "seed", "clip_low", "clip_high", "kl_coef", "entropy_coef", "micro_batch",
+    "max_residual", "max_skips",
+)  # fmt: skip
 WHOLE = (
     "steps", "prompts_per_step", "num_generations", "updates_per_batch", "lora_rank",
-    "eval_every", "eval_prompts", "seed", "pass_k",
+    "eval_every", "eval_prompts", "seed", "pass_k", "micro_batch", "max_skips",
 )  # fmt: skip
 GROUP_ALGORITHMS = ("grpo", "dapo", "pass_at_k", "vargrad", "kl_reinforce")
 # By the annotation of a field; numbers have their own check.
@@ -43,7 +49,11 @@ class ExperimentConfig:
     Attributes:
         task: key in ``flowrl_lab.tasks.TASKS``.
         task_options: keyword arguments of the task.
-        policy: "tabular", "tiny_lm", or "auto" (what suits the task).
+        policy: "tabular", "tiny_lm", "hf_lm" (a model of your choice, for tasks in
+            plain text), or "auto" (what suits the task).
+        model: of "hf_lm": "smollm2-135m", a folder, or a name on the hub.
+        dtype: of its frozen weights; "auto" is float32 on a CPU, half on a GPU.
+        prompt_format: "plain", or "chat" (the model's chat template).
         algorithm: key in ``flowrl_lab.algorithms.ALGORITHMS``.
         name: for legends; empty means the algorithm's name.
         seed: of prompts, sampling and initial weights.
@@ -80,6 +90,12 @@ class ExperimentConfig:
         eval_prompts: held-out prompts to evaluate on (fewer if there are fewer).
         watch_prompt: whose distribution the records carry; empty takes the first.
         device: "cpu", "cuda", "mps", or "auto".
+        micro_batch: completions in one pass at most; 0 is all at once. It changes
+            what memory is needed, not what is learned.
+        on_bad_update: when a loss or gradient is not finite, or a residual is too
+            large: "stop" the run, or "skip" that update and go on.
+        max_residual: largest residual of an update, nats; 0 is no limit.
+        max_skips: updates that may be skipped in a row.
     """
 
     task: str = "landscape"
@@ -116,6 +132,13 @@ class ExperimentConfig:
     eval_prompts: int = 32
     watch_prompt: str = ""
     device: str = "cpu"
+    model: str = "smollm2-135m"
+    dtype: str = "auto"
+    prompt_format: str = "plain"
+    micro_batch: int = 0
+    on_bad_update: str = "stop"
+    max_residual: float = 0.0
+    max_skips: int = 5
 
     def __post_init__(self) -> None:
         from flowrl_lab.algorithms import ALGORITHMS

@@ -18,15 +18,13 @@ from flowrl_lab.checkpoints import read_checkpoint, write_atomically, write_chec
 from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.evaluation import Referee
 from flowrl_lab.partition import unlearned_log_z
-from flowrl_lab.policies import make_policy
+from flowrl_lab.policies import make_task_and_policy
 from flowrl_lab.records import (
-    measure,
     nothing_measured,
     record_from_dict,
     record_to_dict,
 )
 from flowrl_lab.rollouts import collect_rollout, sample_prompts
-from flowrl_lab.tasks import load_task
 from flowrl_lab.types import (
     ExactReport,
     PolicyOutput,
@@ -34,6 +32,7 @@ from flowrl_lab.types import (
     Snapshot,
     StepRecord,
 )
+from flowrl_lab.updates import Updater
 
 __all__ = ["ExperimentConfig", "Run", "race", "train"]
 
@@ -83,14 +82,10 @@ class Run:
         self.save_every = save_every
         if self.folder is not None:
             _refuse_used_folder(self.folder)
-        self.task = load_task(config.task, **config.task_options)
         device = _pick_device(config.device)
-        self.policy = make_policy(
-            config.policy, self.task, seed=config.seed, lora_rank=config.lora_rank,
-            lora_alpha=config.lora_alpha, device=device,
-        )  # fmt: skip
+        self.task, self.policy = make_task_and_policy(config, device)
         self.modules = _make_modules(self._algorithm, self.policy, config)
-        self._optimizer = _make_optimizer(self.policy, self.modules, config)
+        self._updater = Updater(self.policy, self.modules, self._algorithm, config)
         self._prompt_generator = torch.Generator().manual_seed(config.seed)
         self._sample_generator = torch.Generator(device).manual_seed(config.seed)
         self._referee: Referee | None = None
@@ -117,20 +112,45 @@ class Run:
         """Sample, score, update; every random draw comes from the run's generators."""
         config, start = self.config, time.perf_counter()
         self._set_learning_rate()
-        prompts = sample_prompts(
-            self.task, config.prompts_per_step, self._prompt_generator
-        )
-        rollout = collect_rollout(
-            self.policy, self.task, prompts, config.num_generations,
-            temperature=config.temperature, generator=self._sample_generator,
-        )  # fmt: skip
-        batch = self._prepare(rollout)
+        self._updater.note = ""
+        rollout = self._fitting(self._collect)
+        batch = self._fitting(lambda: self._prepare(rollout))
         for _ in range(config.updates_per_batch):
-            measured = self._update(batch)
+            measured = self._fitting(lambda: self._update(batch))
         self.step += 1
         self.tokens += int(rollout.completion_mask.sum())
         self.seconds += time.perf_counter() - start
         return self._record(rollout, measured)
+
+    def _fitting(self, action: Callable):
+        """``action()``, in smaller parts where memory is short; see ``Updater``."""
+        before = [generator.get_state() for generator in self._generators()]
+
+        def undo() -> None:
+            for generator, state in zip(self._generators(), before, strict=True):
+                generator.set_state(state)
+
+        prompts = min(
+            self.config.prompts_per_step, len(self.task.prompts("train"))
+        )
+        return self._updater.fitting(
+            action, prompts * self.config.num_generations, undo
+        )
+
+    def _generators(self) -> tuple[torch.Generator, torch.Generator]:
+        return self._prompt_generator, self._sample_generator
+
+    def _collect(self) -> Rollout:
+        """Draw prompts, sample and score completions of them."""
+        config = self.config
+        prompts = sample_prompts(
+            self.task, config.prompts_per_step, self._prompt_generator
+        )
+        return collect_rollout(
+            self.policy, self.task, prompts, config.num_generations,
+            temperature=config.temperature, generator=self._sample_generator,
+            rows=self._updater.rows,
+        )  # fmt: skip
 
     def _prepare(self, rollout: Rollout) -> Batch:
         """Advantages, critic's targets and features: fixed during the updates."""
@@ -167,28 +187,15 @@ class Run:
         return Batch(rollout, fixed_log_z=fixed.to(self.policy.device))
 
     def _evaluate(self, rollout: Rollout) -> PolicyOutput:
-        return self.policy.evaluate(
-            rollout.prompts, rollout.completion_ids, rollout.completion_mask,
-            temperature=self.config.temperature,
-        )  # fmt: skip
+        return self._updater.evaluate(rollout)
 
     def _update(self, batch: Batch) -> dict[str, float]:
         """One gradient step; returns what was measured on the way."""
-        config, rollout = self.config, batch.rollout
-        output = self._evaluate(rollout)
-        parts = self._algorithm.loss(batch, output, self.modules, config)
-        entropy = output.entropies.sum() / rollout.completion_mask.sum()
-        loss = parts.loss
-        if config.entropy_coef:
-            loss = loss - config.entropy_coef * entropy
-        _check_update("loss", loss, self.step, config)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = self.policy.trainable_parameters()
-        grad_norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        _check_update("gradient norm", grad_norm, self.step, config)
-        self._optimizer.step()
-        return measure(rollout, output, parts, loss, entropy, grad_norm, config)
+        return self._updater.step(batch, self.step + 1)
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self._updater.optimizer
 
     def _set_learning_rate(self) -> None:
         factor = _schedule(self.config.lr_schedule, self.step / self.config.steps)
@@ -242,14 +249,16 @@ class Run:
         exact = snapshot = None
         samples: tuple = ()
         if self.step == 0 or self._due(config.eval_every):
-            exact = self.evaluate()
-            snapshot = self._watch()
+            if getattr(self.task, "has_referee", True):
+                exact = self.evaluate()
+                snapshot = self._watch()
             samples = () if rollout is None else self._samples(rollout)
         return StepRecord(
             run=config.run_name, algorithm=config.algorithm, seed=config.seed,
             step=self.step, steps=config.steps, tokens=self.tokens,
             seconds=self.seconds, exact=exact, snapshot=snapshot, samples=samples,
-            **measured,
+            parts={} if rollout is None else rollout.parts, note=self._updater.note,
+            skipped=self._updater.skipped, **{**nothing_measured(), **measured},
         )  # fmt: skip
 
     def _samples(self, rollout: Rollout, count: int = 4):
@@ -288,7 +297,7 @@ class Run:
             "seconds": self.seconds,
             "policy": self.policy.state_dict(),
             "modules": self.modules.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
+            **self._updater.state(),
             "prompt_generator": self._prompt_generator.get_state(),
             "sample_generator": self._sample_generator.get_state(),
             "records": [json.dumps(record_to_dict(record)) for record in self.records],
@@ -323,7 +332,7 @@ class Run:
         run.folder = folder
         run.policy.load_state_dict(state["policy"])
         run.modules.load_state_dict(state["modules"])
-        run._optimizer.load_state_dict(state["optimizer"])
+        run._updater.load_state(state)
         run._prompt_generator.set_state(state["prompt_generator"])
         run._sample_generator.set_state(state["sample_generator"])
         run.step, run.tokens = state["step"], state["tokens"]
@@ -468,36 +477,8 @@ def _make_modules(
     return modules
 
 
-def _make_optimizer(policy, modules: nn.ModuleDict, config: ExperimentConfig):
-    """AdamW over the policy and its riders, each with its own peak rate."""
-    rates = {
-        "log_z": config.log_z_learning_rate,
-        "critic": config.value_learning_rate,
-    }
-    groups = [{"params": policy.trainable_parameters(), "lr": config.learning_rate}]
-    groups += [
-        {"params": list(module.parameters()), "lr": rates[name]}
-        for name, module in modules.items()
-    ]
-    for group in groups:
-        group["peak_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, weight_decay=0.0)
-
-
 def _schedule(name: str, progress: float) -> float:
     """Share of the peak learning rate at ``progress`` in [0, 1)."""
     if name == "linear":
         return 1.0 - progress
     return 0.5 * (1.0 + math.cos(math.pi * progress)) if name == "cosine" else 1.0
-
-
-def _check_update(
-    what: str, value: Tensor, step: int, config: ExperimentConfig
-) -> None:
-    if not torch.isfinite(value):
-        raise FloatingPointError(
-            f"the {what} of run {config.run_name!r} is {value.item()} at step "
-            f"{step + 1}; the weights are as they were before this update. Fix: lower "
-            f"learning_rate (now {config.learning_rate:g}) or reward_scale "
-            f"(now {config.reward_scale:g}), and go on from the last checkpoint."
-        )

@@ -88,6 +88,7 @@ TITLES = {
     "all_wrong_groups": "groups with no reward",
     "tokens": "tokens sampled",
     "seconds": "training time, s",
+    "skipped": "updates skipped",
     "accuracy": "accuracy, exact",
     "distinct_64": "distinct answers in 64 samples",
     "effective_answers": "effective number of answers",
@@ -102,10 +103,11 @@ TITLES = {
     "num_prompts": "prompts evaluated",
 }
 PASS_AT = re.compile(r"pass@([1-9]\d*)\Z")
-NOT_A_CURVE = {"run", "algorithm", "seed", "step", "steps", "exact", "snapshot"}
-STEP_METRICS = tuple(
-    f.name for f in fields(StepRecord) if f.name not in NOT_A_CURVE | {"samples"}
-)
+NOT_A_CURVE = {
+    "run", "algorithm", "seed", "step", "steps", "exact", "snapshot", "samples",
+    "parts", "note",
+}  # fmt: skip
+STEP_METRICS = tuple(f.name for f in fields(StepRecord) if f.name not in NOT_A_CURVE)
 EXACT_METRICS = tuple(f.name for f in fields(ExactReport) if f.name != "pass_at_k")
 
 

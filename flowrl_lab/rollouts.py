@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from flowrl_lab.microbatches import evaluate_in_parts, sample_in_parts
 from flowrl_lab.types import PolicyOutput, PromptBatch, Rollout
 
 __all__ = ["collect_rollout", "sample_prompts"]
@@ -24,6 +25,7 @@ def collect_rollout(
     *,
     temperature: float,
     generator: torch.Generator,
+    rows: int = 0,
 ) -> Rollout:
     """Sample ``num_generations`` completions a prompt and score them.
 
@@ -34,20 +36,27 @@ def collect_rollout(
         num_generations: G.
         temperature: of sampling, and of every log-prob of the rollout.
         generator: on the policy's device; the only source of randomness.
+        rows: completions in one pass at most; 0 is all at once.
 
     Returns:
         A Rollout of B = P * G rows.  ``old_log_probs`` are those of sampling:
         exact, because the policy has not moved since.
 
     Raises:
-        ValueError: the verifier gave a NaN or infinite reward.
+        ValueError: the verifier gave a NaN or infinite reward, or not one each.
     """
-    sampled = policy.sample(
-        prompts, num_generations, temperature=temperature, generator=generator
-    )
-    rewards = task.score(
-        prompts, sampled.completion_ids, sampled.completion_mask, num_generations
-    )
+    sampled = sample_in_parts(
+        policy, prompts, num_generations, rows=rows, temperature=temperature,
+        generator=generator,
+    )  # fmt: skip
+    completions = (sampled.completion_ids, sampled.completion_mask)
+    rewards, parts = _score(task, prompts, completions, num_generations)
+    if rewards.shape != sampled.completion_ids.shape[:1]:
+        raise ValueError(
+            f"the verifier of task {task.name!r} gave rewards of shape "
+            f"{list(rewards.shape)} for {len(sampled.completion_ids)} completions; "
+            "expected one number each. Fix: return a tensor [B] from score."
+        )
     if not torch.isfinite(rewards).all():
         row = int((~torch.isfinite(rewards)).nonzero()[0])
         raise ValueError(
@@ -55,13 +64,10 @@ def collect_rollout(
             f"prompt {prompts.texts[row // num_generations]!r}; expected finite "
             "numbers. Fix: let the verifier return 0 for what it cannot judge."
         )
-    reference: PolicyOutput = policy.evaluate(
-        prompts,
-        sampled.completion_ids,
-        sampled.completion_mask,
-        temperature=temperature,
+    reference: PolicyOutput = evaluate_in_parts(
+        policy, prompts, *completions, rows=rows, temperature=temperature,
         reference=True,
-    )
+    )  # fmt: skip
     return Rollout(
         prompts,
         num_generations,
@@ -70,4 +76,23 @@ def collect_rollout(
         sampled.log_probs,
         reference.log_probs,
         rewards,
+        parts,
     )
+
+
+def _score(
+    task, prompts: PromptBatch, completions, num_generations: int
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """Rewards, and the mean of each of their parts where the task names them."""
+    if not hasattr(task, "judge"):
+        return task.score(prompts, *completions, num_generations), {}
+    scored = task.judge(prompts, *completions, num_generations)
+    device = completions[0].device
+    rewards = torch.tensor([float(one.reward) for one in scored], device=device)
+    names = dict.fromkeys(name for one in scored for name in one.parts)
+    means = {
+        name: sum(one.parts.get(name, 0.0) for one in scored) / len(scored)
+        for name in names
+    }
+    solved = sum(one.correct for one in scored) / len(scored)
+    return rewards, {"solved": solved, **means}

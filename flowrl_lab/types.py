@@ -105,7 +105,11 @@ class PolicyOutput:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A scored batch: everything a loss needs, nothing it must not change."""
+    """A scored batch: everything a loss needs, nothing it must not change.
+
+    ``parts`` are means over the batch: the share that was solved, and what each part
+    of the reward contributed, where the task tells.
+    """
 
     prompts: PromptBatch
     num_generations: int
@@ -114,6 +118,7 @@ class Rollout:
     old_log_probs: Float[Tensor, "B T"]
     ref_log_probs: Float[Tensor, "B T"]
     rewards: Float[Tensor, " B"]
+    parts: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,6 +237,11 @@ class StepRecord:
         exact: the referee's report, on evaluation steps.
         snapshot: the watched prompt's distribution, on evaluation steps.
         samples: a few sampled (prompt, completion, reward), on evaluation steps.
+        parts: of the batch, where the task tells: the share that was ``"solved"``,
+            and the mean of each part of the reward.
+        note: what happened in this step that a reader should know (an update that
+            was skipped, memory that ran out); empty if nothing did.
+        skipped: updates skipped so far.
     """
 
     run: str
@@ -255,3 +265,6 @@ class StepRecord:
     exact: ExactReport | None = None
     snapshot: Snapshot | None = None
     samples: tuple[tuple[str, str, float], ...] = field(default=())
+    parts: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+    skipped: int = 0

@@ -29,6 +29,7 @@ COMES_WITH = {
     "IPython": "ipykernel",
     "accelerate": "peft",
     "datasets": "trl",
+    "huggingface_hub": "transformers",
     "nbclient": "jupyterlab",
     "nbformat": "nbval",
     "psutil": "ipykernel",
@@ -111,8 +112,9 @@ def test_every_import_is_declared(folder, extras):
 def test_every_declared_package_of_the_library_is_used():
     """A dependency that nothing imports is a download for nothing."""
     used = set().union(*(find_imports(p) for p in (ROOT / "flowrl_lab").rglob("*.py")))
-    # Programs, and what plotly's FigureWidget and anywidget stand on.
-    not_imported = {"jupyterlab", "ipykernel", "ipywidgets"}
+    # Programs, what plotly's FigureWidget and anywidget stand on, and what
+    # transformers reads GGUF files with.
+    not_imported = {"jupyterlab", "ipykernel", "ipywidgets", "gguf"}
     assert listed("lm", "notebooks") - set(COMES_WITH) <= used | not_imported
 
 

@@ -194,17 +194,30 @@ class LanguageModelPolicy:
         vocab_size = len(self._lm_head.weight)
         check_completions(prompts, completion_ids, completion_mask, vocab_size)
         prompts = prompts.to(self.device)
-        states, logits = self._score(
-            prompts, completion_ids, completion_mask, reference
+        states, log_probs, entropies = self._token_scores(
+            prompts, completion_ids, completion_mask, temperature, reference
         )
-        log_probs = gather_log_probs(logits, completion_ids, temperature=temperature)
-        entropies = entropy_from_logits(logits, temperature=temperature)
         zero = log_probs.new_zeros(())
         return PolicyOutput(
             torch.where(completion_mask, log_probs, zero),
             torch.where(completion_mask, entropies, zero),
             states,
         )
+
+    def _token_scores(
+        self,
+        prompts: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        temperature: float,
+        reference: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States [B, T, H], and each token's log-prob and entropy [B, T]."""
+        states, logits = self._score(
+            prompts, completion_ids, completion_mask, reference
+        )
+        log_probs = gather_log_probs(logits, completion_ids, temperature=temperature)
+        return states, log_probs, entropy_from_logits(logits, temperature=temperature)
 
     def _score(
         self,

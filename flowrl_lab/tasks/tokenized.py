@@ -114,7 +114,8 @@ class TokenizedTask:
         shortest: list[int] | None = None
         for answer in answers:
             ids, spans = self._tokens(text + answer + self._stop)
-            kept = [i for i, (_, end) in zip(ids, spans, strict=True) if end <= len(text)]
+            pairs = zip(ids, spans, strict=True)
+            kept = [i for i, (_, end) in pairs if end <= len(text)]
             if shortest is None or len(kept) < len(shortest):
                 shortest = kept
         return shortest or []
@@ -227,8 +228,8 @@ class TokenizedTask:
         except Exception as error:  # of a task that a learner wrote
             raise ValueError(
                 f"the reward of task {self.name!r} raised {type(error).__name__}: "
-                f"{error} for prompt {prompt[:60]!r} and completion {text[:60]!r}. Fix: "
-                "let it return Scored(0.0, False, reason) for what it cannot judge "
+                f"{error} for prompt {prompt[:60]!r} and completion {text[:60]!r}. "
+                "Fix: let it return Scored(0.0, False, reason) for what it cannot judge "
                 "(tasks.text.score_safely does)."
             ) from error
         if not isinstance(one, Scored):
@@ -266,8 +267,8 @@ class TokenizedTask:
         """
         if not self.has_referee:
             raise ValueError(
-                f"task {self.name!r} cannot list its answers. Fix: judge it by sampling "
-                "(flowrl_lab.evaluation), or choose task 'open_sets'."
+                f"task {self.name!r} cannot list its answers. Fix: judge it by "
+                "sampling (flowrl_lab.evaluation), or choose task 'open_sets'."
             )
         listed = self._listed(prompt)
         width = max(map(len, listed))

@@ -1,0 +1,128 @@
+"""A causal language model of your choice with a LoRA adapter, as a policy.
+
+The base is frozen, in half precision on a GPU; the adapter and log Z are float32.
+The reference is the same model with the adapter switched off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from flowrl_lab.config import ExperimentConfig
+from flowrl_lab.llm.loading import LoadedModel, load_language_model
+from flowrl_lab.policies.language_model import add_lora
+from flowrl_lab.policies.packed import PackedLanguageModelPolicy
+from flowrl_lab.tasks.text import TextTask
+from flowrl_lab.tasks.tokenized import TokenizedTask
+from flowrl_lab.types import PromptBatch
+
+__all__ = ["HFLanguageModelPolicy", "load_hf_lm"]
+
+# Scores of the whole vocabulary are held for as many tokens at a time: with 150,000
+# words, 64 of them are 40 MB in float32.
+TOKENS_AT_ONCE = 64
+
+
+class HFLanguageModelPolicy(PackedLanguageModelPolicy):
+    """A peft-wrapped model from ``load_language_model`` behind the ``Policy`` protocol.
+
+    The scores ``[B, T, V]`` of a large vocabulary are never held as a whole: they are
+    made for a few tokens at a time, and again in the backward pass.
+
+    Args:
+        loaded: where the model came from.
+        model: its peft-wrapped form.
+        settings: as for ``LanguageModelPolicy``.
+    """
+
+    def __init__(self, loaded: LoadedModel, model, **settings):
+        super().__init__(model, name="hf_lm", **settings)
+        self.loaded = loaded
+        self.dtype = self._backbone.dtype
+
+    def _token_scores(
+        self,
+        prompts: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        temperature: float,
+        reference: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States [B, T, H], and the log-prob and entropy of each token that counts.
+
+        Raises:
+            FloatingPointError: the model's scores are not finite.
+        """
+        with self._as_reference() if reference else contextlib.nullcontext():
+            states = self._completion_states(prompts, completion_ids, completion_mask)
+            scored = self._score_tokens(
+                states[completion_mask], completion_ids[completion_mask], temperature
+            )
+        if not torch.isfinite(scored).all():
+            raise FloatingPointError(
+                f"the scores of model {self.loaded.name!r} are not finite. Fix: lower "
+                "the learning rate, or set dtype='float32' (float16 ends at 65,504)."
+            )
+        found = scored.new_zeros(2, *completion_ids.shape)
+        return states, *found.masked_scatter(completion_mask, scored)
+
+    def _score_tokens(
+        self, states: Tensor, token_ids: Tensor, temperature: float
+    ) -> Tensor:
+        """Log-probs and entropies ``[2, N]`` of tokens, from the states before them."""
+
+        def score(rows: Tensor, tokens: Tensor) -> Tensor:
+            scores = (self._lm_head(rows).float() / temperature).log_softmax(-1)
+            chosen = scores.gather(-1, tokens[:, None]).squeeze(-1)
+            return torch.stack([chosen, -(scores.exp() * scores).sum(-1)])
+
+        spans = zip(
+            states.split(TOKENS_AT_ONCE), token_ids.split(TOKENS_AT_ONCE), strict=True
+        )
+        if len(states) <= TOKENS_AT_ONCE or not torch.is_grad_enabled():
+            return torch.cat([score(*span) for span in spans], dim=1)
+        found = [checkpoint(score, *span, use_reentrant=False) for span in spans]
+        return torch.cat(found, dim=1)
+
+
+def load_hf_lm(
+    task: TextTask, config: ExperimentConfig, device: torch.device
+) -> tuple[TokenizedTask, HFLanguageModelPolicy]:
+    """The model that ``config`` names with a fresh adapter, and the task in its tokens.
+
+    Raises:
+        ValueError, ConnectionError: as ``load_language_model``; a prompt that does not
+            fit into the model's context.
+    """
+    loaded = load_language_model(config.model, dtype=config.dtype, device=device)
+    chat = config.prompt_format == "chat"
+    if chat and not loaded.tokenizer.chat_template:
+        print(
+            f"{config.model} has no chat template (it is a base model): prompts are "
+            "given to it as plain text.",
+            flush=True,
+        )
+        chat = False
+    tokenized = TokenizedTask(
+        task,
+        loaded.tokenizer,
+        vocab_size=len(loaded.model.get_output_embeddings().weight),
+        context=loaded.context,
+        chat=chat,
+    )
+    model = add_lora(
+        loaded.model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed
+    )
+    policy = HFLanguageModelPolicy(
+        loaded,
+        model.to(device),
+        eos_id=tokenized.eos_id,
+        pad_id=tokenized.pad_id,
+        max_completion_tokens=tokenized.max_completion_tokens,
+        ended=tokenized.ended,
+    )
+    return tokenized, policy
