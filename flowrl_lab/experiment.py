@@ -130,9 +130,7 @@ class Run:
             for generator, state in zip(self._generators(), before, strict=True):
                 generator.set_state(state)
 
-        prompts = min(
-            self.config.prompts_per_step, len(self.task.prompts("train"))
-        )
+        prompts = min(self.config.prompts_per_step, len(self.task.prompts("train")))
         return self._updater.fitting(
             action, prompts * self.config.num_generations, undo
         )

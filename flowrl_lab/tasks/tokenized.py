@@ -229,7 +229,7 @@ class TokenizedTask:
             raise ValueError(
                 f"the reward of task {self.name!r} raised {type(error).__name__}: "
                 f"{error} for prompt {prompt[:60]!r} and completion {text[:60]!r}. "
-                "Fix: let it return Scored(0.0, False, reason) for what it cannot judge "
+                "Fix: return Scored(0.0, False, reason) for what cannot be judged "
                 "(tasks.text.score_safely does)."
             ) from error
         if not isinstance(one, Scored):
