@@ -135,7 +135,7 @@ def test_when_memory_runs_out_smaller_parts_go_on_with_the_same_batch(
 
 def test_no_room_for_a_single_row_is_said(monkeypatch):
     run, _ = run_that_fits(0, monkeypatch)
-    with pytest.raises(MemoryError, match="not even one completion.*Fix: shorter"):
+    with pytest.raises(MemoryError, match=r"not even one completion.*Fix: shorter"):
         list(run)
 
 
