@@ -1,7 +1,7 @@
 """What the first cell of an exported notebook does: bring flowrl_lab along.
 
 ``export`` pastes this file as it stands into that cell, below what it brings.  It
-therefore uses the standard library only (and ``packaging``, which comes with pip),
+therefore uses the standard library only (and ``packaging``, which every kernel has),
 and knows nothing of flowrl_lab.
 """
 
@@ -101,11 +101,9 @@ def choose_packages(requirements):
 
 
 def parse_requirement(text):
-    """``"plotly>=7.1,<8"`` -> name and specifier, by pip's own parser."""
-    try:
-        from packaging.requirements import Requirement
-    except ImportError:
-        from pip._vendor.packaging.requirements import Requirement
+    """``"plotly>=7.1,<8"`` -> name and specifier."""
+    from packaging.requirements import Requirement  # ipykernel needs it: it is there
+
     return Requirement(text)
 
 
