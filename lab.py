@@ -58,7 +58,7 @@ PYTEST_OPTIONS_WITH_VALUE = (
     *("--ignore", "--deselect", "--maxfail", "--tb", "--rootdir", "--basetemp"),
 )
 CELL_TIMEOUT_SECONDS = {"quick": 300, "full": 1200}
-SOLVED = ROOT / "test-artifacts" / "solved"  # copies with every exercise solved
+COPIES = ROOT / "test-artifacts" / "notebooks"  # exercises left alone and solved
 
 
 class SetupError(Exception):
@@ -428,20 +428,19 @@ def build_pytest_command(python, options, rest):
     if workers > 1:
         command += ["-n", workers, "--dist", "loadscope", "--no-loadscope-reorder"]
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)
-    paths = [ROOT / "tests" / "browser", *notebooks, "tests"]
-    if not options.full:  # solved or not, a notebook trains the same
-        paths.insert(-1, SOLVED)
+    copies = [COPIES / path.name for path in notebooks]
+    paths = [ROOT / "tests" / "browser", *copies, "tests"]
     return [*command, "-ra", "--durations=15", *rest, *paths]
 
 
 def run_tests(python, options, rest):
-    """Write the solved copies of the notebooks if they are wanted, then test."""
+    """Copy the notebooks if the whole suite is wanted, then test."""
     command = build_pytest_command(python, options, rest)
     environment = build_test_environment(options)
-    if SOLVED in command:
-        shutil.rmtree(SOLVED, ignore_errors=True)
-        solve = [python, ROOT / "tests" / "solve_notebooks.py", SOLVED]
-        if run_command(solve, environment) != 0:
+    if not find_paths(rest):
+        shutil.rmtree(COPIES, ignore_errors=True)
+        copy = [python, ROOT / "tests" / "notebook_copies.py", COPIES]
+        if run_command(copy, environment) != 0:
             return 1
     return run_command(command, environment)
 

@@ -121,13 +121,13 @@ def test_the_whole_suite_takes_the_notebooks_along(lab):
     assert "-x" in command
     assert "tests" in command
     assert "--nbval-cell-timeout=300" in command
-    notebooks = {str(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
-    assert {part for part in command if part.endswith(".ipynb")} == notebooks
-    assert str(lab.SOLVED) in command
+    notebooks = {path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+    copies = {str(lab.COPIES / name) for name in notebooks}
+    assert {part for part in command if part.endswith(".ipynb")} == copies
     assert lab.build_test_environment(options)["FLOWRL_BUDGET"] == "quick"
 
 
-def test_solved_copies_are_written_before_they_are_tested(lab, monkeypatch):
+def test_notebooks_are_copied_before_they_are_tested(lab, monkeypatch):
     commands = []
 
     def run(command, _environment=None):
@@ -135,17 +135,13 @@ def test_solved_copies_are_written_before_they_are_tested(lab, monkeypatch):
         return 0
 
     monkeypatch.setattr(lab, "run_command", run)
-    assert lab.run_tests("py", *lab.parse_arguments(["test"])) == 0
-    assert [command[1] for command in commands] == [
-        str(ROOT / "tests" / "solve_notebooks.py"),
-        "-m",
-    ]
-    assert commands[0][-1] in commands[1]
+    assert lab.run_tests("py", *lab.parse_arguments(["test", "--full"])) == 0
+    copy = [str(ROOT / "tests" / "notebook_copies.py"), str(lab.COPIES)]
+    assert [command[1] for command in commands] == [copy[0], "-m"]
+    assert commands[0][1:] == copy
     commands.clear()
-    lab.run_tests("py", *lab.parse_arguments(["test", "--full"]))
     lab.run_tests("py", *lab.parse_arguments(["test", "tests/test_lab.py"]))
-    assert [command[1] for command in commands] == ["-m", "-m"]
-    assert all(str(lab.SOLVED) not in command for command in commands)
+    assert [command[1] for command in commands] == ["-m"]
     monkeypatch.setattr(lab, "run_command", lambda *_: 1)
     assert lab.run_tests("py", *lab.parse_arguments(["test"])) == 1
 
