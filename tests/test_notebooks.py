@@ -27,6 +27,7 @@ EXPECTED = (
     "05_reward_maximisers",
     "06_flowrl_loss",
     "07_tiny_lm_maths",
+    "10_measuring_diversity",
 )
 MAY_KEEP_OUTPUTS = {"nbval-check-output", "stored-figure"}
 MAX_LINES, MAX_MEDIAN_LINES, MAX_COLUMNS = 25, 5, 76

@@ -12,6 +12,7 @@ from flowrl_lab.course.exercises import (
     answers,
     balance,
     distributions,
+    diversity,
     flowrl,
     maximisers,
     partition,
@@ -20,7 +21,16 @@ from flowrl_lab.course.exercises import (
 
 __all__ = ["EXERCISES"]
 
-_TOPICS = (distributions, partition, balance, tokens, maximisers, flowrl, answers)
+_TOPICS = (
+    distributions,
+    partition,
+    balance,
+    tokens,
+    maximisers,
+    flowrl,
+    answers,
+    diversity,
+)
 
 EXERCISES: dict[str, Exercise] = {
     exercise.name: exercise for topic in _TOPICS for exercise in topic.EXERCISES
