@@ -49,11 +49,11 @@ class Check:
 
 
 def run_doctor() -> list[Check]:
-    """Look at Python, packages, device, memory, disk, widgets and data."""
+    """Look at Python, packages, device, memory, disk, widgets, sandbox and data."""
     checks = [check_python()]
     checks += check_packages(read_requirements())
     checks += [check_device(), check_memory(), check_disk(Path.cwd())]
-    checks += [check_widgets()]
+    checks += [check_widgets(), check_sandbox()]
     checks += check_data(_find_data_folder())
     return checks
 
@@ -232,6 +232,16 @@ def check_widgets() -> Check:
 
     found = f"{', '.join(front_ends)}; back end here: {choose_backend()}"
     return Check("live plots", "ok", found)
+
+
+def check_sandbox() -> Check:
+    """Whether programs that a model wrote can be run safely here."""
+    from flowrl_lab.sandbox import sandbox_problem
+
+    found, _, fix = (sandbox_problem() or "").partition(" Fix: ")
+    if found:
+        return Check("sandbox", "note", found, fix)
+    return Check("sandbox", "ok", "Landlock and seccomp hold a trial program in")
 
 
 # ------------------------------------------------------------------------- data

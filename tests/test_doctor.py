@@ -46,6 +46,7 @@ def test_nothing_is_broken_where_the_tests_run():
     names = " ".join(check.name for check in checks)
     for part in ("Python", "torch", "device", "memory", "disk", "live plots", "data/"):
         assert part in names
+    assert "sandbox" in names
 
 
 def test_the_exit_code_is_one_when_something_is_broken(monkeypatch, capsys):
@@ -228,6 +229,16 @@ def test_no_data_at_all_is_broken(tmp_path, monkeypatch):
     assert doctor.check_data(tmp_path)[0].status == "broken"
     monkeypatch.setenv("FLOWRL_DATA", str(tmp_path / "nowhere"))
     assert doctor.check_data(doctor._find_data_folder())[0].status == "broken"
+
+
+def test_a_machine_without_a_sandbox_is_told_so_and_why(monkeypatch):
+    import flowrl_lab.sandbox
+
+    problem = "the sandbox needs Linux, this is Darwin. Fix: use Colab."
+    monkeypatch.setattr(flowrl_lab.sandbox, "sandbox_problem", lambda: problem)
+    check = doctor.check_sandbox()
+    assert (check.status, check.fix) == ("note", "use Colab.")
+    assert check.found == "the sandbox needs Linux, this is Darwin."
 
 
 def test_looking_prints_nothing(monkeypatch):

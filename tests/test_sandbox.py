@@ -458,6 +458,10 @@ for pid in (sys.argv[1], str(os.getppid()), "1", "self"):
             attempt(path, lambda: os.listdir(path))
         else:
             attempt(path, lambda: open(path, "rb").read(100))
+        if pid != "self" and name in ("root", "cwd"):
+            attempt(path, lambda: os.readlink(path))
+attempt("exe", lambda: os.readlink(f"/proc/{sys.argv[1]}/exe"))
+attempt("descriptor", lambda: os.readlink(f"/proc/{sys.argv[1]}/fd/0"))
 """
     refused(source, os.getpid())
 
@@ -836,6 +840,7 @@ import os, time
 def answer(question):
     print("noise")
     if question == "sleep": time.sleep(60)
+    while question == "loop": pass
     if question == "crash": os.abort()
     if question == "memory": return len(bytearray(1 << 30))
     if question == "flood": return "x" * 100_000
@@ -846,12 +851,12 @@ def answer(question):
 
 
 def test_a_server_answers_and_comes_back_after_hostile_questions():
-    limits = Limits(wall_seconds=0.3, memory_mb=64)
+    limits = Limits(cpu_seconds=0.3, wall_seconds=60.0, memory_mb=64)
     with SandboxServer(SERVER, limits=limits) as server:
         (text, first), (_, second) = server.ask("ü\n"), server.ask(2)
         assert (text, first) == ("ü\n", second)  # one process for both
         for question, reason in {
-            "sleep": "ran for more than 0.3 s",
+            "loop": "used more than 0.3 s of processor time",
             "crash": "was ended by SIGABRT",
             "memory": "MemoryError",
             "flood": "wrote more than 65,536 bytes",
@@ -862,6 +867,13 @@ def test_a_server_answers_and_comes_back_after_hostile_questions():
             with pytest.raises(ServerStopped, match=reason):
                 server.ask(question)
             assert server.ask(3)[0] == 3
+
+
+def test_a_server_that_sleeps_is_woken_for_the_next_question():
+    with SandboxServer(SERVER, limits=Limits(60.0, 0.3)) as server:
+        with pytest.raises(ServerStopped, match="ran for more than 0.3 s"):
+            server.ask("sleep")
+        assert server._running is None
 
 
 def test_a_server_answers_threads_that_come_and_go():
@@ -882,6 +894,28 @@ def test_a_server_that_is_forgotten_ends():
     del server
     gc.collect()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_fork_of_who_asks_gets_a_program_of_its_own():
+    script = """
+import os, sys
+from flowrl_lab.sandbox import SandboxServer
+server = SandboxServer("import os\\ndef answer(q): return os.getpid()")
+first = server.ask(1)
+if os.fork() == 0:
+    mine = server.ask(1)
+    server.close()
+    os._exit(0 if mine != first else 1)
+code = os.waitstatus_to_exitcode(os.wait()[1])
+print(code, server.ask(1) == first)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.stdout == "0 True\n", result.stderr
 
 
 def test_a_server_whose_program_is_broken_says_so():
@@ -1006,6 +1040,42 @@ attempt("environ", lambda: open(f"/proc/{os.getppid()}/environ").read())
     refused(source, secret)
     with pytest.raises(SandboxUnavailable, match=r"no pid namespace.*processes=1"):
         run_python("print('ran')", limits=Limits(processes=2))
+
+
+@pytest.mark.parametrize("version", [1, 2, 3, 4, 5])
+def test_older_landlocks_hold_with_the_help_of_seccomp(monkeypatch, tmp_path, version):
+    """Truncating came with version 3, signals and abstract sockets with 6."""
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    for file in running._START.parent.glob("*.py"):
+        text = file.read_text().replace(
+            "        return kernel.syscall(CREATE_RULESET, None, 0, VERSION_FLAG)",
+            f"        return {version}",
+        )
+        (tmp_path / file.name).write_text(text)
+    monkeypatch.setattr(running, "_START", tmp_path / "start.py")
+    source = """
+import fcntl, socket
+target, parent, readable = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+attempt("read", lambda: open(target).read())
+attempt("write", lambda: open(target, "w"))
+attempt("truncate", lambda: os.truncate(target, 0))
+attempt("truncate readable", lambda: os.truncate(readable, 0))
+attempt("open and truncate", lambda: os.open(readable, os.O_RDONLY | os.O_TRUNC))
+attempt("kill", lambda: os.kill(parent, 0))
+attempt("owner", lambda: fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, parent))
+attempt("abstract", lambda: socket.socket(socket.AF_UNIX).connect("\\0x"))
+attempt("link", lambda: os.link(readable, "x"))
+open("own", "w").write("x" * 10)
+os.truncate(os.open("own", os.O_RDWR), 5)
+open("own", "w").write("y")
+os.mkdir("d"); os.rename("own", "renamed")
+attempt(open("renamed").read(), lambda: os.symlink("a", "b"))
+"""
+    readable = tmp_path / "start.py"
+    before = readable.read_text()
+    refused(source, target, os.getpid(), readable, readable=(readable,))
+    assert (target.read_text(), readable.read_text()) == ("precious", before)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="needs root")

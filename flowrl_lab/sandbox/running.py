@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
+import marshal
 import math
 import os
 import platform
@@ -297,7 +297,7 @@ def start_process(
     control, inner = os.pipe()
     try:
         process = subprocess.Popen(
-            [_interpreter(), "-S", "-s", "-P", "-B", "-X", "utf8", str(_START)],
+            [_interpreter(), "-S", "-s", "-P", "-X", "utf8", str(_START)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -316,7 +316,7 @@ def start_process(
         message = {**order, "control": inner, "scratch": str(scratch)}
         # If it ends early, what it said on the way is read next.
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(message).encode() + b"\n")
+            process.stdin.write(marshal.dumps(message))
         if not order["serves"]:
             process.stdin.close()
         yield process, control
@@ -376,7 +376,7 @@ def _judge_end(
     if code == 0:
         return "ok", "ended normally"
     last = stderr.strip().rpartition("\n")[2][:200]
-    if code < 0 and cpu_seconds >= limits.cpu_seconds:
+    if code == -signal.SIGXCPU or (code < 0 and cpu_seconds >= limits.cpu_seconds):
         return "timeout", f"used more than {limits.cpu_seconds:g} s of processor time"
     if any(word in last for word in _MEMORY_WORDS):
         return "memory", f"asked for more than {limits.memory_mb} MB of memory"

@@ -51,8 +51,7 @@ class SandboxServer:
 
     Args:
         source: a program that defines ``answer``; its imports happen once.
-        limits: as for `run_python`; the wall time is for one answer, and the
-            processor time is not counted.
+        limits: as for `run_python`, but both times are for one answer.
         readable: as for `run_python`.
     """
 
@@ -63,7 +62,7 @@ class SandboxServer:
         limits: Limits = _USUAL,
         readable: Sequence[Path] = (),
     ) -> None:
-        self._seconds = limits.wall_seconds
+        self._seconds = (limits.wall_seconds, limits.cpu_seconds)
         self._limits = _without_clock(limits)
         self._order = make_order(source, self._limits, readable, ())
         self._order["serves"] = True
@@ -92,12 +91,14 @@ class SandboxServer:
         return reply["answer"]
 
     def _ask_once(self, question: Any) -> dict[str, Any]:
+        if self._running is not None and self._running.owner != os.getpid():
+            self._running = None  # a fork: that program answers the parent
         if self._running is None:
             self._running = _Running(self._order, self._limits)
             # The end of this object, or of the interpreter, ends the program.
             self._end = weakref.finalize(self, self._running.close)
         try:
-            return self._running.ask(question, self._seconds)
+            return self._running.ask(question, *self._seconds)
         except BaseException:
             self._stop()
             raise
@@ -148,13 +149,14 @@ class _Running:
                 if self._watch.step():
                     raise SandboxUnavailable(say_why(self._watch))
             os.set_blocking(process.stdin.fileno(), False)
-            self._stack = stack.pop_all()
-        self._hear(_FIRST_SECONDS)  # it says when its imports are done
+            self.owner, self._stack = os.getpid(), stack.pop_all()
+        self._hear(_FIRST_SECONDS, _FIRST_SECONDS)  # it says when its imports are done
 
     def close(self) -> None:
-        self._stack.close()
+        if self.owner == os.getpid():  # not for a fork of who started it
+            self._stack.close()
 
-    def ask(self, question: Any, seconds: float) -> dict[str, Any]:
+    def ask(self, question: Any, seconds: float, cpu_seconds: float) -> dict[str, Any]:
         stdin, line = self._watch.process.stdin, json.dumps(question).encode() + b"\n"
         for kept in self._watch.output.values():
             kept.clear()
@@ -163,11 +165,11 @@ class _Running:
                 raise ServerStopped(f"a question of {len(line):,} bytes is too long")
         except BrokenPipeError:
             raise self._explain() from None
-        return self._hear(seconds)
+        return self._hear(seconds, cpu_seconds)
 
-    def _hear(self, seconds: float) -> dict[str, Any]:
+    def _hear(self, seconds: float, cpu_seconds: float) -> dict[str, Any]:
         replies = self._watch.output["stdout"]
-        self._watch.allow(seconds)
+        self._watch.allow(seconds, cpu_seconds)
         while b"\n" not in replies:
             if self._watch.step():
                 raise self._explain()

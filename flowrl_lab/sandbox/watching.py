@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import selectors
 import signal
@@ -107,6 +108,8 @@ class Watch:
     )
     _started: float = 0.0
     _allowed: float = 0.0
+    _cpu_before: float = 0.0
+    _cpu_allowed: float = math.inf
     _deadline: float = 0.0
     _looked: float = 0.0
 
@@ -121,6 +124,7 @@ class Watch:
 
     def open(self) -> None:
         """Begin to listen; ``step`` until it says True, then ``finish``."""
+        self._cpu_allowed = self.limits.cpu_seconds
         self.allow(_START_SECONDS)
         self._ended = os.pidfd_open(self.process.pid)
         self._selector = selectors.DefaultSelector()
@@ -137,9 +141,13 @@ class Watch:
             self._look()
         return over
 
-    def allow(self, seconds: float) -> None:
-        """Let the program run for so long from now on."""
+    def allow(self, seconds: float, cpu_seconds: float | None = None) -> None:
+        """Let the program run, and compute, for so long from now on."""
         self._allowed, self._deadline = seconds, time.monotonic() + seconds
+        if cpu_seconds is not None:
+            most = max(2, self.limits.processes + 1)
+            self._cpu_before = read_usage(self.process.pid, most=most).cpu_seconds
+            self._cpu_allowed = cpu_seconds
 
     def finish(self) -> None:
         """Kill whatever is left, note what it cost, and read the rest."""
@@ -207,10 +215,9 @@ class Watch:
         waiting = 1 if many else 0  # the process that waits for the program
         most = limits.processes + waiting
         usage = read_usage(self.process.pid, most=most)
-        if usage.cpu_seconds > limits.cpu_seconds:
-            self._condemn(
-                "timeout", f"used more than {limits.cpu_seconds:g} s of processor time"
-            )
+        if usage.cpu_seconds > self._cpu_before + self._cpu_allowed:
+            allowed = f"{self._cpu_allowed:g} s of processor time"
+            self._condemn("timeout", f"used more than {allowed}")
         elif usage.memory_bytes > limits.memory_mb << 20:
             self._condemn("memory", f"used more than {limits.memory_mb} MB of memory")
         elif usage.processes > most:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 
@@ -16,7 +15,6 @@ __all__ = [
 ]
 
 PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 1, 24, 38
-PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 CAPABILITY_VERSION_3 = 0x20080522
 SIGKILL = 9
 
@@ -70,6 +68,5 @@ def drop_capabilities() -> None:
             break
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
     nothing = (ctypes.c_uint32 * 6)()
+    # The ambient ones go with the inheritable ones, which are none from here on.
     _checked(_libc.capset(header, nothing))
-    with contextlib.suppress(OSError):  # an old kernel without them
-        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)

@@ -3,6 +3,9 @@
 Run as a script by a bare interpreter.  The first thing it writes to the control
 pipe is ``ready``, or the reason why it could not lock itself in; the pipe is closed
 before the program starts, so the program cannot speak there.
+
+What is slow to import (json, traceback, contextlib) waits until it is needed: most
+programs are shorter than that.
 """
 
 from __future__ import annotations
@@ -12,16 +15,10 @@ import sys
 sys.path.insert(0, __file__.rpartition("/")[0])
 
 import builtins
-import contextlib
 import gc
-import importlib.machinery
-import importlib.util
-import json
-import linecache
+import marshal
 import os
 import resource
-import signal
-import traceback
 import types
 
 import kernel
@@ -29,6 +26,7 @@ import landlock
 import seccomp
 
 sys.path.pop(0)
+sys.dont_write_bytecode = True
 
 NEW_USER, NEW_NET, NEW_IPC, NEW_PID = 0x10000000, 0x40000000, 0x08000000, 0x20000000
 SYSTEM_FILES = (
@@ -40,7 +38,7 @@ SYSTEM_FILES = (
 
 def main() -> None:
     """Read the order, lock in, report, run."""
-    order = json.loads(sys.stdin.buffer.readline())
+    order = marshal.load(sys.stdin.buffer)
     control = order["control"]
     try:
         if not order["serves"]:
@@ -133,14 +131,16 @@ def become_first_process(order: dict) -> None:
 
 def die_first() -> None:
     """If the machine runs out of memory, the kernel is to pick this process."""
-    # Where /proc cannot be written, the limits still hold.
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError:  # where /proc cannot be written, the limits still hold
+        return
 
 
 def set_limits(order: dict, counted: bool) -> None:
     """The kernel's own limits; the parent watches what these cannot express."""
-    cpu, file = order["cpu_seconds"] + 1, order["file_bytes"]
+    cpu, file = order["cpu_seconds"], order["file_bytes"]
     limits = {
         resource.RLIMIT_CPU: (cpu, cpu + 1),
         resource.RLIMIT_FSIZE: (file, file),
@@ -173,7 +173,9 @@ class PackageFinder:
         folder = self.packages.get(name)
         if folder is None:
             return None
-        return importlib.util.spec_from_file_location(
+        from importlib.util import spec_from_file_location
+
+        return spec_from_file_location(
             name, f"{folder}/__init__.py", submodule_search_locations=[folder]
         )
 
@@ -190,10 +192,6 @@ def run_program(order: dict) -> None:
     module.__builtins__ = builtins
     builtins.exit = builtins.quit = sys.exit  # what `site` would have added
     sys.modules["__main__"] = module
-    lines = source.splitlines(keepends=True)
-    linecache.cache[name] = (len(source), None, lines, name)
-    # From here on this is the program's process: ^C of a test is for the parent.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
     status = 0
     try:
@@ -203,7 +201,7 @@ def run_program(order: dict) -> None:
     except SystemExit as error:
         raise error from None
     except BaseException as error:
-        show_error(error)
+        show_error(error, source, name)
         status = 1
     sys.exit(status)
 
@@ -213,6 +211,8 @@ def serve(source: str, module: types.ModuleType) -> None:
 
     Both are JSON.  What the program prints goes to standard error.
     """
+    import json
+
     replies, sys.stdout = sys.stdout, sys.stderr
     exec(compile(source, "program.py", "exec"), module.__dict__)
     replies.write("{}\n")  # its imports are done
@@ -227,9 +227,14 @@ def serve(source: str, module: types.ModuleType) -> None:
     os._exit(0)
 
 
-def show_error(error: BaseException) -> None:
+def show_error(error: BaseException, source: str, name: str) -> None:
     """The traceback as a plain interpreter would print it, without this file."""
     try:
+        import linecache
+        import traceback
+
+        lines = source.splitlines(keepends=True)
+        linecache.cache[name] = (len(source), None, lines, name)
         own = error.__traceback__
         traceback.print_exception(type(error), error, own and own.tb_next)
     except BaseException:  # no memory or stack left even for that

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from flowrl_lab.tasks.real.answers import NotAnAnswer, read_number
 
 __all__ = ["check_math_verify", "same_value"]
 
-_LIMITS = Limits(wall_seconds=3.0, memory_mb=768)
+_LIMITS = Limits(cpu_seconds=2.0, wall_seconds=30.0, memory_mb=768)
 _PACKAGES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
 _COMMANDS = re.compile(
     r"\\(?:d|t)?frac|\\sqrt|\\cdot|\\times|\\div|\\left|\\right|\\pi|\\boxed|\\[$%,! ]"
@@ -113,6 +114,10 @@ def _server() -> SandboxServer:
     if problem is not None:
         raise SandboxUnavailable(problem)
     return SandboxServer(_PROGRAM, limits=_LIMITS, readable=_find_folders())
+
+
+if hasattr(os, "register_at_fork"):  # a fork may hold a lock that nobody opens
+    os.register_at_fork(after_in_child=_server.cache_clear)
 
 
 def _find_folders() -> tuple[Path, ...]:
