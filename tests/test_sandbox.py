@@ -871,7 +871,7 @@ def test_a_server_answers_and_comes_back_after_hostile_questions():
 
 def test_a_server_that_sleeps_is_woken_for_the_next_question():
     with SandboxServer(SERVER, limits=Limits(60.0, 0.3)) as server:
-        with pytest.raises(ServerStopped, match="ran for more than 0.3 s"):
+        with pytest.raises(ServerStopped, match=r"ran for more than 0.3 s"):
             server.ask("sleep")
         assert server._running is None
 
