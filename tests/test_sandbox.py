@@ -877,12 +877,22 @@ def test_a_server_that_sleeps_is_woken_for_the_next_question():
 
 
 def test_a_server_answers_threads_that_come_and_go():
-    """The kernel ends a program with the thread that started it: a new one starts."""
+    """The kernel ends a program with the thread that started it: that one stays."""
     with SandboxServer(SERVER) as server:
+        programs = set()
         for _ in range(2):
             with ThreadPoolExecutor(4) as pool:
                 answers = list(pool.map(server.ask, range(8)))
             assert [number for number, _ in answers] == list(range(8))
+            programs |= {pid for _, pid in answers}
+        assert len(programs) == 1
+
+
+def test_a_server_that_somebody_kills_is_started_again():
+    with SandboxServer(SERVER) as server:
+        pid = server.ask(1)[1]
+        os.kill(pid, signal.SIGKILL)
+        assert server.ask(2)[1] != pid
 
 
 def test_a_server_that_is_forgotten_ends():

@@ -8,12 +8,14 @@ the next question gets a fresh one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import threading
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,7 @@ class SandboxServer:
         with self._lock:
             try:
                 reply = self._ask_once(question)
-            except _Lost:  # the thread that had started the program has ended
+            except _Lost:  # by the kernel, when memory is short, or by a person
                 reply = self._ask_once(question)
         if "error" in reply:
             raise ServerStopped(str(reply["error"]))
@@ -94,7 +96,7 @@ class SandboxServer:
         if self._running is not None and self._running.owner != os.getpid():
             self._running = None  # a fork: that program answers the parent
         if self._running is None:
-            self._running = _Running(self._order, self._limits)
+            self._running = _start(self._order, self._limits)
             # The end of this object, or of the interpreter, ends the program.
             self._end = weakref.finalize(self, self._running.close)
         try:
@@ -130,6 +132,26 @@ def _without_clock(limits: Limits) -> Limits:
         processes=limits.processes,
         threads=limits.threads,
     )
+
+
+@functools.cache
+def _keeper(process: int) -> ThreadPoolExecutor:
+    """A thread that lives as long as this process, to start programs from.
+
+    The kernel ends a program with the thread that started it, and the threads that
+    ask come and go.
+    """
+    return ThreadPoolExecutor(1, f"sandbox-{process}")
+
+
+def _start(order: dict[str, Any], limits: Limits) -> _Running:
+    started = _keeper(os.getpid()).submit(_Running, order, limits)
+    try:
+        return started.result()
+    except BaseException:
+        # Interrupted while it starts: nobody will ask it, so it must not stay.
+        started.add_done_callback(lambda s: s.exception() or s.result().close())
+        raise
 
 
 class _Running:
