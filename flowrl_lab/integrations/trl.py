@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, set_seed
 
 from flowrl_lab._validation import bad_input
 from flowrl_lab.advantages import group_normalized
@@ -85,6 +85,7 @@ class FlowRLTrainer(GRPOTrainer):
         # is read by GRPO's loss alone, which is not used here.
         args = copy.copy(args)
         args.beta = 1.0
+        set_seed(args.seed)  # TRL before 1.15 draws the adapter's weights unseeded
         super().__init__(
             model=model, reward_funcs=reward_funcs, args=args, **trl_arguments
         )
