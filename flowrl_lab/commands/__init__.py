@@ -21,5 +21,6 @@ COMMANDS: dict[str, str] = {
     "explorer-data": "explorer_data",
     "report": "report",
     "colab": "colab",
+    "export": "export",
 }
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

@@ -2,8 +2,8 @@
 
     trainer = FlowRLTrainer(model=..., args=..., **task_for_trl(task))
 
-The reward is the task's own verifier on the sampled tokens, so a reward in TRL and
-one in this library's loop are the same number.
+The reward is the task's own verifier, so a reward in TRL and one in this library's
+loop are the same number.
 """
 
 from __future__ import annotations
@@ -13,24 +13,38 @@ from typing import Any
 
 import torch
 
+from flowrl_lab.integrations.task_scores import (
+    check_language_task,
+    is_text_task,
+    rendered,
+    score_text,
+)
+
 __all__ = ["character_tokenizer", "make_reward", "task_for_trl"]
 
 
-def task_for_trl(task, *, split: str = "train") -> dict[str, Any]:
+def task_for_trl(task, *, split: str = "train", tokenizer=None) -> dict[str, Any]:
     """``train_dataset``, ``processing_class`` and ``reward_funcs`` of ``task``.
 
     Args:
-        task: a text task that spells with ``task.characters``.
+        task: a task with text.
         split: whose prompts to train on.
+        tokenizer: the model's; only tasks with characters of their own do without.
 
     Raises:
-        ValueError: the task has no characters of its own.
+        ValueError: the task has no text, or needs a tokenizer.
     """
     from datasets import Dataset
 
+    check_language_task(task)
+    prompts = task.prompts(split)
+    columns = {
+        "prompt": [rendered(task, prompt) for prompt in prompts],
+        "task_prompt": list(prompts),  # what the verifier asks for
+    }
     return {
-        "train_dataset": Dataset.from_dict({"prompt": list(task.prompts(split))}),
-        "processing_class": character_tokenizer(task),
+        "train_dataset": Dataset.from_dict(columns),
+        "processing_class": tokenizer or character_tokenizer(task),
         "reward_funcs": make_reward(task),
     }
 
@@ -43,8 +57,8 @@ def character_tokenizer(task):
     characters = getattr(task, "characters", None)
     if characters is None:
         raise ValueError(
-            f"task {task.name!r} does not spell with characters of its own. Fix: use "
-            "a text task such as make_number, or your model's own tokenizer."
+            f"task {task.name!r} does not spell with characters of its own. Fix: pass "
+            "your model's tokenizer: task_for_trl(task, tokenizer=...)."
         )
     vocab = {character: index for index, character in enumerate(characters)}
     vocab |= {"<pad>": task.pad_id, "<eos>": task.eos_id}
@@ -62,14 +76,18 @@ def character_tokenizer(task):
 def make_reward(task) -> Callable[..., list[float]]:
     """The task's verifier as a TRL reward function."""
 
-    def reward(prompts, completions, completion_ids, **_columns) -> list[float]:  # noqa: ARG001 - TRL passes them
+    def reward(prompts, completions, completion_ids, task_prompt=None, **_columns):
+        asked = prompts if task_prompt is None else task_prompt
+        if is_text_task(task):
+            pairs = zip(asked, completions, strict=True)
+            return [score_text(task, *pair) for pair in pairs]
         width = max(map(len, completion_ids))
         ids = torch.full((len(completion_ids), width), task.pad_id)
         mask = torch.zeros_like(ids, dtype=torch.bool)
         for row, tokens in enumerate(completion_ids):
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = True
-        return task.score(task.encode(tuple(prompts)), ids, mask, 1).tolist()
+        return task.score(task.encode(tuple(asked)), ids, mask, 1).tolist()
 
     reward.__name__ = task.name
     return reward
