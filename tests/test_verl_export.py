@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,12 +52,21 @@ VERL_KEYS = {
 }  # fmt: skip
 
 
-def leaves(tree: dict, path: str = "") -> dict:
-    found = {}
-    for name, value in tree.items():
-        key = f"{path}.{name}" if path else name
-        found |= leaves(value, key) if isinstance(value, dict) else {key: value}
-    return found
+def overrides(folder: Path, *more: str, **environment: str) -> dict:
+    """What run.sh hands to the recipe: started for real, with a python3 that tells."""
+    fake = folder.parent / "bin" / "python3"
+    fake.parent.mkdir(exist_ok=True)
+    fake.write_text('#!/bin/sh\nfor word in "$@"; do printf "%s\\n" "$word"; done\n')
+    fake.chmod(0o755)
+    path = f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", folder / "run.sh", *more], capture_output=True, text=True, check=True,
+        env={**os.environ, "PATH": path, **environment},
+    )  # fmt: skip
+    words = done.stdout.splitlines()
+    assert words[:2] == ["-m", "recipe.flowrl.main_flowrl"]
+    pairs = (word.partition("=") for word in words[2:])
+    return {name: yaml.safe_load(value) for name, _, value in pairs}
 
 
 @pytest.fixture
@@ -66,11 +76,9 @@ def exported(tmp_path):
 
 
 def test_every_setting_is_one_that_verl_or_the_recipe_has(exported):
-    tree = yaml.safe_load((exported / "flowrl_run.yaml").read_text())
-    assert tree.pop("defaults") == ["flowrl_trainer", "_self_"]
-    assert tree.pop("hydra")["searchpath"][0].endswith("recipe/flowrl/config")
+    found = overrides(exported, MODEL="m")
     known = {f"{g}.{name}" for g, names in VERL_KEYS.items() for name in names}
-    assert set(leaves(tree)) == known | set(RECIPE_KEYS)
+    assert set(found) == known | set(RECIPE_KEYS)
 
 
 def test_the_known_names_are_verls():
@@ -87,16 +95,16 @@ def test_the_known_names_are_verls():
 
 
 def test_the_values_are_the_runs(exported):
-    found = leaves(yaml.safe_load((exported / "flowrl_run.yaml").read_text()))
+    found = overrides(exported, "data.seed=8", MODEL="a model")
     assert found["actor_rollout_ref.rollout.n"] == CONFIG.num_generations
     assert found["data.train_batch_size"] == CONFIG.prompts_per_step
     assert found["actor_rollout_ref.actor.optim.lr"] == CONFIG.learning_rate
     assert found["algorithm.tb_coef"] == CONFIG.reward_scale
     assert found["trainer.total_training_steps"] == CONFIG.steps
     assert found["algorithm.norm_adv_by_std_in_grpo"] is False
-    assert found["actor_rollout_ref.model.path"] == "???"
+    assert found["actor_rollout_ref.model.path"] == "a model"
     assert found["data.max_prompt_length"] == len("24!37:")
-    assert found["data.seed"] == 7
+    assert found["data.seed"] == 8  # what follows wins
     paper = verl_settings(PAPER, exported)
     assert paper["algorithm.norm_adv_by_std_in_grpo"] is True
 
@@ -127,8 +135,8 @@ def test_the_reward_file_judges_as_the_task_does(exported):
 def test_text_tasks_are_judged_up_to_their_stop():
     task = OpenSets()
     prompt = task.prompts("train")[0]
-    assert score_text(task, prompt, " 13\nand more") == 1.0
-    assert score_text(task, prompt, " 14") == 0.0
+    assert score_text(task, prompt, "13\nand more") == 1.0
+    assert score_text(task, prompt, "14") == 0.0
 
 
 def test_every_difference_of_the_textbook_form_is_named(exported):
@@ -160,9 +168,9 @@ def test_the_command_writes_it_and_says_what_differs(tmp_path, capsys):
     assert cli.main(["export", "verl", str(run), "--model", "some/model"]) == 0
     printed = capsys.readouterr().out
     assert "length_normalize: here sums" in printed
-    tree = yaml.safe_load((run / "verl" / "flowrl_run.yaml").read_text())
-    assert tree["actor_rollout_ref"]["model"]["path"] == "some/model"
-    assert Path(tree["custom_reward_function"]["path"]).is_file()
+    found = overrides(run / "verl")
+    assert found["actor_rollout_ref.model.path"] == "some/model"
+    assert Path(found["custom_reward_function.path"]).is_file()
 
 
 @pytest.mark.bad_input

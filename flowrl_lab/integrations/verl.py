@@ -1,18 +1,20 @@
 """A run of this library, rewritten for verl's FlowRL recipe.
 
-``export_verl`` writes a folder: a config on top of the recipe's own, the reward as a
+``export_verl`` writes a folder: a start script with every setting, the reward as a
 Python file, the prompts as data, and DIFFERENCES.md, which says for every setting
 whether it means the same there.  Much does not: the recipe has its own clip, its own
 features for Z, and only the length-normalised residual.
 
 The recipe was read in verl's and verl-recipe's public repositories (October 2025);
 the names of the settings were checked against the configurations of verl 0.6.1, 0.7.1
-and 0.9.1 (tests/test_verl_export.py).  Nothing here was run on a GPU.
+and 0.9.1 (tests/test_verl_export.py), and composed with Hydra.  Nothing here was run
+on a GPU.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ RECIPE_WEIGHTS = "min(ratio, 10), with no floor"
 # Settings that the recipe's own config adds to verl's.
 RECIPE_KEYS = ("algorithm.tb_coef", "data.gen_batch_size")
 FILES = (
-    "flowrl_run.yaml", "reward.py", "train.jsonl", "heldout.jsonl", "DIFFERENCES.md",
+    "run.sh", "reward.py", "train.jsonl", "heldout.jsonl", "DIFFERENCES.md",
 )  # fmt: skip
 
 
@@ -208,7 +210,7 @@ def export_verl(
     Args:
         config: of the run.
         folder: must not hold any of the files yet.
-        model: path or name of the model to train; empty leaves it to the command.
+        model: path or name of the model to train; empty leaves it to $MODEL.
 
     Returns:
         The written files.
@@ -224,10 +226,9 @@ def export_verl(
             f"{folder / taken[0]} already exists; nothing is overwritten. Fix: name a "
             "new folder with --out."
         )
-    settings["actor_rollout_ref.model.path"] = model or "???"  # Hydra: must be given
     settings["data.max_prompt_length"] = _longest_prompt(task)
     contents = {
-        "flowrl_run.yaml": _yaml(settings),
+        "run.sh": _script(settings, model),
         "reward.py": _reward_file(config),
         "train.jsonl": _rows(task, "train"),
         "heldout.jsonl": _rows(task, "heldout"),
@@ -255,38 +256,28 @@ def _longest_prompt(task) -> int:
     return max(len(rendered(task, prompt).encode()) for prompt in every)
 
 
-def _yaml(settings: dict[str, Any]) -> str:
-    tree: dict = {}
-    for name, value in settings.items():
-        *path, last = name.split(".")
-        branch = tree
-        for part in path:
-            branch = branch.setdefault(part, {})
-        branch[last] = value
-    lines = [
-        "# On top of the recipe's own config.  Start it where verl's recipes lie:",
-        "#   python -m recipe.flowrl.main_flowrl --config-dir THIS_FOLDER \\",
-        "#     --config-name flowrl_run actor_rollout_ref.model.path=MODEL",
-        "hydra:",
-        "  searchpath:",
-        "    - file://recipe/flowrl/config",
-        "    - file://verl/trainer/config",
-        "defaults:",
-        "  - flowrl_trainer",
-        "  - _self_",
+def _script(settings: dict[str, Any], model: str) -> str:
+    """A start script in the recipe's own way: every setting an override of Hydra's.
+
+    A config file of ours cannot stand on the recipe's: Hydra takes the search path
+    from the primary config only, and the recipe's is one.
+    """
+    default = f":-{model}" if model else ":?set MODEL to a folder or a name on the hub"
+    words = [
+        shlex.quote(f"{name}={json.dumps(value, ensure_ascii=False)}")
+        for name, value in settings.items()
     ]
-    return "\n".join([*lines, *_branches(tree, 0)]) + "\n"
-
-
-def _branches(tree: dict, depth: int) -> list[str]:
-    lines = []
-    for name, value in tree.items():
-        indent = "  " * depth
-        if isinstance(value, dict):
-            lines += [f"{indent}{name}:", *_branches(value, depth + 1)]
-        else:
-            lines.append(f"{indent}{name}: {json.dumps(value)}")  # JSON is YAML
-    return lines
+    lines = [
+        "#!/usr/bin/env bash",
+        "# Start it in verl's folder, where recipe/flowrl lies.  More may follow.",
+        "set -euo pipefail",
+        f'MODEL="${{MODEL{default}}}"',
+        "exec python3 -m recipe.flowrl.main_flowrl \\",
+        '  "actor_rollout_ref.model.path=$MODEL" \\',
+        *(f"  {word} \\" for word in words),
+        '  "$@"',
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _reward_file(config: ExperimentConfig) -> str:
