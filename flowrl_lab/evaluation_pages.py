@@ -20,6 +20,10 @@ __all__ = ["format_evaluation", "render_evaluation", "write_evaluation"]
 EXACT_HEAD = ("exact, from the list of answers", "policy", "perfect (p*)")
 SAMPLED_HEAD = ("from samples", "policy", "its exact mean", "perfect sampler", "in sd")
 BIN_HEAD = ("stated pass rate", "prompts", "stated", "exact")
+NO_LIST = (
+    "This task cannot list its answers: there are no exact figures, and what a perfect "
+    "sampler would score is not known. ± is the standard error over the prompts."
+)
 HOW_TO_READ = (
     "± after the policy is the standard error over the prompts; ± after the perfect "
     "sampler is how much its figure scatters from draw to draw. The last column is the "
@@ -30,12 +34,11 @@ HOW_TO_READ = (
 
 def format_evaluation(evaluation: Evaluation) -> str:
     """The tables as plain text."""
-    parts = [
-        _headline(evaluation),
-        _text_table(EXACT_HEAD, _exact_rows(evaluation)),
-        _text_table(SAMPLED_HEAD, _sampled_rows(evaluation)),
-        HOW_TO_READ,
-    ]
+    parts = [_headline(evaluation)]
+    if evaluation.exact:
+        parts.append(_text_table(EXACT_HEAD, _exact_rows(evaluation)))
+    parts.append(_text_table(SAMPLED_HEAD, _sampled_rows(evaluation)))
+    parts.append(HOW_TO_READ if evaluation.exact else NO_LIST)
     if evaluation.log_z is not None:
         parts.append(_about_log_z(evaluation))
     if evaluation.pass_rates:
@@ -49,11 +52,15 @@ def render_evaluation(evaluation: Evaluation, *, command: str = "") -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f"<p>{escape(_headline(evaluation))}</p>",
-        "<h2>Exact</h2>",
-        html_table("Mean over prompts.", EXACT_HEAD, _exact_rows(evaluation)),
+    ]
+    if evaluation.exact:
+        rows = _exact_rows(evaluation)
+        parts += ["<h2>Exact</h2>", html_table("Mean over prompts.", EXACT_HEAD, rows)]
+    how = HOW_TO_READ if evaluation.exact else NO_LIST
+    parts += [
         "<h2>From samples</h2>",
         html_table("Mean over prompts.", SAMPLED_HEAD, _sampled_rows(evaluation)),
-        f"<p class='soft'>{escape(HOW_TO_READ)}</p>",
+        f"<p class='soft'>{escape(how)}</p>",
     ]
     if evaluation.log_z is not None:
         parts += ["<h2>log Z</h2>", f"<p>{escape(_about_log_z(evaluation))}</p>"]

@@ -64,8 +64,9 @@ class Evaluation:
 
     Attributes:
         facts: run, task, step, prompts, samples, temperature and so on.
-        exact: exact figures.
-        sampled: figures of samples, beside their noise floors.
+        exact: exact figures; empty where the task cannot list its answers.
+        sampled: figures of samples, beside their noise floors where the target is
+            known.
         log_z: learned against exact log Z over the prompts; None where the run
             learns none, or one that is not the referee's.
         pass_rates: pass rates of the reference as log Z states them, against the
@@ -143,23 +144,23 @@ def evaluate_run(
     check_number("temperature", temperature, above=True)
     check_count("num_samples", num_samples, least=2)
     check_count("repeats", repeats, least=2)
-    on_stage(f"exact figures of {len(prompts)} prompts")
-    referee = Referee(
-        run.policy, run.task, prompts, reward_scale=run.config.reward_scale,
-        temperature=temperature,
-    )  # fmt: skip
-    reports = referee.reports(
-        run.textbook_log_z, log_z_features=run.config.log_z_features
-    )
-    log_z, pass_rates = _calibrate(referee, reports)
-    on_stage(f"{num_samples} samples of each, and {repeats} times as many perfect ones")
-    return Evaluation(
-        _facts(run, prompts, num_samples, temperature, repeats, seed),
-        tuple(_exact_figures(referee, reports, num_samples)),
-        tuple(_sampled_figures(run, referee, num_samples, repeats, seed, judge)),
-        log_z,
-        pass_rates,
-    )
+    facts = _facts(run, prompts, num_samples, temperature, repeats, seed)
+    referee = None
+    exact, log_z, pass_rates = (), None, ()
+    if getattr(run.task, "has_referee", True):
+        on_stage(f"exact figures of {len(prompts)} prompts")
+        referee = Referee(
+            run.policy, run.task, prompts, reward_scale=run.config.reward_scale,
+            temperature=temperature,
+        )  # fmt: skip
+        reports = referee.reports(
+            run.textbook_log_z, log_z_features=run.config.log_z_features
+        )
+        log_z, pass_rates = _calibrate(referee, reports)
+        exact = tuple(_exact_figures(referee, reports, num_samples))
+    on_stage(f"{num_samples} samples of each, and as many perfect ones {repeats} times")
+    sampled = tuple(_sampled_figures(run, prompts, referee, facts, judge))
+    return Evaluation(facts, exact, sampled, log_z, pass_rates)
 
 
 def _pick_prompts(run: Run, wanted: int | None) -> tuple[str, ...]:
@@ -277,18 +278,17 @@ def _calibrate(
 
 def _sampled_figures(
     run: Run,
-    referee: Referee,
-    num_samples: int,
-    repeats: int,
-    seed: int,
+    prompts: Sequence[str],
+    referee: Referee | None,
+    facts: dict,
     judge: Judge | None,
 ) -> Sequence[SampledFigure]:
-    prompts = tuple(referee.answers)
+    num_samples, seed = facts["samples"], facts["seed"]
     samples = draw_samples(
-        run.policy, run.task, prompts, num_samples, temperature=referee.temperature,
+        run.policy, run.task, prompts, num_samples, temperature=facts["temperature"],
         generator=torch.Generator(run.policy.device).manual_seed(seed),
     )  # fmt: skip
-    answers = list(referee.answers.values())
+    answers = [] if referee is None else list(referee.answers.values())
     measures = make_measures(
         num_samples,
         words=needs_words(samples),
@@ -296,10 +296,12 @@ def _sampled_figures(
         ideas=any(bool((listed.groups >= 0).any()) for listed in answers),
         judge=judge,
     )
+    if referee is None:
+        return measure_samples(samples, measures)
     return measure_samples(
         samples, measures, answers=answers,
         log_probs=list(referee.log_probs().values()),
-        targets=list(referee.targets().values()), repeats=repeats,
+        targets=list(referee.targets().values()), repeats=facts["repeats"],
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
 

@@ -60,11 +60,14 @@ def draw_samples(
     temperature: float = 1.0,
     generator: torch.Generator,
 ) -> list[PromptSamples]:
-    """Sample ``num_samples`` completions of every prompt, and judge them by the list.
+    """Sample ``num_samples`` completions of every prompt, and judge them.
+
+    By the task's list of answers; without one (``has_referee`` is False) by its
+    verifier, and two answers are the same if their texts are.
 
     Args:
         policy: a policy of ``task``.
-        task: a ``Task``, whose ``answers`` say what is correct and what is alike.
+        task: a ``Task``, or a ``TokenizedTask`` of a text task.
         prompts: at least one.
         num_samples: n.
         temperature: of sampling.
@@ -82,12 +85,17 @@ def draw_samples(
         raise bad_input("prompts", "is empty", "at least one", "name some prompts")
     found = []
     for prompt in prompts:  # one at a time: n rows fit the cache, and any memory
+        batch = task.encode((prompt,))
         drawn = policy.sample(
-            task.encode((prompt,)), num_samples, temperature=temperature,
-            generator=generator,
-        )  # fmt: skip
+            batch, num_samples, temperature=temperature, generator=generator
+        )
         ids, mask = drawn.completion_ids.cpu(), drawn.completion_mask.cpu()
-        keys, texts = _keys(ids, mask), tuple(task.decode(ids, mask))
+        texts = tuple(task.decode(ids, mask))
+        if not getattr(task, "has_referee", True):
+            scored = task.judge(batch, ids, mask, num_samples)
+            found.append(_as_verified(prompt, texts, [s.correct for s in scored]))
+            continue
+        keys = _keys(ids, mask)
         answers = task.answers(prompt)
         listed = _keys(answers.completion_ids, answers.completion_mask)
         rows = {key: row for row, key in enumerate(listed)}
@@ -149,10 +157,15 @@ def judge_texts(task, prompt: str, texts: Sequence[str]) -> PromptSamples:
         prompt: one of its prompts.
         texts: what a model wrote after it.
     """
-    correct = tuple(task.score(prompt, text).correct for text in texts)
-    return PromptSamples(
-        prompt, tuple(texts), tuple(text.strip() for text in texts), correct
-    )
+    correct = [task.score(prompt, text).correct for text in texts]
+    return _as_verified(prompt, texts, correct)
+
+
+def _as_verified(
+    prompt: str, texts: Sequence[str], correct: Sequence[bool]
+) -> PromptSamples:
+    alike = tuple(text.strip() for text in texts)
+    return PromptSamples(prompt, tuple(texts), alike, tuple(correct))
 
 
 def needs_words(samples: Sequence[PromptSamples]) -> bool:

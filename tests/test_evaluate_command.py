@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from flowrl_lab import __main__ as cli
-from flowrl_lab.evaluation_pages import format_evaluation
+from flowrl_lab.evaluation_pages import format_evaluation, render_evaluation
 from flowrl_lab.experiment import Run
 from flowrl_lab.losses import flowrl_loss
 from flowrl_lab.metrics import CountingJudge
 from flowrl_lab.presets import preset
 from flowrl_lab.run_evaluation import evaluate_run, load_for_evaluation
+from flowrl_lab.tasks.text import Scored
+from flowrl_lab.types import Completions
 
 
 def save_run(folder: Path, task: str = "landscape", steps: int = 3, done=None, **more):
@@ -35,7 +37,7 @@ def save_run(folder: Path, task: str = "landscape", steps: int = 3, done=None, *
 @pytest.fixture(scope="module")
 def landscape(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "landscape"
-    save_run(folder, steps=60)
+    save_run(folder, steps=40)
     return folder
 
 
@@ -168,6 +170,47 @@ def test_a_run_with_a_loss_of_its_own_can_be_judged_but_not_trained(tmp_path):
     assert evaluate_run(loaded, num_samples=4, repeats=2).facts["step"] == 0
     with pytest.raises(ValueError, match="loaded to be evaluated"):
         list(loaded)
+
+
+class Wordy:
+    """A task of texts that cannot list its answers, and a policy that cycles."""
+
+    name, device, has_referee = "wordy", torch.device("cpu"), False
+    max_completion_tokens = 2
+    words = ("yes", "no", "may", "be")
+
+    def prompts(self, _split):
+        return ("one", "two", "three")
+
+    def encode(self, texts):
+        return texts
+
+    def sample(self, _prompts, count, *, temperature, generator):  # noqa: ARG002
+        ids = torch.randint(4, (count, 2), generator=generator)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        return Completions(ids, mask, torch.zeros(count, 2))
+
+    def decode(self, ids, _mask):
+        return [" ".join(self.words[i] for i in row) for row in ids.tolist()]
+
+    def judge(self, _prompts, ids, mask, _count):
+        good = ["no" not in text for text in self.decode(ids, mask)]
+        return [Scored(float(one), one, "because") for one in good]
+
+
+def test_a_task_that_cannot_list_its_answers_is_judged_from_samples_alone():
+    run = Run(preset("landscape", "flowrl", steps=5))
+    run.task = run.policy = Wordy()
+    evaluation = evaluate_run(run, num_samples=400, repeats=2)
+    assert evaluation.exact == () and evaluation.log_z is None
+    sampled = by_key(evaluation.sampled)
+    assert sampled["avg"].value == pytest.approx(9 / 16, abs=0.06)
+    assert sampled["distinct_correct"].value == 9.0
+    assert sampled["distinct_2"].value == pytest.approx(16 / 400)  # pairs of words
+    assert all(math.isnan(f.perfect) for f in evaluation.sampled)
+    text = format_evaluation(evaluation)
+    assert "cannot list its answers" in text and "perfect (p*)" not in text
+    assert "<h2>Exact</h2>" not in render_evaluation(evaluation)
 
 
 # ---------------------------------------------------------------------- bad input
