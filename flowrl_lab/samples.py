@@ -144,7 +144,9 @@ def draw_perfect_samples(
     # by the cumulative sum, since multinomial refuses more than 2^24 answers
     edges = probs.double().cumsum(0)
     dice = torch.rand(num_samples, generator=generator, dtype=torch.float64)
-    places = torch.searchsorted(edges, dice * edges[-1]).clamp(max=len(probs) - 1)
+    # the first edge above the dice, so that no answer of probability 0 is drawn
+    places = torch.searchsorted(edges, dice * edges[-1], right=True)
+    places = places.clamp(max=len(probs) - 1)
     texts = [answers.labels[place] for place in places.tolist()]
     return _look_up(answers.prompt, texts, places.tolist(), answers, places.tolist())
 
