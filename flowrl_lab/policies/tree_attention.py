@@ -5,14 +5,14 @@ matrices of this size that is faster than PyTorch's fused attention, and needs n
 copies.
 """
 
-from __future__ import annotations
-
 import math
+from typing import no_type_check
 
 import torch
 from torch import Tensor
 
 from flowrl_lab.policies.prefix_tree import Level, sort_by_prompt
+from flowrl_lab.policies.torchscript import without_lock
 from flowrl_lab.policies.tree_layers import cut_heads, weigh
 
 __all__ = ["TreeGrid"]
@@ -60,20 +60,29 @@ class TreeGrid:
             upstream: dO, ``[N, heads * size]``.
             total: Σ dO·O of each head, ``[N, heads]``.
         """
-        result = torch.empty_like(qkv)
-        factor = 1 / math.sqrt(upstream.shape[1] // self._heads)
-        first = 0
-        for bias in self.biases:
-            span = first, first + len(bias)
-            query, key, value = cut_heads(qkv, *span, 3, self._heads)
-            (above,) = cut_heads(upstream, *span, 1, self._heads)
-            (mean,) = cut_heads(total, *span, 1, self._heads)
-            grad_query, grad_key, grad_value = cut_heads(result, *span, 3, self._heads)
-            probs = weigh(query, key, bias)
-            torch.bmm(probs.mT, above, out=grad_value)
-            slope = torch.baddbmm(mean, above, value.mT, beta=-1)
-            slope.mul_(probs).mul_(factor)
-            torch.bmm(slope, key, out=grad_query)
-            torch.bmm(slope.mT, query, out=grad_key)
-            first = span[1]
-        return result
+        run = without_lock(_gradient)
+        return run(qkv, upstream, total, self.biases, self._heads)
+
+
+@no_type_check
+def _gradient(
+    qkv: Tensor, upstream: Tensor, total: Tensor, biases: list[Tensor], heads: int
+) -> Tensor:
+    """``TreeGrid.gradient``."""
+    result = torch.empty_like(qkv)
+    factor = 1 / math.sqrt(upstream.shape[1] // heads)
+    first = 0
+    for bias in biases:
+        last = first + bias.shape[0]
+        query, key, value = cut_heads(qkv, first, last, 3, heads).unbind(0)
+        above = cut_heads(upstream, first, last, 1, heads)[0]
+        mean = cut_heads(total, first, last, 1, heads)[0]
+        place = cut_heads(result, first, last, 3, heads)
+        probs = weigh(query, key, bias)
+        torch.bmm(probs.transpose(1, 2), above, out=place[2])
+        slope = torch.baddbmm(mean, above, value.transpose(1, 2), beta=-1, alpha=1)
+        slope.mul_(probs).mul_(factor)
+        torch.bmm(slope, key, out=place[0])
+        torch.bmm(slope.transpose(1, 2), query, out=place[1])
+        first = last
+    return result
