@@ -10,7 +10,13 @@ import sys
 import pytest
 import torch
 
-from flowrl_lab.policies import prefix_tree, tree_llama, tree_policy
+from flowrl_lab.policies import (
+    prefix_tree,
+    tree_attention,
+    tree_grad,
+    tree_llama,
+    tree_policy,
+)
 from flowrl_lab.policies.language_model import (
     LanguageModelPolicy,
     add_lora,
@@ -18,7 +24,8 @@ from flowrl_lab.policies.language_model import (
 )
 from flowrl_lab.policies.prefix_tree import _grow_level, build_tree, plant_prompts
 from flowrl_lab.policies.torchscript import without_lock
-from flowrl_lab.policies.tree_layers import run_level, run_tree
+from flowrl_lab.policies.tree_attention import _gradient
+from flowrl_lab.policies.tree_layers import mlp_gradient, run_level, run_tree
 from flowrl_lab.policies.tree_llama import TreeLlama
 from flowrl_lab.policies.tree_policy import TreeLanguageModelPolicy
 from flowrl_lab.policies.workers import set_workers
@@ -134,7 +141,9 @@ def test_a_sorted_tree_is_the_same_tree():
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="no TorchScript there")
-@pytest.mark.parametrize("function", [_grow_level, run_level, run_tree])
+@pytest.mark.parametrize(
+    "function", [_grow_level, run_level, run_tree, mlp_gradient, _gradient]
+)
 def test_the_busy_functions_run_without_pythons_lock(function):
     assert isinstance(without_lock(function), torch.jit.ScriptFunction)
 
@@ -142,7 +151,7 @@ def test_the_busy_functions_run_without_pythons_lock(function):
 def test_without_torchscript_the_functions_run_as_they_stand(policies, monkeypatch):
     """As they will where this PyTorch has no TorchScript any more."""
     plain, tree = policies
-    for module in (prefix_tree, tree_llama):
+    for module in (prefix_tree, tree_attention, tree_grad, tree_llama):
         monkeypatch.setattr(module, "without_lock", lambda function: function)
     prompts = make_prompts(padded=True)
     expected, found = (
@@ -156,6 +165,14 @@ def test_without_torchscript_the_functions_run_as_they_stand(policies, monkeypat
         tree.evaluate(*batch, reference=True).log_probs,
         plain.evaluate(*batch, reference=True).log_probs,
     )
+    gradients = [
+        torch.autograd.grad(
+            policy.evaluate(*batch).log_probs.square().sum(),
+            policy.trainable_parameters(),
+        )
+        for policy in (plain, tree)
+    ]
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 def test_what_torchscript_cannot_read_runs_as_it_stands():

@@ -20,8 +20,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowrl_lab.policies.prefix_tree import PrefixTree
+from flowrl_lab.policies.torchscript import without_lock
 from flowrl_lab.policies.tree_attention import TreeGrid
-from flowrl_lab.policies.tree_layers import LayerWeights, rotate_, rotation
+from flowrl_lab.policies.tree_layers import (
+    LayerWeights,
+    mlp_gradient,
+    rotate_,
+    rotation,
+)
 from flowrl_lab.policies.tree_llama import Adapter, Tape, TreeLlama
 from flowrl_lab.policies.workers import run_together
 
@@ -101,6 +107,9 @@ class _Backward:
     def __init__(self, model: TreeLlama, grove: Grove, weights: list[LayerWeights]):
         self.model, self.weights = model, weights
         self.tape, self.grid = grove.tape, grove.grid
+        gate_up, mixed = self.tape.layers[0].gate_up, self.tape.layers[0].mixed
+        self.active = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+        self.grad_both, self.inner = map(torch.empty_like, (gate_up, mixed))
         self.turn_back = rotation(grove.tree.level.positions, model.frame).conj()
 
     def run(self, grad_states: Tensor) -> list[Gradients]:
@@ -119,23 +128,14 @@ class _Backward:
         """``h + down(silu(gate) * up)``; ``grad`` is of h, changed in place."""
         tape, weight = self.tape.layers[number], self.weights[number]
         adapters = self.model.adapters[number]
-        gate, up = tape.gate_up.chunk(2, -1)
-        slope = torch.sigmoid(gate)
-        silu = gate * slope
+        into = self.active, self.grad_both, self.inner
+        without_lock(mlp_gradient)(tape.gate_up, grad, weight, list(into))
         if "down" in adapters:
-            found["down"] = _adapter_gradient(adapters["down"], silu * up, grad)
-        grad_active = grad @ weight.down
-        grad_both = torch.empty_like(tape.gate_up)
-        grad_gate, grad_up = grad_both.chunk(2, -1)
-        torch.mul(grad_active, silu, out=grad_up)
-        # d silu / d gate = sigmoid + silu (1 - sigmoid)
-        slope.addcmul_(silu, 1 - slope).mul_(up)
-        torch.mul(slope, grad_active, out=grad_gate)
+            found["down"] = _adapter_gradient(adapters["down"], self.active, grad)
         _, norm_weight = self.model.norm_weights(number)
-        parts = (("gate", grad_gate), ("up", grad_up))
+        parts = zip(("gate", "up"), self.grad_both.chunk(2, -1), strict=True)
         self._shared_input(number, parts, tape.normed_2, norm_weight, found)
-        inner = grad_both @ weight.gate_up
-        grad.add_(_norm_gradient(inner, tape.normed_2, tape.scale_2))
+        grad.add_(_norm_gradient(self.inner, tape.normed_2, tape.scale_2))
 
     def _through_attention(self, number: int, grad: Tensor, found: Gradients) -> None:
         """``h + out(attend(qkv))``; the embedding below layer 0 needs nothing."""

@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+# Rows that go through an MLP together: what they need stays in the processor's cache.
+BLOCK = 450  # TorchScript knows it as the default of `block` only
+
+
 class Frame(NamedTuple):
     """What surrounds the layers."""
 
@@ -112,13 +116,51 @@ def _before(
 
 
 @no_type_check
-def _after(hidden: Tensor, weight: LayerWeights, keep: LayerTape, frame: Frame) -> None:
+def _after(
+    hidden: Tensor,
+    weight: LayerWeights,
+    keep: LayerTape,
+    frame: Frame,
+    block: int = BLOCK,
+) -> None:
     """Add what attention and the MLP say to ``hidden``, in place."""
     hidden.addmm_(keep.mixed, weight.out.t())
     normed = _normalize(hidden, keep.normed_2, keep.scale_2, frame.epsilon)
-    torch.mm(normed, weight.gate_up.t(), out=keep.gate_up)
-    gate, up = keep.gate_up.chunk(2, -1)
-    hidden.addmm_(functional.silu(gate).mul_(up), weight.down.t())
+    for first in range(0, hidden.shape[0], block):
+        rows = keep.gate_up[first : first + block]
+        torch.mm(normed[first : first + block], weight.gate_up.t(), out=rows)
+        gate, up = rows.chunk(2, -1)
+        active = functional.silu(gate).mul_(up)
+        hidden[first : first + block].addmm_(active, weight.down.t())
+
+
+@no_type_check
+def mlp_gradient(
+    gate_up: Tensor,
+    grad: Tensor,
+    weight: LayerWeights,
+    into: list[Tensor],
+    block: int = BLOCK,
+) -> None:
+    """The gradient of ``down(silu(gate) * up)``, given that of its result.
+
+    ``into`` gets ``silu(gate) * up``, the gradient of gate and up, and that of what
+    they were computed from.
+    """
+    for first in range(0, grad.shape[0], block):
+        last = first + block
+        gate, up = gate_up[first:last].chunk(2, -1)
+        slope = torch.sigmoid(gate)
+        silu = gate * slope
+        torch.mul(silu, up, out=into[0][first:last])
+        grad_active = torch.mm(grad[first:last], weight.down)
+        both = into[1][first:last]
+        grad_gate, grad_up = both.chunk(2, -1)
+        torch.mul(grad_active, silu, out=grad_up)
+        # d silu / d gate = sigmoid + silu (1 - sigmoid)
+        slope.addcmul_(silu, 1 - slope).mul_(up)
+        torch.mul(slope, grad_active, out=grad_gate)
+        torch.mm(both, weight.gate_up, out=into[2][first:last])
 
 
 @no_type_check
