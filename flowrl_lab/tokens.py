@@ -195,10 +195,10 @@ class _ChunkedLogProbs(torch.autograd.Function):
             wide_weight = weight.to(dtype)
             for start in range(0, len(token_ids), chunk_size):
                 rows = slice(start, start + chunk_size)
-                scores = hidden[rows].to(dtype) @ wide_weight.T
-                scores /= temperature
-                normalizers[rows] = scores.logsumexp(dim=-1)
+                # dividing the few states is cheaper than dividing the many scores
+                scores = (hidden[rows].to(dtype) / temperature) @ wide_weight.T
                 chosen = scores.gather(-1, token_ids[rows, None]).squeeze(-1)
+                normalizers[rows] = _logsumexp_(scores)
                 log_probs[rows] = chosen - normalizers[rows]
         ctx.save_for_backward(hidden, weight, token_ids, normalizers)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
@@ -216,20 +216,31 @@ class _ChunkedLogProbs(torch.autograd.Function):
             wide_weight = weight.to(dtype)
             for start in range(0, len(token_ids), chunk_size):
                 rows = slice(start, start + chunk_size)
-                states = hidden[rows].to(dtype)
+                states = hidden[rows].to(dtype) / ctx.temperature
                 scores = states @ wide_weight.T
-                scores /= ctx.temperature
-                # In place, scores become probabilities and then their gradient.
-                grad = scores.sub_(normalizers[rows, None]).exp_()
-                upstream = grad_log_probs[rows, None] / ctx.temperature
-                grad.mul_(-upstream).scatter_add_(-1, token_ids[rows, None], upstream)
+                # In place, scores become probabilities π, and then π - onehot; the
+                # factor -g goes to the small matrices that this is multiplied with.
+                slope = scores.sub_(normalizers[rows, None]).exp_()
+                minus_one = slope.new_full((len(slope), 1), -1.0)
+                slope.scatter_add_(-1, token_ids[rows, None], minus_one)
+                upstream = -grad_log_probs[rows, None]
                 if wants_hidden:
-                    grad_hidden[rows] = (grad @ wide_weight).to(hidden.dtype)
+                    below = (slope @ wide_weight).mul_(upstream / ctx.temperature)
+                    grad_hidden[rows] = below.to(hidden.dtype)
                 if wants_weight:
-                    grad_weight.addmm_(grad.T, states)
+                    grad_weight.addmm_(slope.T, states * upstream)
         if wants_weight:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, None, None
+
+
+def _logsumexp_(scores: Tensor) -> Tensor:
+    """log Σ exp of each row, using up ``scores`` in place of more memory."""
+    largest = scores.amax(dim=-1, keepdim=True)
+    # a row of -inf alone: -inf - 0, not -inf + inf
+    largest.masked_fill_(largest.isinf(), 0.0)
+    total = scores.sub_(largest).exp_().sum(dim=-1)
+    return total.log_() + largest.squeeze(-1)
 
 
 def masked_sum(
