@@ -12,12 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy
 import pytest
 
 from flowrl_lab.sandbox import (
@@ -187,7 +187,7 @@ def test_readable_folders_are_searched_and_packages_are_found(tmp_path):
 
 
 def site_packages() -> Path:
-    return Path(sysconfig.get_path("purelib"))
+    return Path(numpy.__file__).parents[1]
 
 
 def test_numpy_loads_from_a_readable_folder():
