@@ -543,7 +543,7 @@ def test_wrong_and_hostile_solutions(human_eval, completion, defined, reason):
 def test_a_solution_that_never_ends(human_eval, monkeypatch):
     from flowrl_lab.sandbox import Limits
 
-    monkeypatch.setattr(human_eval, "_limits", Limits(0.5, 10.0))
+    monkeypatch.setattr(human_eval, "_limits", Limits(0.5, 60.0))
     scored = human_eval.score(human_eval.prompts("train")[0], "    while True: pass\n")
     assert scored.reward == 0.1  # it compiles
     assert scored.reason == "a test failed: used more than 0.5 s of processor time"
@@ -585,7 +585,7 @@ def test_a_training_loop_never_sees_an_exception(human_eval, gsm8k, monkeypatch)
     ]
     from flowrl_lab.sandbox import Limits
 
-    monkeypatch.setattr(human_eval, "_limits", Limits(0.3, 10.0))
+    monkeypatch.setattr(human_eval, "_limits", Limits(0.3, 60.0))
     for task in (*tasks, human_eval):
         prompt = task.prompts("train")[0]
         for scored in score_batch(task, [prompt] * len(HOSTILE), HOSTILE, workers=2):
