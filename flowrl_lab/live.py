@@ -33,9 +33,10 @@ from flowrl_lab.types import StepRecord
 __all__ = ["LivePlot", "choose_backend"]
 
 BACKENDS = ("auto", "widget", "svg", "static")
-# Drawing takes at most one part in this many of the time, but never waits longer
-# than a second.
-DRAW_SHARE = 20
+# Drawing takes one part in this many of the time, but never waits longer than two
+# seconds; the first few drawings come sooner, so that a plot starts lively.
+DRAW_SHARE, EAGER_SHARE, EAGER_DRAWINGS = 60, 20, 5
+LONGEST_WAIT = 2.0
 CLOSE_SECONDS = 30.0
 now = time.monotonic
 
@@ -61,7 +62,7 @@ class LivePlot:
         target_label: what the target distribution is called.
         log_y: metrics on a log axis.
         max_rate_hz: drawings a second, at most; slow drawings also wait longer, so
-            that they stay near a twentieth of the time.
+            that they stay below a fiftieth of a longer run's time.
         backend: ``"widget"`` (live, needs anywidget in the front end), ``"svg"``
             (live anywhere), ``"static"`` (one figure at the end), ``"auto"``.
         width: pixels.
@@ -99,6 +100,7 @@ class LivePlot:
         self._status = "waiting for the first step"
         self._canvas: _Canvas = _CANVASES[self.backend]()
         self._next_draw = 0.0
+        self._drawings = 0
         self._started = now()
 
     def __enter__(self) -> LivePlot:
@@ -127,8 +129,10 @@ class LivePlot:
         self._status = progress_text(self._history, began - self._started)
         self._canvas.draw(*self._drawing())
         ended = now()
-        wait = max(1.0 / self.max_rate_hz, min(DRAW_SHARE * (ended - began), 1.0))
-        self._next_draw = ended + wait
+        self._drawings += 1
+        share = EAGER_SHARE if self._drawings <= EAGER_DRAWINGS else DRAW_SHARE
+        wait = min(share * (ended - began), LONGEST_WAIT)
+        self._next_draw = ended + max(1.0 / self.max_rate_hz, wait)
 
     def __exit__(self, kind, error, trace) -> bool:
         seconds = now() - self._started

@@ -204,3 +204,64 @@ def test_whole_comparison_with_trl(capsys):
     words = ["--random-weights", "--rounds", "1", "--warmup", "0", "--prompts", "2"]
     assert bench.main([*words, "--generations", "4", "--threads", "1"]) == 0
     assert "arithmetic floor" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ one command
+
+
+def in_repository(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import run_all
+
+    monkeypatch.setattr(run_all, "choose_threads", lambda: 1)
+    return run_all
+
+
+def test_one_command_prints_one_table_and_keeps_it(monkeypatch, tmp_path, capsys):
+    run_all, kept = in_repository(monkeypatch), tmp_path / "kept.json"
+    words = ["--quick", "--only", "sweep", "log_probs", "--note", "a busy machine"]
+    assert run_all.main([*words, "--json", str(kept)]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["what", "ours", "peer", "which", "ratio", "x", "floor"]
+    assert [row.split(":")[0] for row in table[1:]] == [
+        "step", "log-probs 512 x 5,000", "log-probs 512 x 5,000",
+    ]  # fmt: skip
+    found = json.loads(kept.read_text())
+    assert found["machine"]["cores"] >= 1 and found["machine"]["processor"]
+    for line in found["lines"]:
+        assert line["ours"] > 0 and line["theirs"] > 0 and line["floor"] > 0
+    time, memory = found["lines"][1:]
+    assert time["unit"] == "s" and memory["unit"] == "MiB"
+    assert run_all.show(kept) == 0
+    shown = capsys.readouterr().out
+    assert "a busy machine" in shown and shown.endswith("\n".join(table) + "\n")
+
+
+def test_ratio_says_how_much_less_ours_needs(monkeypatch):
+    run_all = in_repository(monkeypatch)
+    line = {"what": "a", "unit": "s", "ours": 0.5, "peer": "b", "theirs": 4, "floor": 2}
+    (_, row) = run_all.format_table([line]).splitlines()
+    assert row.split() == ["a", "0.500", "s", "4.000", "b", "8.00x", "0.2x"]
+
+
+def test_step_is_left_out_without_trl(monkeypatch, capsys):
+    run_all = in_repository(monkeypatch)
+    monkeypatch.setattr(run_all.importlib.util, "find_spec", lambda _name: None)
+    assert run_all.step_lines(run_all.parse(["--quick"])) == []
+    assert "give --trl-python" in capsys.readouterr().out
+
+
+def test_cold_start_reports_what_failed(monkeypatch):
+    in_repository(monkeypatch)
+    from benchmarks import cold_start
+
+    assert cold_start.time_code("pass") < 60
+    with pytest.raises(RuntimeError, match="out of paper"):
+        cold_start.time_code("raise OSError('out of paper')")
+
+
+def test_kept_table_is_of_this_command(monkeypatch, capsys):
+    run_all = in_repository(monkeypatch)
+    assert run_all.main(["--show"]) == 0
+    shown = capsys.readouterr().out
+    assert "measured 2" in shown and "tiny LM, flowrl" in shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from fake_records import make_race, make_record
@@ -156,6 +158,24 @@ def test_slow_drawing_waits_longer(ticking, monkeypatch) -> None:
             ticking[0] += 0.01
     # 0.03 s a drawing, 0.6 s between two: two in the second, not five
     assert len(drawn) == 2
+
+
+@pytest.mark.usefixtures("screen")
+def test_watching_a_minute_costs_less_than_a_fiftieth(ticking, monkeypatch) -> None:
+    start, drawn = ticking[0], []
+    with LivePlot(backend="svg") as plot:
+
+        def slow(*_what) -> None:
+            drawn.append(ticking[0] - start)
+            ticking[0] += 0.03
+
+        monkeypatch.setattr(plot._canvas, "draw", slow)
+        for step in range(6000):
+            plot.update(make_record(step, steps=6000))
+            ticking[0] += 0.01
+    assert drawn[4] < 3  # it starts lively
+    assert 0.03 * len(drawn) < 0.02 * (ticking[0] - start)
+    assert max(b - a for a, b in itertools.pairwise(drawn)) <= 2.1
 
 
 def test_interrupt_keeps_the_records_and_is_swallowed(screen, capsys) -> None:

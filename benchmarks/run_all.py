@@ -1,0 +1,226 @@
+"""Every benchmark in one table.
+
+    python -m benchmarks                  everything; a quarter of an hour
+    python -m benchmarks --quick          tiny sizes: does it run at all?
+    python -m benchmarks --keep           also write data/results/benchmarks.json
+    python -m benchmarks --show           the kept table, measured by us
+
+Each line has our figure, that of a peer measured in the same run, their ratio, and
+the physical floor: the FLOPs that cannot be avoided at the matrix-product rate
+measured on the spot, or the work that no program can leave out.  TRL's lines need
+TRL: in this environment, or by ``--trl-python`` (see ``step_vs_trl.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import (  # noqa: E402 - after the path
+    cold_start,
+    live_overhead,
+    log_probs_memory,
+    step_vs_trl,
+    sweeps,
+)
+from flowrl_lab.results import describe_environment  # noqa: E402
+from flowrl_lab.session import choose_threads  # noqa: E402
+
+KEPT = ROOT / "data" / "results" / "benchmarks.json"
+
+
+def matmul_peak_of_all_cores() -> float:
+    """The best rate of a matrix product when every core works at it, FLOP/s."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        return step_vs_trl.matmul_peak(seconds=1.0)
+    finally:
+        torch.set_num_threads(before)
+
+
+def step_lines(args: argparse.Namespace) -> list[dict]:
+    """Our step on the tiny LM against TRL's, both as it comes and at its fastest."""
+    words = ["--rounds", "2", "--warmup", "1"] if args.quick else ["--rounds", "15"]
+    if args.trl_python:
+        words += ["--trl-python", args.trl_python]
+    elif importlib.util.find_spec("trl") is None:
+        print("step against TRL: left out (no TRL; give --trl-python)")
+        return []
+    if args.quick:
+        words += ["--prompts", "2", "--generations", "4"]
+    found = step_vs_trl.measure(step_vs_trl.parse(words))
+    floor = sum(found["flops"].values()) / args.peak
+    rows, lines = found["rows"], []
+    for side in ("ours, grpo", "ours, flowrl"):
+        lines += [
+            {
+                "what": f"tiny LM, {side.removeprefix('ours, ')}",
+                "unit": "s",
+                "ours": rows[side]["median"],
+                "peer": {"trl": "TRL, no checkpointing"}.get(peer, "TRL, as it comes"),
+                "theirs": rows[peer]["median"],
+                "floor": floor,
+                "cpu": [rows[side]["cpu"], rows[peer]["cpu"]],
+                "spread": [rows[side]["fastest"], rows[side]["slowest"]],
+            }
+            for peer in step_vs_trl.PEERS
+        ]
+    return lines
+
+
+def sweep_lines(args: argparse.Namespace) -> list[dict]:
+    """Cost against group size, length and model size."""
+    cases, rounds = (sweeps.TINY, 1) if args.quick else (sweeps.SWEEP, 7)
+    return sweeps.measure(cases, rounds, args.peak)
+
+
+def log_prob_lines(args: argparse.Namespace) -> list[dict]:
+    """Time and peak memory of token log-probs as T and V grow."""
+    sizes = ((512, 5000),) if args.quick else ((1024, 50_000), (2048, 150_000))
+    lines = []
+    for tokens, vocab in sizes:
+        words = ["--tokens", str(tokens), "--vocab", str(vocab)]
+        ours, *peers = log_probs_memory.compare(
+            words, args.trl_python, rounds=1 if args.quick else 3
+        )
+        flops = 8 * tokens * vocab * log_probs_memory.HIDDEN  # 4 products of 2
+        shared = {"floor": flops / args.peak, "unit": "s"}
+        for peer in peers:
+            what, name = f"log-probs {tokens:,} x {vocab:,}", peer["route"]
+            lines.append(
+                {"what": f"{what}: time", "ours": ours["total_s"], "peer": name,
+                 "theirs": peer["total_s"], **shared}
+            )  # fmt: skip
+            lines.append(
+                {"what": f"{what}: memory", "unit": "MiB", "peer": name,
+                 # tiny sizes may fit into what the process held before
+                 "ours": max(ours["peak_bytes"], 4096) / 2**20,
+                 "theirs": max(peer["peak_bytes"], 4096) / 2**20,
+                 # the gradients of the states and of the weight
+                 "floor": 4 * (tokens + vocab) * log_probs_memory.HIDDEN / 2**20}
+            )  # fmt: skip
+    return lines
+
+
+def live_lines(args: argparse.Namespace) -> list[dict]:
+    """Processor time of a watched run over that of the same run unwatched."""
+    lines, alone = [], None
+    for name, spent, inside, _ in live_overhead.measure(20 if args.quick else 400):
+        if name == "no plot":
+            alone = spent
+        if name in ("static", "svg", "widget"):
+            lines.append(
+                {"what": f"watched run, {name} plot", "unit": "CPU s", "ours": spent,
+                 "peer": "the run alone", "theirs": spent - inside, "floor": alone}
+            )  # fmt: skip
+    return lines
+
+
+def start_lines(args: argparse.Namespace) -> list[dict]:
+    """From a fresh kernel to the first plot."""
+    return cold_start.measure(1 if args.quick else 3)
+
+
+SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
+    "step": step_lines,
+    "sweep": sweep_lines,
+    "log_probs": log_prob_lines,
+    "live": live_lines,
+    "start": start_lines,
+}
+
+
+def format_table(lines: list[dict]) -> str:
+    """The table that is printed: ratio above 1 means that ours needs less."""
+    rows = [
+        f"{'what':<42}{'ours':>9} {'':<6}{'peer':>9}  {'which':<24}"
+        f"{'ratio':>7}{'x floor':>9}"
+    ]
+    rows += [
+        f"{line['what']:<42}{line['ours']:>9.3f} {line['unit']:<6}"
+        f"{line['theirs']:>9.3f}  {line['peer']:<24}"
+        f"{line['theirs'] / line['ours']:>6.2f}x"
+        f"{line['ours'] / line['floor']:>8.1f}x"
+        for line in lines
+    ]
+    return "\n".join(rows)
+
+
+def machine_facts() -> dict:
+    """What the figures depend on."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return describe_environment() | {"processor": name}
+
+
+def show(kept: Path = KEPT) -> int:
+    """Print the kept table with the machine it is of."""
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    facts = found["machine"]
+    print(
+        f"measured {found['date']} on {facts['processor']}, {facts['cores']} cores, "
+        f"torch {facts['versions']['torch']}; matrix products at "
+        f"{found['peak'] / 1e9:.0f} GFLOP/s\n{found['note']}\n"
+    )
+    print(format_table(found["lines"]))
+    return 0
+
+
+def parse(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--quick", action="store_true", help="tiny sizes, for the tests")
+    add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    add("--trl-python", metavar="PATH", help="Python of an environment with TRL")
+    add("--json", type=Path, metavar="FILE", help="also write everything there")
+    add("--keep", action="store_true", help=f"write {KEPT.relative_to(ROOT)}")
+    add("--note", default="", help="kept with the figures: how the machine was")
+    add("--show", action="store_true", help="print the kept table, measure nothing")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    args = parse(words)
+    if args.show:
+        return show()
+    choose_threads()
+    args.peak = matmul_peak_of_all_cores()
+    lines = []
+    for name in args.only:
+        print(f"measuring: {name}", file=sys.stderr, flush=True)
+        lines += SECTIONS[name](args)
+    print(format_table(lines))
+    found = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine_facts(),
+        "peak": args.peak,
+        "note": args.note,
+        "lines": lines,
+    }
+    for file in (args.json, KEPT if args.keep else None):
+        if file is not None:
+            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
