@@ -146,8 +146,9 @@ def log_probs_from_hidden(
     The logits ``[B, T, V]`` are the largest tensor of a training step.  Here they
     are made for ``chunk_size`` tokens at a time, reduced, thrown away, and made
     again in the backward pass, where dz = g · (onehot - π) is known in closed
-    form.  Peak memory grows with chunk_size · V, not with B · T · V; the price is
-    one more matrix product.  Half-precision inputs are multiplied in float32.
+    form (with a frozen head it is worked out at once).  Peak memory grows with
+    chunk_size · V, not with B · T · V; the price is one more matrix product, or none
+    with a frozen head.  Half-precision inputs are multiplied in float32.
 
     Args:
         hidden: final hidden states, aligned with ``token_ids``.
@@ -169,6 +170,8 @@ def log_probs_from_hidden(
     _check_token_ids(token_ids, hidden.shape[:2], lm_head_weight.shape[0])
     check_number("temperature", temperature, above=True)
     check_count("chunk_size", chunk_size)
+    if not torch.is_grad_enabled():  # autograd.Function does not ask for it
+        hidden, lm_head_weight = hidden.detach(), lm_head_weight.detach()
     log_probs = _ChunkedLogProbs.apply(
         hidden.flatten(0, 1),
         lm_head_weight,
@@ -190,6 +193,12 @@ class _ChunkedLogProbs(torch.autograd.Function):
         )
         log_probs = hidden.new_empty(token_ids.shape, dtype=dtype)
         normalizers = torch.empty_like(log_probs)
+        # With the head frozen, a row's gradient is known now but for its factor g:
+        # (onehot - π) W, [H] numbers; the backward pass then needs no scores again.
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        slopes = None
+        if wants_hidden and not wants_weight:
+            slopes = hidden.new_empty(hidden.shape, dtype=dtype)
         # Autocast would quietly turn the products back into half precision.
         with torch.autocast(hidden.device.type, enabled=False):
             wide_weight = weight.to(dtype)
@@ -200,14 +209,20 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 chosen = scores.gather(-1, token_ids[rows, None]).squeeze(-1)
                 normalizers[rows] = _logsumexp_(scores)
                 log_probs[rows] = chosen - normalizers[rows]
-        ctx.save_for_backward(hidden, weight, token_ids, normalizers)
+                if slopes is not None:  # scores are exp(score - largest) now
+                    probs = scores.div_(scores.sum(dim=-1, keepdim=True))
+                    slopes[rows] = _minus_onehot_(probs, token_ids[rows]) @ wide_weight
+        ctx.save_for_backward(hidden, weight, token_ids, normalizers, slopes)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         return log_probs
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_log_probs):
-        hidden, weight, token_ids, normalizers = ctx.saved_tensors
+        hidden, weight, token_ids, normalizers, slopes = ctx.saved_tensors
+        if slopes is not None:
+            factor = grad_log_probs[:, None] / -ctx.temperature
+            return (slopes * factor).to(hidden.dtype), None, None, None, None
         dtype, chunk_size = normalizers.dtype, ctx.chunk_size
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -220,9 +235,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 scores = states @ wide_weight.T
                 # In place, scores become probabilities π, and then π - onehot; the
                 # factor -g goes to the small matrices that this is multiplied with.
-                slope = scores.sub_(normalizers[rows, None]).exp_()
-                minus_one = slope.new_full((len(slope), 1), -1.0)
-                slope.scatter_add_(-1, token_ids[rows, None], minus_one)
+                probs = scores.sub_(normalizers[rows, None]).exp_()
+                slope = _minus_onehot_(probs, token_ids[rows])
                 upstream = -grad_log_probs[rows, None]
                 if wants_hidden:
                     below = (slope @ wide_weight).mul_(upstream / ctx.temperature)
@@ -232,6 +246,12 @@ class _ChunkedLogProbs(torch.autograd.Function):
         if wants_weight:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, None, None
+
+
+def _minus_onehot_(probs: Tensor, token_ids: Tensor) -> Tensor:
+    """π - onehot, in place."""
+    minus_one = probs.new_full((len(probs), 1), -1.0)
+    return probs.scatter_add_(-1, token_ids[:, None], minus_one)
 
 
 def _logsumexp_(scores: Tensor) -> Tensor:

@@ -165,10 +165,14 @@ def test_log_probs_from_hidden_ignores_autocast():
 
 def test_log_probs_from_hidden_leaves_a_frozen_head_alone():
     hidden = rand(2, 3, 4).requires_grad_()
-    weight = rand(7, 4)
-    log_probs_from_hidden(hidden, weight, rand_ids(2, 3, 7)).sum().backward()
+    weight, ids, upstream = rand(7, 4), rand_ids(2, 3, 7), rand(2, 3, seed=5)
+    found = log_probs_from_hidden(hidden, weight, ids, temperature=0.7, chunk_size=4)
+    (below,) = torch.autograd.grad((found * upstream).sum(), hidden)
     assert weight.grad is None
-    assert hidden.grad.abs().sum() > 0
+    plain = gather_log_probs(hidden @ weight.T, ids, temperature=0.7)
+    (expected,) = torch.autograd.grad((plain * upstream).sum(), hidden)
+    assert below.abs().sum() > 0
+    assert_close(below, expected)
 
 
 def test_log_probs_from_hidden_never_holds_all_the_logits():
