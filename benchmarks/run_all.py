@@ -119,7 +119,7 @@ def log_prob_lines(args: argparse.Namespace) -> list[dict]:
 def live_lines(args: argparse.Namespace) -> list[dict]:
     """Processor time of a watched run over that of the same run unwatched."""
     lines, alone = [], None
-    for name, spent, inside, _ in live_overhead.measure(20 if args.quick else 400):
+    for name, spent, inside, _ in live_overhead.measure(20 if args.quick else 1500):
         if name == "no plot":
             alone = spent
         if name in ("static", "svg", "widget"):
