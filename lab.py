@@ -53,6 +53,9 @@ EXTRAS = {
     "doctor": ("notebooks",),
     "test": ("notebooks", "test"),
 }
+# Wanted for the tests, but not to be had everywhere: (extra, what it needs, what is
+# skipped without it).
+OPTIONAL = ("gym", "a C compiler", "the tests of reasoning-gym's tasks")
 PYTEST_OPTIONS_WITH_VALUE = (
     *("-k", "-m", "-n", "-p", "-r", "-W", "-o", "-c", "--dist", "--durations"),
     *("--ignore", "--deselect", "--maxfail", "--tb", "--rootdir", "--basetemp"),
@@ -240,6 +243,8 @@ def prepare_environment(folder, extras):
     write_state(folder, fingerprint="", extras=[])
     install_torch(folder, gpu)
     install_project(folder, extras)
+    if "test" in extras:
+        install_optional(folder)
     write_state(folder, fingerprint=compute_fingerprint(), extras=extras)
     say(f"Environment ready after {time.perf_counter() - started:.0f} s")
     return find_python(folder)
@@ -286,6 +291,15 @@ def install_project(folder, extras):
             return
         say("  uv did not manage; using pip instead")
     run_step(name, pip_command(folder, *target), log)
+
+
+def install_optional(folder):
+    """Try for what only some machines can install; say what goes without it."""
+    extra, needed, skipped = OPTIONAL
+    target = ("-e", f"{ROOT}[{extra}]")
+    name = f"installing flowrl_lab[{extra}]"
+    if not run_step(name, pip_command(folder, *target), folder / LOG_FILE, must=False):
+        say(f"  {name}: not possible without {needed}; {skipped} are skipped")
 
 
 def run_step(name, command, log, must=True):

@@ -27,8 +27,10 @@ __all__ = ["Check", "format_checks", "main", "run_doctor"]
 _PROJECT = "flowrl-lab"
 _MEMORY_NEEDED_GB = 4.0
 _DISK_NEEDED_GB = 1.0
-_SHOWN_EXTRAS = ("lm", "notebooks", "metrics", "sets", "trl", "trackers", "test")
-_OPTIONAL_EXTRAS = ("metrics", "trl", "trackers", "test")
+_SHOWN_EXTRAS = (
+    *("lm", "notebooks", "metrics", "sets", "gym", "trl", "trackers", "test"),
+)
+_OPTIONAL_EXTRAS = ("metrics", "sets", "gym", "trl", "trackers", "test")
 
 
 @dataclass(frozen=True)

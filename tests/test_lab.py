@@ -253,6 +253,21 @@ def test_uv_installs_the_rest_and_pip_stands_in_for_it(lab, steps, monkeypatch):
     assert [command[1] for _, command in steps[1:]] == ["pip", "-m"]
 
 
+def test_what_cannot_be_built_is_said_and_stops_nothing(
+    lab, tmp_path, monkeypatch, capsys
+):
+    def run_step(name, _command, _log, must=True):
+        if "[gym]" not in name:
+            return True
+        assert not must
+        return False
+
+    monkeypatch.setattr(lab, "run_step", run_step)
+    lab.prepare_environment(tmp_path / "venv", ("notebooks", "test"))
+    assert "not possible without a C compiler" in capsys.readouterr().out
+    assert lab.read_state(tmp_path / "venv")["fingerprint"]
+
+
 def test_a_second_start_installs_nothing(lab, steps, tmp_path, monkeypatch):
     folder = tmp_path / "venv"
     monkeypatch.setattr(lab, "python_runs", lambda _folder: True)
@@ -270,7 +285,10 @@ def test_more_extras_or_new_pins_update_in_place(lab, steps, tmp_path, monkeypat
     (folder / "kept").touch()
     steps.clear()
     lab.prepare_environment(folder, ("test",))
-    assert [name for name, _ in steps][-1] == "installing flowrl_lab[notebooks,test]"
+    assert [name for name, _ in steps][-2:] == [
+        "installing flowrl_lab[notebooks,test]",
+        "installing flowrl_lab[gym]",
+    ]
     steps.clear()
     monkeypatch.setattr(lab, "TORCH", "torch==0.0")
     lab.prepare_environment(folder, ("notebooks",))

@@ -1,6 +1,7 @@
 """Real sets for real language models: word problems, countdown, arithmetic, code.
 
-They need ``pip install 'flowrl-lab[sets]'`` and load only when somebody asks.
+They need ``pip install 'flowrl-lab[sets]'``, those of reasoning-gym
+``'flowrl-lab[gym]'``, and load only when somebody asks.
 What a model writes is never evaluated in this process: numbers and expressions go
 through a small parser of our own, everything else into the sandbox.
 """

@@ -39,7 +39,7 @@ def make_problems(dataset: str, size: int, seed: int, **settings: Any):
     except ImportError as error:
         raise ImportError(
             f"this task is written by reasoning-gym, which does not load ({error}). "
-            "Fix: pip install 'flowrl-lab[sets]' (it builds one package in C, so a "
+            "Fix: pip install 'flowrl-lab[gym]' (it builds one package in C, so a "
             "C compiler must be there)."
         ) from error
     try:
