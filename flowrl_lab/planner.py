@@ -31,6 +31,7 @@ __all__ = [
     "Workload",
     "calibrate",
     "count_work",
+    "decode_seconds",
     "estimate_memory",
     "format_plan",
     "leave_one_out",
@@ -180,12 +181,12 @@ class Machine:
         fitted: the rates were fitted to measurements on that machine.
     """
 
-    flops: float
-    bandwidth: float = 0.0
-    call_seconds: float = 0.0
-    memory: float = 0.0
-    memory_factor: float = 1.0
-    memory_base: float = 0.0
+    flops: int | float
+    bandwidth: int | float = 0.0
+    call_seconds: int | float = 0.0
+    memory: int | float = 0.0
+    memory_factor: int | float = 1.0
+    memory_base: int | float = 0.0
     fitted: bool = False
 
     def __post_init__(self) -> None:
@@ -227,15 +228,47 @@ MODELS = {
 class Work:
     """Work of one phase: operations, bytes read, layer calls."""
 
-    flops: float = 0.0
-    bytes_read: float = 0.0
-    calls: float = 0.0
+    flops: int | float = 0.0
+    bytes_read: int | float = 0.0
+    calls: int | float = 0.0
 
     def seconds(self, machine: Machine) -> float:
         reading = self.bytes_read / machine.bandwidth if machine.bandwidth else 0.0
         return max(self.flops / machine.flops, reading) + (
             self.calls * machine.call_seconds
         )
+
+
+def decode_seconds(
+    weights: int | float,
+    rows: int | float,
+    *,
+    weight_bytes: int,
+    flops: int | float,
+    bandwidth: int | float,
+) -> int | float:
+    """Seconds to write one more token in every row: the roofline.
+
+        max(2 N B / flops,  N bytes / bandwidth)
+
+    The weights are read once for all rows together, so more rows are free until the
+    arithmetic takes as long as the reading.
+
+    Args:
+        weights: N, weights that every token is multiplied with.
+        rows: B, completions that are written side by side.
+        weight_bytes: of one weight.
+        flops: operations a second.
+        bandwidth: bytes a second.
+
+    Raises:
+        ValueError: a number that is not above 0.
+    """
+    named = {"weights": weights, "rows": rows, "weight_bytes": weight_bytes}
+    named |= {"flops": flops, "bandwidth": bandwidth}
+    for name, value in named.items():
+        check_number(name, value, above=True)
+    return max(2 * weights * rows / flops, weights * weight_bytes / bandwidth)
 
 
 def count_work(model: ModelShape, work: Workload) -> dict[str, Work]:
@@ -282,11 +315,11 @@ class Measurement:
 
     model: ModelShape
     work: Workload
-    seconds: float
-    peak_bytes: float = 0.0
+    seconds: int | float
+    peak_bytes: int | float = 0.0
 
 
-def calibrate(measured: Sequence[Measurement], *, memory: float = 0.0) -> Machine:
+def calibrate(measured: Sequence[Measurement], *, memory: int | float = 0.0) -> Machine:
     """The machine that explains measured steps best.
 
     1/flops and call_seconds are fitted to the seconds, memory_factor and memory_base
@@ -308,13 +341,14 @@ def calibrate(measured: Sequence[Measurement], *, memory: float = 0.0) -> Machin
     for one in measured:
         check_number("seconds", one.seconds, above=True)
         phases = count_work(one.model, one.work).values()
-        counted.append((sum(p.flops for p in phases), sum(p.calls for p in phases)))
-    per_flop, per_call = _fit(counted, [one.seconds for one in measured])
+        flops, calls = sum(p.flops for p in phases), sum(p.calls for p in phases)
+        counted.append((float(flops), float(calls)))
+    per_flop, per_call = _fit(counted, [float(one.seconds) for one in measured])
     machine = Machine(1 / per_flop, 0.0, per_call, memory, fitted=True)
     if not all(one.peak_bytes for one in measured):
         return machine
     sizes = [(_counted_peak(estimate_memory(m.model, m.work)), 1.0) for m in measured]
-    factor, base = _fit(sizes, [one.peak_bytes for one in measured])
+    factor, base = _fit(sizes, [float(one.peak_bytes) for one in measured])
     return dataclasses.replace(machine, memory_factor=factor, memory_base=base)
 
 
@@ -370,7 +404,7 @@ def estimate_memory(model: ModelShape, work: Workload) -> dict[str, float]:
     # Checkpointing keeps each layer's input, and one layer in full.
     kept = inputs * model.layers + kept if work.checkpointing else kept * model.layers
     cached = 2 * model.kv_width * model.layers * work.rows * context
-    return {
+    parts = {
         "weights": model.parameters * work.weight_bytes,
         # With LoRA the reference is the model without its adapter.
         "reference": 0.0 if work.lora_rank else model.parameters * work.weight_bytes,
@@ -380,6 +414,7 @@ def estimate_memory(model: ModelShape, work: Workload) -> dict[str, float]:
         "logits": 5.0 * rows * work.completion_tokens * model.vocab * 4,
         "sampling cache": cached * work.weight_bytes,
     }
+    return {name: float(size) for name, size in parts.items()}
 
 
 def _counted_peak(parts: dict[str, float]) -> float:
@@ -425,9 +460,9 @@ def make_plan(
     work: Workload,
     machine: Machine,
     *,
-    price_per_hour: float = 0.0,
+    price_per_hour: int | float = 0.0,
     devices: int = 1,
-    efficiency: float = 0.9,
+    efficiency: int | float = 0.9,
 ) -> Plan:
     """Memory, hours and money of a run.
 

@@ -54,6 +54,10 @@ TERMS = {
     "value-head",
     "baseline",
     "z-score",
+    "data-parallel",
+    "all-reduce",
+    "gradient-accumulation",
+    "roofline",
 }
 LINK = re.compile(r"\]\(([^()\s]*)\)")
 

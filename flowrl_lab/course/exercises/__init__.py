@@ -16,6 +16,7 @@ from flowrl_lab.course.exercises import (
     flowrl,
     maximisers,
     partition,
+    scaling,
     tokens,
 )
 
@@ -30,6 +31,7 @@ _TOPICS = (
     flowrl,
     answers,
     diversity,
+    scaling,
 )
 
 EXERCISES: dict[str, Exercise] = {
