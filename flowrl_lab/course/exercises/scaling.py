@@ -25,6 +25,14 @@ def _weighted(gradients: Tensor, weights: Tensor) -> Tensor:
     return torch.tensordot(weights, gradients, dims=1)
 
 
+def _counts(gradients: Tensor, rows: list[int]) -> Tensor:
+    return torch.tensor(rows, dtype=gradients.dtype)
+
+
+def _shares_of(weights: Tensor) -> Tensor:
+    return weights / weights.sum()
+
+
 COMBINE_GRADIENTS = Exercise(
     name="combine_gradients",
     solution="flowrl_lab.data_parallel:combine_gradients",
@@ -46,16 +54,14 @@ COMBINE_GRADIENTS = Exercise(
             "not divided by all rows",
             "You weighed by the rows but did not divide by their sum: that is the "
             "gradient of the summed loss, not of the mean.",
-            lambda gradients, rows: _weighted(gradients, torch.tensor(rows).float()),
+            lambda gradients, rows: _weighted(gradients, _counts(gradients, rows)),
         ),
         Mistake(
             "weights the wrong way round",
             "The weights are upside down: the process with the fewest rows counts "
             "most.",
             lambda gradients, rows: _weighted(
-                gradients,
-                (1 / torch.tensor(rows).float())
-                / (1 / torch.tensor(rows).float()).sum(),
+                gradients, _shares_of(1 / _counts(gradients, rows))
             ),
         ),
     ),
