@@ -18,6 +18,7 @@ TASKS: dict[str, str] = {
     "strings": "flowrl_lab.tasks.strings:Strings",
     "make_number": "flowrl_lab.tasks.make_number:MakeNumber",
     "open_sets": "flowrl_lab.tasks.open_sets:OpenSets",
+    "required_operator": "flowrl_lab.tasks.required_operator:RequiredOperator",
 }
 
 
