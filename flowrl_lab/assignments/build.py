@@ -97,6 +97,11 @@ def make_bundle(source: Source, secret: str = "") -> Bundle:
         secret=secret,
         solutions=tuple(source.solutions),
         hidden=tuple(source.hidden_blocks),
+        template=tuple(
+            strip_solution(cell.text)
+            for cell in source.cells
+            if cell.kind == "code" and not cell.hidden
+        ),
     )
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import math
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ __all__ = ["Bundle", "Loaded", "call_with_gradients", "is_by_hand", "read_bundle
 
 FORMAT = 1
 SUFFIX = ".bundle.json"
+_LOADING = threading.Lock()  # one submission loads a variant, the others wait
 KINDS = {
     FunctionQuestion: "function",
     Number: "number",
@@ -50,11 +52,13 @@ class Loaded:
         questions: in the order of the notebook.
         problem: what the student's notebook is given.
         solutions: everything that the solved cells define.
+        expected: the solutions' results on hidden calls, as they are asked for.
     """
 
     questions: tuple[Question, ...]
     problem: dict[str, Any]
     solutions: dict[str, Any]
+    expected: dict[tuple[str, int], list] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Bundle:
         secret: mixed into the numbers of hidden tests.
         solutions: solved cells.
         hidden: hidden blocks.
+        template: code cells as they are handed out.
     """
 
     key: str
@@ -76,10 +81,12 @@ class Bundle:
     secret: str
     solutions: tuple[str, ...]
     hidden: tuple[str, ...]
+    template: tuple[str, ...]
 
     def load(self, variant: int) -> Loaded:
         """The questions for one variant; loaded once."""
-        return _load(self, variant)
+        with _LOADING:
+            return _load(self, variant)
 
     def to_json(self) -> str:
         """The bundle as text, the same every time."""
@@ -99,6 +106,7 @@ def read_bundle(path: Path) -> Bundle:
         version = fields.pop("format")
         fields["solutions"] = tuple(fields["solutions"])
         fields["hidden"] = tuple(fields["hidden"])
+        fields["template"] = tuple(fields["template"])
         bundle = Bundle(**fields)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise bad_input(

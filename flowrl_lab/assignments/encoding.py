@@ -50,8 +50,8 @@ def encode(value: Any) -> Any:
         return {"dict": {str(name): encode(part) for name, part in value.items()}}
     kind = getattr(value, "dtype", type(value).__name__)
     raise ValueError(
-        f"got a value of kind {kind}; expected tensors {sorted(DTYPES)}, numbers, text, "
-        "lists and dicts. Fix: convert it before it is stored."
+        f"got a value of kind {kind}; expected tensors {sorted(DTYPES)}, numbers, "
+        "text, lists and dicts. Fix: convert it before it is stored."
     )
 
 
@@ -65,8 +65,8 @@ def decode(stored: Any) -> Any:
         return _decode(stored)
     except (TypeError, KeyError, RuntimeError, AttributeError, RecursionError) as error:
         raise ValueError(
-            f"got a stored value that cannot be read ({type(error).__name__}); expected "
-            "what encode() writes. Fix: build the file again."
+            f"got a stored value that cannot be read ({type(error).__name__}); "
+            "expected what encode() writes. Fix: build the file again."
         ) from None
 
 

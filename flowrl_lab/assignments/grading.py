@@ -15,6 +15,7 @@ import hashlib
 import json
 import random
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,6 +55,7 @@ LIMITS = Limits(
 SECONDS_A_CALL = 6.0
 SECONDS_A_DEFINITION = 6.0
 MAX_STARTS = 3
+_REFEREE = threading.Lock()  # it builds models, which is not made for threads
 WORKER = Path(__file__).with_name("worker.py")
 
 # All that a process which nobody trusts may say to a student: its own words could
@@ -250,7 +252,9 @@ def _unshuffle(outcomes: Outcomes, loaded: Loaded, key: str) -> None:
     for question in loaded.questions:
         if isinstance(question, OwnTest):
             order = own_test_order(question, key)
-            told = [outcomes.calls.get(f"{question.name}/{p}") for p in range(len(order))]
+            told = [
+                outcomes.calls.get(f"{question.name}/{p}") for p in range(len(order))
+            ]
             for outcome, index in zip(told, order, strict=True):
                 outcomes.verdicts[question.name, index] = outcome
 
@@ -397,19 +401,16 @@ def _judge_test(
     return Part(test.title, test.points, test.points)
 
 
-_EXPECTED: dict[tuple[int, str, int], list] = {}
-
-
 def _expected(loaded: Loaded, question: FunctionQuestion, place: int) -> list:
     """The solution's results; computed once for each variant."""
-    key = (id(loaded), question.name, place)
-    if key not in _EXPECTED:
+    key = (question.name, place)
+    if key not in loaded.expected:
         solution = loaded.solutions[question.name]
-        _EXPECTED[key] = [
+        loaded.expected[key] = [
             call_with_gradients(solution, call, question.gradients)
             for call in question.tests[place].calls
         ]
-    return _EXPECTED[key]
+    return loaded.expected[key]
 
 
 def _compare(question: FunctionQuestion, outcome: dict | None, expected: list) -> str:
@@ -486,7 +487,8 @@ def _judge_files(question: Recorded, files: Mapping[str, bytes]) -> list[Part]:
         note = f"{', '.join(missing)} was not handed in"
         return [Part(title, points, 0.0, note) for title, points in question.parts]
     try:
-        shares = question.judge({name: files[name] for name in question.files})
+        with _REFEREE:
+            shares = question.judge({name: files[name] for name in question.files})
     except ValueError as error:  # the referee's own words, about the file
         return [
             Part(title, points, 0.0, str(error)) for title, points in question.parts

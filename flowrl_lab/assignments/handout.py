@@ -25,7 +25,7 @@ from flowrl_lab.course.checking import Result
 from flowrl_lab.course.showing import show
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 
-__all__ = ["Assignment", "open_assignment"]
+__all__ = ["Assignment", "open_assignment", "read_key", "saved_stubs"]
 
 SECONDS = 10.0
 NOT_ATTEMPTED = (
@@ -99,9 +99,7 @@ class Assignment:
         question = self._questions.get(name)
         if question is None:
             known = ", ".join(self._questions)
-            result = Result(
-                str(name), "failed", f"There is no such question: {known}."
-            )
+            result = Result(str(name), "failed", f"There is no such question: {known}.")
         elif question["kind"] == "number":
             result = _check_number(name, given)
         elif not callable(given):
@@ -133,6 +131,10 @@ class Assignment:
         show({"text/html": result._repr_html_(), "text/plain": str(result)})
         result._shown = True
         return result
+
+    def files(self) -> set[str]:
+        """Names of the recorded files that belong to a submission."""
+        return {file for c in self._checks.values() for file in c.get("files", ())}
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
@@ -173,7 +175,7 @@ class Assignment:
         path, notes = write_submission(
             self.folder / f"{self.key}.ipynb" if notebook is None else Path(notebook),
             student or self.student,
-            {file for c in self._checks.values() for file in c.get("files", ())},
+            self.files(),
         )
         print(f"Hand in this file: {path}")
         for note in notes:
@@ -284,6 +286,15 @@ def _file_problem(path: Path) -> list[str]:
     except ValueError as error:
         return [f"{path.name}: {error}"]
     return []
+
+
+def read_key(notebook: Path) -> str:
+    """The assignment that a saved notebook belongs to, or ""."""
+    try:
+        facts = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["flowrl"]
+        return str(facts["assignment"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def saved_stubs(notebook: Path) -> list[str]:

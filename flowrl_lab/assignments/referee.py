@@ -106,9 +106,7 @@ def judge_adapter(
     return _measure(policy, task, num_prompts)
 
 
-def judge_start(
-    task, *, rank: int, alpha: float, num_prompts: int
-) -> dict[str, float]:
+def judge_start(task, *, rank: int, alpha: float, num_prompts: int) -> dict[str, float]:
     """The same figures of the pretrained model, before any training."""
     return _measure(_adapter_policy(task, rank, alpha), task, num_prompts)
 

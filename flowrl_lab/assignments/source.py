@@ -146,7 +146,9 @@ def _check_cell(cell: Cell, path: Path) -> None:
         try:
             ast.parse(cell.text)
         except SyntaxError as error:
-            raise ValueError(f"{where}: {error}. Fix: the cell must be Python.") from None
+            raise ValueError(
+                f"{where}: {error}. Fix: the cell must be Python."
+            ) from None
 
 
 def _inside(cell: Cell) -> str:

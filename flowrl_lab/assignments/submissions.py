@@ -267,7 +267,13 @@ def _read_zip(submission: Submission, path: Path) -> bytes | None:
                         )
                 elif entry != MANIFEST:
                     submission.files.setdefault(entry, content)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError):
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+    ):
         submission.note("the zip file is damaged", _AGAIN, fatal=True)
         return None
     if notebook is None:

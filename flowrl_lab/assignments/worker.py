@@ -349,7 +349,9 @@ def literal(names, name):
     """The value that a submission gives to a constant."""
     value = names.get(name)
     good = isinstance(value, bool | int | float | str | list | tuple | set)
-    return sorted(map(str, value)) if isinstance(value, set) else value if good else None
+    return (
+        sorted(map(str, value)) if isinstance(value, set) else value if good else None
+    )
 
 
 # ------------------------------------------------------------------------------ main

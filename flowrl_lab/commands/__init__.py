@@ -22,5 +22,6 @@ COMMANDS: dict[str, str] = {
     "report": "report",
     "colab": "colab",
     "export": "export",
+    "assign": "assign",
 }
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

@@ -55,6 +55,7 @@ class RequiredOperator(MakeNumber):
                 f"digit is {digit!r}; expected a whole number from 0 to 9. "
                 "Fix: choose one digit."
             )
+        super().__init__()
         self.operator, self.digit = operator, digit
 
     def prompts(self, split: str) -> tuple[str, ...]:
