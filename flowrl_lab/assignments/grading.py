@@ -16,8 +16,8 @@ import json
 import random
 import re
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +40,21 @@ from flowrl_lab.assignments.spec import (
     Test,
 )
 from flowrl_lab.assignments.submissions import Submission
-from flowrl_lab.sandbox import Limits, run_python
+from flowrl_lab.sandbox import Limits, SandboxResult, run_python
 
 __all__ = ["LIMITS", "Grade", "Part", "grade_submission", "judge_question"]
 
 LIMITS = Limits(
-    cpu_seconds=90.0,
+    cpu_seconds=60.0,
     wall_seconds=300.0,
     memory_mb=1024,
     output_bytes=65_536,
     file_mb=16,
     processes=1,
 )
-SECONDS_A_CALL = 6.0
-SECONDS_A_DEFINITION = 6.0
-MAX_STARTS = 3
+SECONDS_A_CALL = 8.0
+SECONDS_A_DEFINITION = 8.0
+TAMPERED = "one of its functions writes into the files of the grader"
 _REFEREE = threading.Lock()  # it builds models, which is not made for threads
 WORKER = Path(__file__).with_name("worker.py")
 
@@ -147,6 +147,7 @@ def grade_submission(
     digest: str,
     *,
     limits: Limits = LIMITS,
+    run: Callable[..., SandboxResult] = run_python,
 ) -> Grade:
     """Mark a submission that was read.
 
@@ -156,6 +157,7 @@ def grade_submission(
         variant: that the student was given.
         digest: kept in the grade.
         limits: of the sandbox.
+        run: the sandbox; another one only where a grader's container is the fence.
     """
     loaded = bundle.load(variant)
     grade = Grade(
@@ -170,7 +172,7 @@ def grade_submission(
     )
     outcomes = Outcomes()
     if submission.readable:
-        outcomes = run_submission(submission.code, loaded, grade.key, limits)
+        outcomes = run_submission(submission.code, loaded, grade.key, limits, run)
         _note_found(grade, outcomes)
     for question in loaded.questions:
         if is_by_hand(question):
@@ -198,6 +200,7 @@ class Outcomes:
         functions: names of the functions that the submission defines.
         literals: constants by name.
         problems: of cells and definitions.
+        read: whether its definitions were read back.
     """
 
     calls: dict[str, dict] = field(default_factory=dict)
@@ -205,10 +208,15 @@ class Outcomes:
     functions: list[str] = field(default_factory=list)
     literals: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    read: bool = False
 
 
 def run_submission(
-    code: Sequence[str], loaded: Loaded, key: str, limits: Limits
+    code: Sequence[str],
+    loaded: Loaded,
+    key: str,
+    limits: Limits,
+    run: Callable[..., SandboxResult],
 ) -> Outcomes:
     """Run all jobs of a submission; a job that ends the process costs only itself."""
     jobs = _make_jobs(loaded, key)
@@ -217,32 +225,34 @@ def run_submission(
         "literals": [q.name for q in loaded.questions if isinstance(q, Number)],
         "seconds": SECONDS_A_DEFINITION,
     }
-    outcomes = Outcomes()
-    for _ in range(MAX_STARTS):
-        result = run_python(
+
+    def start(some: list[dict], within: Limits) -> SandboxResult:
+        return run(
             _worker(),
-            limits=limits,
-            files={"plan.json": json.dumps({**plan, "jobs": jobs}).encode()},
+            limits=within,
+            files={"plan.json": json.dumps({**plan, "jobs": some}).encode()},
             readable=_packages(),
             collect=("found.json", "outcomes.jsonl"),
         )
-        _take(outcomes, result.files, jobs)
-        left = [job for job in jobs if job["id"] not in outcomes.calls]
-        if "found.json" not in result.files:
-            outcomes.problems.append(_why(result.outcome, "its definitions"))
-            break
-        if not left:
-            break
-        # The first job without an outcome is the one that ended the process; the
-        # others of its question would do the same.
-        culprit = left[0]["id"].rpartition("/")[0]
+
+    outcomes = Outcomes()
+    result = start(jobs, limits)
+    if not _take(outcomes, result.files, jobs):
+        outcomes.calls.clear()  # forged by one of its functions: by which?
+        outcomes.problems.append(TAMPERED)
+    left = [job for job in jobs if job["id"] not in outcomes.calls]
+    shorter = replace(limits, cpu_seconds=limits.cpu_seconds / 2)
+    # A function that ends the process, or spoils its files, costs only itself.
+    for name in dict.fromkeys(job["function"] for job in left):
+        mine = [job for job in left if job["function"] == name]
+        result = start(mine, shorter)
+        honest = _take(outcomes, result.files, mine)
         kind = {"timeout": "time", "memory": "memory"}.get(result.outcome, "stopped")
-        for job in left:
-            if job["id"].startswith(f"{culprit}/"):
+        for job in mine:
+            if not honest or job["id"] not in outcomes.calls:
                 outcomes.calls[job["id"]] = {"problem": kind}
-        jobs = [job for job in left if job["id"] not in outcomes.calls]
-        if not jobs:
-            break
+    if not outcomes.read:
+        outcomes.problems.append(_why(result.outcome, "its definitions"))
     _unshuffle(outcomes, loaded, key)
     return outcomes
 
@@ -279,29 +289,39 @@ def _why(outcome: str, what: str) -> str:
     return f"{what} {words.get(outcome, 'ended the process')}"
 
 
-def _take(outcomes: Outcomes, files: Mapping[str, bytes], jobs: list[dict]) -> None:
-    """Take what is well-formed out of the files of a process that nobody trusts."""
-    known = {job["id"] for job in jobs}
+def _take(outcomes: Outcomes, files: Mapping[str, bytes], jobs: list[dict]) -> bool:
+    """Take what is well-formed out of the files of a process that nobody trusts.
+
+    Returns:
+        False if a job has two outcomes: then somebody else has written there.
+    """
+    known, found = {job["id"] for job in jobs}, {}
     for line in files.get("outcomes.jsonl", b"").splitlines():
         try:
             row = json.loads(line)
-            if row["id"] in known:
-                outcomes.calls.setdefault(row["id"], row)
+            name = row["id"]
+            if name in known and found.setdefault(name, row) != row:
+                return False
         except (ValueError, KeyError, TypeError, RecursionError):
-            continue
-    if outcomes.functions or "found.json" not in files:
-        return
+            return False
+    outcomes.calls.update(found)
+    if not outcomes.read and "found.json" in files:
+        _take_found(outcomes, files["found.json"])
+    return True
+
+
+def _take_found(outcomes: Outcomes, content: bytes) -> None:
     try:
-        found = json.loads(files["found.json"])
+        found = json.loads(content)
         lists = {n: list(map(str, found[n])) for n in ("functions", "problems")}
         outcomes.literals.update(found["literals"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        outcomes.problems.append("its definitions could not be read back")
         return
     names = (n for n in lists["functions"][:500] if n.isidentifier() and len(n) < 80)
     outcomes.functions.extend(names)
     told = (p for p in lists["problems"][:20] if CELL_PROBLEM.fullmatch(p))
     outcomes.problems.extend(told)
+    outcomes.read = True
 
 
 def _make_jobs(loaded: Loaded, key: str) -> list[dict]:

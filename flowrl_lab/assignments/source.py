@@ -24,6 +24,7 @@ __all__ = ["Cell", "Source", "read_source", "strip_solution"]
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 HIDDEN_BEGIN, HIDDEN_END = "### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS"
 STUB = "raise NotImplementedError  # your code here"
+OPEN_STUB = "# your code here"  # outside a function, where nothing may be raised
 MARK = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -167,7 +168,8 @@ def strip_solution(text: str, stub: str = STUB) -> str:
     rows, inside = [], False
     for row in text.splitlines():
         if row.strip() == BEGIN:
-            rows.append(row[: len(row) - len(row.lstrip())] + stub)
+            indent = row[: len(row) - len(row.lstrip())]
+            rows.append(indent + (stub if indent or stub != STUB else OPEN_STUB))
             inside = True
         elif row.strip() == END:
             inside = False

@@ -207,6 +207,9 @@ def _digest(submission: Submission, notebook: bytes | None) -> str:
 def _read_parts(submission: Submission) -> bytes | None:
     """The notebook's bytes; the files beside it go into the submission."""
     path = submission.found.path
+    if path.is_symlink():
+        submission.note("a link instead of a file", "hand in the file", fatal=True)
+        return None
     if path.is_dir():
         submission.note(
             "no notebook in the folder",

@@ -342,8 +342,11 @@ number("START_ACCURACY", "The accuracy at the start", points=2, value=start_accu
 # them with one seed; decide with three.
 
 # %% question="adapters"
-ACCURATE = {}  # your settings, for start_config(**ACCURATE)
-DIVERSE = {}
+ACCURATE, DIVERSE = {}, {}  # your settings, for start_config(**ACCURATE)
+### BEGIN SOLUTION
+ACCURATE = {"reward_scale": 10.0}
+DIVERSE = {"reward_scale": 4.0}
+### END SOLUTION
 
 # %% [markdown]
 # The next cells train your two entries (about a minute each), save the adapters, and write your
@@ -363,7 +366,8 @@ def train_entry(name, settings):
         else:
             for record in run:
                 pass
-            save_file(run.policy.state_dict(), path)
+            state = run.policy.state_dict()
+            save_file({k: v.half() for k, v in state.items()}, path)
         rows.append(run.referee.report())
     return rows
 

@@ -1,0 +1,292 @@
+"""Bundles for otter-grader and nbgrader, and what their tests call.
+
+Both tools run a submission's cells in a kernel and then a test in the same kernel.  Our
+tests there do not trust that kernel: they read the submitted notebook and mark it as
+``assign grade`` does, in a process of its own.  So the marks are the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flowrl_lab._validation import bad_input
+from flowrl_lab.assignments.build import Built, build_assignment
+from flowrl_lab.assignments.bundles import SUFFIX, is_by_hand, read_bundle
+from flowrl_lab.assignments.grading import Grade, grade_submission
+from flowrl_lab.assignments.spec import Question
+from flowrl_lab.assignments.submissions import Found, read_submission
+from flowrl_lab.checkpoints import write_atomically
+from flowrl_lab.sandbox import Limits, SandboxResult, run_python, sandbox_problem
+
+__all__ = ["earn", "export", "points_of"]
+
+FORMATS = ("otter", "nbgrader")
+# Zip files keep a time; a fixed one keeps the bytes the same.
+ZIP_TIME = (2020, 1, 1, 0, 0, 0)
+BUNDLES = "bundles"
+
+
+def export(
+    path: Path, out: Path, form: str, *, variant: int = 0, secret: str = ""
+) -> list[str]:
+    """Write a bundle for another grader.
+
+    Args:
+        path: of the assignment's source.
+        out: a new folder.
+        form: "otter" or "nbgrader".
+        variant: of the assignment.
+        secret: for the numbers of hidden tests.
+
+    Returns:
+        Lines that say what was made and how to go on.
+
+    Raises:
+        ValueError: an unknown format, a folder that holds something already.
+    """
+    if form not in FORMATS:
+        raise bad_input("format", f"is {form!r}", f"one of {FORMATS}", "name one")
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise bad_input(
+            "--out",
+            f"{out} already holds something",
+            "a new folder",
+            "choose another name; nothing is overwritten",
+        )
+    built = build_assignment(path, variant=variant, secret=secret)
+    write = _write_otter if form == "otter" else _write_nbgrader
+    return write(built, out, variant)
+
+
+def _save(path: Path, text: str) -> None:
+    write_atomically(path, text.encode())
+
+
+# ------------------------------------------------------------------------------- otter
+
+OTTER_TEST = '''"""{title} ({points:g} points); made by flowrl_lab."""
+
+from otter.test_files import test_case
+
+OK_FORMAT = False
+name = {name!r}
+points = None
+{cases}'''
+OTTER_CASE = """
+
+@test_case(name={title!r}, points={points!r}, hidden=True)
+def test_part_{place}(env):
+    from flowrl_lab.assignments.exports import earn
+
+    earn({bundle!r}, {variant}, {question!r}, {place})
+"""
+
+
+def _write_otter(built: Built, out: Path, variant: int) -> list[str]:
+    """Test files, config, and the zip file that ``otter run`` takes."""
+    bundle_name = f"{built.key}{SUFFIX}"
+    _save(out / "student" / f"{built.key}.ipynb", built.student)
+    _save(out / "student" / f"{built.key}.json", built.handout)
+    files = {
+        "otter_config.json": json.dumps({"lang": "python"}, indent=1) + "\n",
+        "requirements.txt": "flowrl-lab[lm]\n",
+        f"files/{bundle_name}": built.bundle,
+        f"files/{built.key}.json": built.handout,
+    }
+    _save(out / f"files/{bundle_name}", built.bundle)
+    bundle = read_bundle(out / "files" / bundle_name)
+    for question in bundle.load(variant).questions:
+        if not is_by_hand(question):
+            text = _otter_test(question, bundle_name, variant)
+            files[f"tests/{question.name}.py"] = text
+    for name, text in files.items():
+        _save(out / name, text)
+    write_atomically(out / "autograder.zip", _zipped(files))
+    return [
+        f"{out}: autograder.zip for `otter run`, student/ for your students",
+        "For otter's containers and Gradescope make the zip file with otter itself,",
+        f"in {out / 'files'}:",
+        "  otter generate -t ../tests -c ../otter_config.json -r "
+        f"../requirements.txt -o ../autograder.zip {bundle_name} {built.key}.json",
+    ]
+
+
+def _otter_test(question: Question, bundle: str, variant: int) -> str:
+    cases = "".join(
+        OTTER_CASE.format(
+            title=f"{question.title}: {title}",
+            points=points,
+            place=place,
+            bundle=bundle,
+            variant=variant,
+            question=question.name,
+        )
+        for place, (title, points) in enumerate(_parts(question))
+    )
+    return OTTER_TEST.format(
+        title=question.title, points=question.points, name=question.name, cases=cases
+    )
+
+
+def _parts(question: Question) -> list[tuple[str, float]]:
+    """Titles and points of a question's parts, as the grader makes them."""
+    for listed in ("tests", "mutants", "parts"):
+        if hasattr(question, listed):
+            rows = getattr(question, listed)
+            if listed == "tests":
+                return [(test.title, test.points) for test in rows]
+            return [(row[0], row[1]) for row in rows]
+    return [(question.title, question.points)]
+
+
+def _zipped(files: Mapping[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            archive.writestr(zipfile.ZipInfo(name, ZIP_TIME), files[name])
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------------------- nbgrader
+
+NBGRADER_CONFIG = '''"""The course; made by flowrl_lab."""
+
+c = get_config()  # noqa: F821 - nbgrader gives it
+c.CourseDirectory.course_id = "flowrl"
+c.ExecutePreprocessor.timeout = 900
+c.ClearSolutions.code_stub = {"python": "raise NotImplementedError  # your code here"}
+'''
+NBGRADER_TEST = """{check}
+### BEGIN HIDDEN TESTS
+from flowrl_lab.assignments.exports import points_of
+points_of("../../../{folder}/{bundle}", {variant}, "{question}")
+### END HIDDEN TESTS"""
+
+
+def _write_nbgrader(built: Built, out: Path, variant: int) -> list[str]:
+    """A course folder: the source notebook with its hidden tests, and the bundle."""
+    bundle_name = f"{built.key}{SUFFIX}"
+    notebook = json.loads(built.solved)
+    student = json.loads(built.student)
+    for cell, open_cell in zip(notebook["cells"], student["cells"], strict=True):
+        name = cell["metadata"].get("flowrl", {}).get("check")
+        if name:
+            check = "".join(cell["source"])
+            text = NBGRADER_TEST.format(
+                check=check,
+                folder=BUNDLES,
+                bundle=bundle_name,
+                variant=variant,
+                question=name,
+            )
+            cell["source"] = text.splitlines(keepends=True)
+        elif cell["source"] != open_cell["source"]:
+            # the students' text is the one that this project builds
+            cell["source"] = open_cell["source"]
+    source = out / "source" / built.key
+    _save(source / f"{built.key}.ipynb", json.dumps(notebook, indent=1) + "\n")
+    _save(source / f"{built.key}.json", built.handout)
+    _save(out / BUNDLES / bundle_name, built.bundle)
+    _save(out / "nbgrader_config.py", NBGRADER_CONFIG)
+    return [
+        f"{out}: a course folder; keep {BUNDLES}/ to yourself. In it:",
+        f"  nbgrader generate_assignment {built.key}",
+        f"  nbgrader autograde {built.key}",
+    ]
+
+
+# ------------------------------------------------------------- called by their tests
+
+
+def earn(bundle: str, variant: int, question: str, place: int) -> None:
+    """An otter test: passes if one part of a question is earned in full.
+
+    Raises:
+        AssertionError: it is not; with the note that a student may read.
+    """
+    part = _grade_here(bundle, variant).parts[question][place]
+    assert part.earned == part.points, part.note or part.title
+
+
+def points_of(bundle: str, variant: int, question: str) -> float:
+    """The points of a question, as an nbgrader cell's value."""
+    return float(_grade_here(bundle, variant).earned(question))
+
+
+def _grade_here(bundle: str, variant: int) -> Grade:
+    """The grade of the notebook in the current folder; made once."""
+    notebooks = sorted(Path.cwd().glob("*.ipynb"))
+    if len(notebooks) != 1:
+        raise bad_input(
+            "the submission's folder",
+            f"holds {len(notebooks)} notebooks",
+            "one",
+            "hand in one notebook with its files",
+        )
+    total = hashlib.sha256()
+    for path in sorted(Path.cwd().iterdir()):
+        if path.is_file():
+            total.update(path.name.encode() + path.read_bytes())
+    return _grade(notebooks[0], Path(bundle).resolve(), variant, total.hexdigest())
+
+
+@functools.lru_cache(maxsize=4)
+def _grade(notebook: Path, bundle: Path, variant: int, digest: str) -> Grade:
+    # the folder's name makes its files count as handed in with the notebook
+    found = Found(notebook.stem, notebook.parent.name, notebook)
+    run = run_python if sandbox_problem() is None else _run_plainly
+    return grade_submission(
+        read_submission(found), read_bundle(bundle), variant, digest, run=run
+    )
+
+
+def _run_plainly(
+    source: str,
+    *,
+    limits: Limits,
+    files: Mapping[str, bytes],
+    readable: Sequence[Path],
+    collect: Sequence[str],
+) -> SandboxResult:
+    """The worker in a plain process: inside a grader's container, which is the fence.
+
+    ``assign grade`` never comes here: it refuses to run without the sandbox.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, content in {**files, "worker.py": source.encode()}.items():
+            (folder / file).write_bytes(content)
+        environment = {"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"}
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, readable))
+        outcome, code = "ok", 0
+        try:
+            ended = subprocess.run(
+                [sys.executable, "-B", "worker.py"],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=limits.wall_seconds,
+            )
+            code = ended.returncode
+            outcome = "ok" if code == 0 else "error"
+        except subprocess.TimeoutExpired:
+            outcome, code = "timeout", -9
+        back = {
+            file: (folder / file).read_bytes()
+            for file in collect
+            if (folder / file).is_file() and not (folder / file).is_symlink()
+        }
+    return SandboxResult(outcome, code, "", "", 0.0, 0.0, back)
