@@ -226,7 +226,10 @@ def _fill_numbers(text: str, questions: dict[str, Question]) -> str:
     for question in questions.values():
         if isinstance(question, Number):
             value = question.value
-            shown = f"{value:.6g}" if isinstance(value, float) else repr(value)
+            if isinstance(value, set):  # in one order, whatever the hash seed
+                shown = "{" + ", ".join(map(repr, sorted(value))) + "}"
+            else:
+                shown = f"{value:.5g}" if isinstance(value, float) else repr(value)
             text = text.replace(
                 f"{question.name} = {NUMBER_STUB}", f"{question.name} = {shown}"
             )

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl_lab.assignments.encoding import Leaf, flatten_value
+from flowrl_lab.assignments.encoding import flatten_value
 
 __all__ = ["differ", "difference"]
+
+Part = Tensor | str | None
 
 
 def difference(
@@ -57,7 +59,7 @@ def differ(got: Any, expected: Any, tolerance: tuple[float, float]) -> str:
     return ""
 
 
-def _differ_leaf(got: Leaf, expected: Leaf, tolerance: tuple[float, float]) -> str:
+def _differ_leaf(got: Part, expected: Part, tolerance: tuple[float, float]) -> str:
     if not (isinstance(got, Tensor) and isinstance(expected, Tensor)):
         same = type(got) is type(expected) and got == expected
         return "" if same else "is another text or kind"

@@ -142,5 +142,5 @@ def _plain(number: bool | int | float) -> Any:
     return number
 
 
-def _cut(number: float) -> float:
+def _cut(number: int | float) -> float:
     return float(f"{number:.{SIGNIFICANT_DIGITS}g}")

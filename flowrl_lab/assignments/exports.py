@@ -139,7 +139,7 @@ def _otter_test(question: Question, bundle: str, variant: int) -> str:
     )
 
 
-def _parts(question: Question) -> list[tuple[str, float]]:
+def _parts(question: Question) -> list[tuple[str, int | float]]:
     """Titles and points of a question's parts, as the grader makes them."""
     for listed in ("tests", "mutants", "parts"):
         if hasattr(question, listed):

@@ -68,7 +68,7 @@ def _row(grade: Grade, bundles: Mapping[str, Bundle]) -> dict[str, str]:
     }
 
 
-def _number(value: float) -> str:
+def _number(value: int | float) -> str:
     return f"{round(value, 4):g}"
 
 

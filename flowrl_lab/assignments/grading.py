@@ -81,8 +81,8 @@ class Part:
     """A part of a question: points, and what to tell the student."""
 
     title: str
-    points: float
-    earned: float
+    points: int | float
+    earned: int | float
     note: str = ""
 
 
@@ -117,11 +117,11 @@ class Grade:
     text: str = ""
 
     @property
-    def points(self) -> float:
+    def points(self) -> int | float:
         """All points that were marked automatically."""
         return sum(part.earned for parts in self.parts.values() for part in parts)
 
-    def earned(self, question: str) -> float:
+    def earned(self, question: str) -> int | float:
         """Points of one question."""
         return sum(part.earned for part in self.parts.get(question, ()))
 
@@ -473,7 +473,7 @@ def _judge_number(question: Number, outcomes: Outcomes) -> Part:
         expected = sorted(map(str, expected))
         given = given if isinstance(given, list) else [given]
         given = sorted(map(str, given))
-    problem = differ(given, expected, (0.0, question.tolerance))
+    problem = differ(given, expected, (0.0, float(question.tolerance)))
     if problem:
         return Part(name, points, 0.0, "not the value that was asked for")
     return Part(name, points, points)

@@ -125,7 +125,8 @@ class Assignment:
         if not problems:
             result = Result(name, "passed", "All files are there and can be read.")
         else:
-            untouched = len(problems) == len(self._checks[name]["files"])
+            files = self._checks[name]["files"]
+            untouched = not any((self.folder / file).exists() for file in files)
             status = "not attempted" if untouched else "failed"
             result = Result(name, status, "; ".join(problems) + ".")
         show({"text/html": result._repr_html_(), "text/plain": str(result)})

@@ -82,7 +82,7 @@ def read_json(content: bytes) -> Any:
 
 
 def judge_adapter(
-    content: bytes, task, *, rank: int, alpha: float, num_prompts: int
+    content: bytes, task, *, rank: int, alpha: int | float, num_prompts: int
 ) -> dict[str, float]:
     """Exact figures of a LoRA adapter of the tiny language model, on held-out prompts.
 
@@ -106,12 +106,14 @@ def judge_adapter(
     return _measure(policy, task, num_prompts)
 
 
-def judge_start(task, *, rank: int, alpha: float, num_prompts: int) -> dict[str, float]:
+def judge_start(
+    task, *, rank: int, alpha: int | float, num_prompts: int
+) -> dict[str, float]:
     """The same figures of the pretrained model, before any training."""
     return _measure(_adapter_policy(task, rank, alpha), task, num_prompts)
 
 
-def _adapter_policy(task, rank: int, alpha: float):
+def _adapter_policy(task, rank: int, alpha: int | float):
     from flowrl_lab.policies import make_policy
 
     return make_policy(

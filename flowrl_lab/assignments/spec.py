@@ -60,8 +60,8 @@ class Test:
     __test__ = False  # not one of pytest's
 
     title: str
-    points: float
-    calls: tuple[Call, ...]
+    points: int | float
+    calls: Sequence[Call]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class FunctionQuestion:
     tolerance: tuple[float, float] = (1e-4, 1e-5)
 
     @property
-    def points(self) -> float:
+    def points(self) -> int | float:
         return sum(test.points for test in self.tests)
 
 
@@ -114,9 +114,9 @@ class Number:
 
     name: str
     title: str
-    points: float
+    points: int | float
     value: Any
-    tolerance: float = 0.0
+    tolerance: int | float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,11 @@ class OwnTest:
     name: str
     title: str
     right: tuple[str, ...]
-    mutants: tuple[tuple[str, float, str], ...]
+    mutants: tuple[tuple[str, int | float, str], ...]
     harmless: str
 
     @property
-    def points(self) -> float:
+    def points(self) -> int | float:
         return sum(points for _, points, _ in self.mutants)
 
 
@@ -159,10 +159,10 @@ class Recorded:
     title: str
     files: tuple[str, ...]
     judge: Callable[[Mapping[str, bytes]], Sequence[tuple[float, str]]]
-    parts: tuple[tuple[str, float], ...]
+    parts: tuple[tuple[str, int | float], ...]
 
     @property
-    def points(self) -> float:
+    def points(self) -> int | float:
         return sum(points for _, points in self.parts)
 
 
@@ -172,7 +172,7 @@ class Argued:
 
     name: str
     title: str
-    points: float
+    points: int | float
     rubric: tuple[str, ...]
 
 
@@ -189,11 +189,13 @@ class Draw:
     def __init__(self, seed: int | str):
         self._random = random.Random(seed)
 
-    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    def uniform(
+        self, *shape: int, low: int | float = 0.0, high: int | float = 1.0
+    ) -> Tensor:
         """float64, evenly spread, four digits after the point."""
         return self._fill(shape, lambda: self._random.uniform(low, high))
 
-    def log_probs(self, *shape: int, spread: float = 1.5) -> Tensor:
+    def log_probs(self, *shape: int, spread: int | float = 1.5) -> Tensor:
         """Log-probabilities that sum to 1 along the last axis."""
         scores = self._fill(shape, lambda: spread * self._random.uniform(-2, 2))
         return scores.log_softmax(-1)
@@ -213,7 +215,7 @@ class Draw:
         """One of the choices."""
         return self._random.choice(choices)
 
-    def _fill(self, shape: tuple[int, ...], draw: Callable[[], float]) -> Tensor:
+    def _fill(self, shape: tuple[int, ...], draw: Callable[[], int | float]) -> Tensor:
         numbers = [round(draw(), 4) for _ in range(_count(shape))]
         return torch.tensor(numbers, dtype=torch.float64).reshape(shape)
 

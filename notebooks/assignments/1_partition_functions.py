@@ -192,7 +192,7 @@ function(
 
 # %% question="elbo"
 def elbo(log_probs, ref_log_probs, rewards, reward_scale):
-    """The evidence lower bound over the last axis, nats: [..., N] three times -> [...]."""
+    """The ELBO over the last axis, nats: three times [..., N] -> [...]."""
     ### BEGIN SOLUTION
     never = torch.isneginf(log_probs)
     ratio = reward_scale * rewards + ref_log_probs - log_probs.masked_fill(never, 0.0)
@@ -371,7 +371,7 @@ function(
 
 # %% question="learn_log_z"
 def learn_log_z(ratios, steps, learning_rate):
-    """log Z after gradient descent from 0: ratios [B] are the c_i; a float or scalar."""
+    """log Z after gradient descent from 0; `ratios` [B] are the c_i. A scalar."""
     ### BEGIN SOLUTION
     log_z = torch.zeros((), dtype=ratios.dtype)
     for _ in range(steps):
