@@ -49,6 +49,23 @@ _TABLE = {
     "reward_scale": 15.0,
 }
 
+# The tiny language models: many prompts, and enough samples of each to compare.
+_TINY_LM = {
+    "all": {
+        "prompts_per_step": 16,
+        "num_generations": 16,
+        "learning_rate": 2e-3,
+        "log_z_learning_rate": 3e-3,
+        "value_learning_rate": 3e-3,
+        "reward_scale": 8.0,
+    },
+    "full": {"steps": 200, "eval_every": 20},
+    "quick": {"steps": 60, "eval_every": 10, "eval_prompts": 16},
+    "reinforce_pp": {"learning_rate": 1e-3},
+    "flowrl_paper": {"reward_scale": 15.0},
+    "kl_reinforce": {"kl_coef": 1 / 8},
+}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "landscape": {
         "all": _TABLE,
@@ -67,21 +84,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "quick": {"steps": 100, "eval_every": 20},
         "kl_reinforce": {"kl_coef": 1 / 10},
     },
-    "make_number": {
-        "all": {
-            "prompts_per_step": 16,
-            "num_generations": 16,
-            "learning_rate": 2e-3,
-            "log_z_learning_rate": 3e-3,
-            "value_learning_rate": 3e-3,
-            "reward_scale": 8.0,
-        },
-        "full": {"steps": 200, "eval_every": 20},
-        "quick": {"steps": 60, "eval_every": 10, "eval_prompts": 16},
-        "reinforce_pp": {"learning_rate": 1e-3},
-        "flowrl_paper": {"reward_scale": 15.0},
-        "kl_reinforce": {"kl_coef": 1 / 8},
-    },
+    "make_number": _TINY_LM,
+    "programs": _TINY_LM,
 }
 
 

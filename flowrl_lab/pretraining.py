@@ -1,12 +1,7 @@
-"""Make the tiny language model that the maths lesson starts from.
+"""Make the tiny language models that the lessons start from.
 
-Its corpus is careless, as the text behind real base models is: every working is
-true and uses no banned digit, but about half of the examples stop half-way,
-before the number is made.  The model so learns to calculate, to write the format
-and to give up about as often as its corpus does.  Right answers are not equally
-common either: each expression has a fixed random weight, and answers with
-working are more frequent than bare ones.  Reinforcement learning then has
-something to improve, and a reference that is worth keeping.
+What they read is in ``corpora``; each task with a tiny model has a recipe there, and
+``data/TASK_tiny_lm`` holds what the recipe made.
 """
 
 from __future__ import annotations
@@ -24,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowrl_lab.corpora import RECIPES, PretrainConfig, Recipe, build_corpus
 from flowrl_lab.policies.language_model import (
     LanguageModelPolicy,
     add_lora,
@@ -31,11 +27,13 @@ from flowrl_lab.policies.language_model import (
 )
 from flowrl_lab.policies.tree_policy import TreeLanguageModelPolicy
 from flowrl_lab.session import data_path
-from flowrl_lab.tasks import make_number
+from flowrl_lab.tasks import load_task
 
 __all__ = [
+    "RECIPES",
     "PretrainConfig",
     "build_corpus",
+    "checkpoint_name",
     "load_base_model",
     "load_tiny_lm",
     "pretrain",
@@ -43,100 +41,80 @@ __all__ = [
     "save_checkpoint",
 ]
 
-CHECKPOINT = "make_number_tiny_lm"
 
-
-@dataclasses.dataclass(frozen=True)
-class PretrainConfig:
-    """The recipe of the shipped checkpoint.
-
-    Attributes:
-        steps: updates.
-        batch_size: examples an update.
-        learning_rate: peak, after ``warmup`` steps; it then falls to 0 (cosine).
-        warmup: steps of linear rise.
-        weight_decay: of AdamW.
-        right_share: share of the corpus that is finished; the rest stops half-way
-            (1 in 16 of those has made the number by then, as in ``8+9=17-0``).
-        working_share: share of the examples that show their working.
-        weight_spread: standard deviation of an expression's log-weight.
-        seed: of the weights, the corpus and the batches.
-    """
-
-    steps: int = 2500
-    batch_size: int = 128
-    learning_rate: float = 3e-3
-    warmup: int = 100
-    weight_decay: float = 0.01
-    right_share: float = 0.55
-    working_share: float = 0.95
-    weight_spread: float = 0.7
-    seed: int = 0
-
-
-def _examples(prompt: str) -> tuple[list[str], list[str]]:
-    """Right answers, and unfinished ones: workings that stop half-way."""
-    target, banned = make_number.parse_prompt(prompt)
-    right, unfinished = [], []
-    for operands, operators, value in make_number._all_expressions()[target]:
-        if banned.isdisjoint(operands):
-            texts = make_number._spellings(operands, operators, value, target)
-            right += texts
-            if len(operands) == 3:
-                unfinished.append(texts[1][: texts[1].index("=") + 1] + str(value))
-    return right, unfinished or right
-
-
-def _expression_weight(answer: str, config: PretrainConfig) -> float:
-    """A fixed random weight: the same expression is as common on every machine."""
-    expression = answer if "=" not in answer else answer[: answer.rfind("=")]
-    digest = hashlib.sha256(f"{config.seed}:{expression}".encode()).digest()
-    uniform = (int.from_bytes(digest[:4], "big") + 0.5) / 2**32
-    normal = math.sqrt(2) * torch.erfinv(torch.tensor(2 * uniform - 1)).item()
-    spelling = config.working_share if "=" in answer else 1 - config.working_share
-    return spelling * math.exp(config.weight_spread * normal)
-
-
-def build_corpus(task, config: PretrainConfig) -> tuple[Tensor, Tensor]:
-    """Every training example with its sampling weight.
-
-    Returns:
-        ``(tokens [M, S + T], weights [M])``: prompt, answer, end token, padding;
-        the weights of a prompt's examples sum to 1.
-    """
-    rows, weights = [], []
-    for prompt in task.prompts("train"):
-        for answers, share in zip(
-            _examples(prompt), (config.right_share, 1 - config.right_share), strict=True
-        ):
-            raw = [_expression_weight(answer, config) for answer in answers]
-            weights += [share * weight / sum(raw) for weight in raw]
-            rows += [prompt + answer for answer in answers]
-    width = task.max_prompt_tokens + task.max_completion_tokens
-    tokens = torch.full((len(rows), width), task.pad_id)
-    for row, text in enumerate(rows):
-        ids = [*make_number._to_ids(text), task.eos_id]
-        tokens[row, : len(ids)] = torch.tensor(ids)
-    return tokens, torch.tensor(weights)
+def checkpoint_name(task_name: str) -> str:
+    """The folder in ``data/`` with the tiny model of a task."""
+    return f"{task_name}_tiny_lm"
 
 
 def _loss(model, tokens: Tensor, prompt_tokens: int, pad_id: int) -> Tensor:
-    """Cross-entropy of the answers' tokens, nats a token."""
-    logits = model(input_ids=tokens[:, :-1]).logits[:, prompt_tokens - 1 :]
-    labels = tokens[:, prompt_tokens:]
+    """Cross-entropy of the answers' tokens, nats a token.
+
+    Args:
+        tokens: ``[batch, answers, prompt + answer]``; the answers of one row belong
+            to the same prompt, which goes through the model once for all of them.
+    """
+    answers = tokens[:, :, prompt_tokens:]
+    if tokens.shape[1] == 1:
+        logits = model(input_ids=tokens[:, 0, :-1]).logits[:, prompt_tokens - 1 :]
+        labels = answers[:, 0]
+    else:
+        logits, labels = _shared_prompt_logits(model, tokens, prompt_tokens), answers
     return torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=pad_id
+        logits.flatten(0, -2), labels.flatten(), ignore_index=pad_id
     )
 
 
-def _learning_rate(step: int, config: PretrainConfig) -> float:
+def _shared_prompt_logits(model, tokens: Tensor, prompt_tokens: int) -> Tensor:
+    """Logits of every answer token, ``[batch, answers, T, V]``.
+
+    A row is the prompt without its last token, then each answer behind a copy of that
+    token; every answer sees the prompt and itself, never its neighbours.
+    """
+    start, (_, count, width) = prompt_tokens - 1, tokens.shape
+    size = width - 1 - start
+    row = torch.cat([tokens[:, 0, :start], tokens[:, :, start:-1].flatten(1)], dim=1)
+    places = torch.arange(row.shape[1], device=row.device)
+    block = torch.where(places < start, -1, (places - start) // size)
+    positions = torch.where(places < start, places, start + (places - start) % size)
+    visible = (places[None] <= places[:, None]) & (
+        (block[None] == -1) | (block[None] == block[:, None])
+    )
+    mask = torch.zeros(visible.shape, device=row.device)
+    mask = mask.masked_fill(~visible, torch.finfo(mask.dtype).min)
+    logits = model(
+        input_ids=row,
+        position_ids=positions.expand(len(row), -1),
+        attention_mask=mask.expand(len(row), 1, -1, -1),
+    ).logits
+    return logits[:, start:].unflatten(1, (count, size))
+
+
+def _learning_rate(step: int, config: Recipe) -> float:
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def pretrain_steps(task, model, config: PretrainConfig) -> Iterator[tuple[int, float]]:
+def _draw_places(config: Recipe, total: Tensor, generator) -> Tensor:
+    """Places in the running sum of the weights, ``[batch, answers]``.
+
+    The weights of a prompt sum to 1, so a prompt lies between two whole numbers.
+    """
+
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(
+            shape, device=total.device, dtype=torch.double, generator=generator
+        )
+
+    first = draw(config.batch_size)[:, None] * total
+    if config.answers_per_prompt == 1:
+        return first
+    return first.floor() + draw(config.batch_size, config.answers_per_prompt)
+
+
+def pretrain_steps(task, model, config: Recipe) -> Iterator[tuple[int, float]]:
     """Train ``model`` in place; yield (step, loss) after each update."""
     device = next(model.parameters()).device
     tokens, weights = (part.to(device) for part in build_corpus(task, config))
@@ -149,10 +127,8 @@ def pretrain_steps(task, model, config: PretrainConfig) -> Iterator[tuple[int, f
     for step in range(config.steps):
         for group in optimizer.param_groups:
             group["lr"] = _learning_rate(step, config)
-        draws = torch.rand(
-            config.batch_size, device=device, dtype=torch.double, generator=generator
-        )
-        rows = torch.searchsorted(cumulative, draws * cumulative[-1])
+        places = _draw_places(config, cumulative[-1], generator)
+        rows = torch.searchsorted(cumulative, places)
         batch = tokens[rows.clamp(max=len(tokens) - 1)]
         loss = _loss(model, batch, task.max_prompt_tokens, task.pad_id)
         optimizer.zero_grad(set_to_none=True)
@@ -178,7 +154,7 @@ def save_checkpoint(model, out_dir: Path, facts: dict) -> None:
 
 def pretrain(
     out_dir: str | Path,
-    config: PretrainConfig | None = None,
+    config: Recipe | None = None,
     *,
     device: str = "cpu",
     report=print,
@@ -187,7 +163,7 @@ def pretrain(
 
     Args:
         out_dir: a folder that must not exist yet, or be empty.
-        config: the recipe; None is the shipped one.
+        config: the recipe, of one task; None is that of the maths checkpoint.
         device: where to train.
         report: called with a line of progress now and then.
 
@@ -205,7 +181,7 @@ def pretrain(
             "Fix: name a new folder."
         )
     out_dir.mkdir(parents=True, exist_ok=True)  # fails now, not after the training
-    task = make_number.MakeNumber()
+    task = load_task(config.task)
     model = build_tiny_llama(
         task.vocab_size, pad_id=task.pad_id, eos_id=task.eos_id, seed=config.seed
     ).to(device)
@@ -221,7 +197,7 @@ def pretrain(
     return facts
 
 
-def _facts(task, model, config: PretrainConfig, seconds: float, device: str) -> dict:
+def _facts(task, model, config: Recipe, seconds: float, device: str) -> dict:
     """Where the checkpoint comes from and what it can do on held-out prompts."""
     from flowrl_lab.evaluation import evaluate_policy
 
@@ -233,8 +209,8 @@ def _facts(task, model, config: PretrainConfig, seconds: float, device: str) -> 
     report = evaluate_policy(policy, task, task.prompts("heldout"))
     model = policy.model.unload()
     return {
-        "what": "tiny Llama for make_number, trained from random weights",
-        "command": "python -m flowrl_lab pretrain make_number --out FOLDER",
+        "what": f"tiny Llama for {task.name}, trained from random weights",
+        "command": f"python -m flowrl_lab pretrain {task.name} --out FOLDER",
         "licence": "Apache-2.0, as the project; the corpus is generated by the recipe",
         "recipe": dataclasses.asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -267,7 +243,7 @@ def _read_provenance(folder: Path) -> dict[str, str]:
     note = folder / "provenance.json"
     remake = (
         "Fix: restore data/ from the repository, or remake it in a new folder: "
-        "python -m flowrl_lab pretrain make_number --out FOLDER"
+        "python -m flowrl_lab pretrain TASK --out FOLDER"
     )
     if not note.is_file():
         raise ValueError(f"{folder} holds no provenance.json. {remake}")
@@ -285,14 +261,18 @@ def _read_provenance(folder: Path) -> dict[str, str]:
 
 
 def load_base_model(folder: str | Path | None = None):
-    """The shipped tiny Llama (or the one in ``folder``), checked by sha256.
+    """The maths lesson's tiny Llama (or the one in ``folder``), checked by sha256.
 
     Raises:
         ValueError: a file is missing, truncated or altered.
     """
     from transformers import LlamaForCausalLM
 
-    folder = data_path(CHECKPOINT) if folder is None else Path(folder)
+    folder = (
+        data_path(checkpoint_name(PretrainConfig.task))
+        if folder is None
+        else Path(folder)
+    )
     for name, expected in _read_provenance(folder).items():
         path = folder / name
         found = (
@@ -324,6 +304,8 @@ def load_tiny_lm(
     Raises:
         ValueError: a damaged checkpoint, or one with other tokens than the task's.
     """
+    if folder is None and task.name in RECIPES:
+        folder = data_path(checkpoint_name(task.name))
     base = load_base_model(folder)
     speaks = (base.config.vocab_size, base.config.eos_token_id)
     if speaks != (task.vocab_size, task.eos_id):

@@ -95,7 +95,7 @@ def test_every_number_is_checked():
     ("name", "value", "message"),
     [
         ("task", "landscpe", "did you mean 'landscape'"),
-        ("task", "zzz", "choose from landscape, strings, make_number"),
+        ("task", "zzz", "choose from landscape, strings, make_number, programs"),
         ("algorithm", "flow_rl", "did you mean 'flowrl'"),
         ("algorithm", "Grpo", "did you mean 'grpo'"),
         ("policy", "tabula", "did you mean 'tabular'"),

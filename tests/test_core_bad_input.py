@@ -481,6 +481,21 @@ TABLE = {
         {"log_p": LOG_P, "log_q": LOG_P},
         {"log_p": BAD_LOG_PROBS + INCOMPLETE, "log_q": BAD_LOG_PROBS + INCOMPLETE},
     ),
+    metrics.effective_groups: (
+        {"log_probs": LOG_P, "groups": torch.tensor([0, 1, -1])},
+        {
+            "log_probs": [*BAD_LOG_PROBS, LOG_P[:2]],
+            "groups": [torch.tensor([-1, -1, -1]), torch.tensor([0, 1]), LOG_P],
+        },
+    ),
+    metrics.accuracy_after_filter: (
+        {"fits_prob": LOG_P.exp(), "right_prob": LOG_P.exp() / 2, "num_samples": 2},
+        {
+            "fits_prob": [LOG_P.exp() / 4, 2 * LOG_P.exp() + 1, LOG_P.exp()[:2]],
+            "right_prob": [LOG_P, 2 * LOG_P.exp()],
+            "num_samples": [0, 1.5],
+        },
+    ),
     metrics.effective_number: (
         {"log_p": LOG_P},
         {"log_p": BAD_LOG_PROBS + INCOMPLETE},

@@ -58,6 +58,9 @@ TERMS = {
     "all-reduce",
     "gradient-accumulation",
     "roofline",
+    "hidden-test",
+    "reward-hacking",
+    "total-language",
 }
 LINK = re.compile(r"\]\(([^()\s]*)\)")
 

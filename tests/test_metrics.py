@@ -140,6 +140,40 @@ def test_distinct_solutions_counts_correct_ones_once():
     assert metrics.distinct_solutions([]) == 0
 
 
+def test_effective_groups_counts_ideas_not_spellings():
+    log_probs = double([0.1, 0.1, 0.2, 0.2, 0.4]).log()
+    apart, together = torch.arange(5), torch.tensor([0, 0, 0, 1, 1])
+    assert_close(
+        metrics.effective_groups(log_probs, apart), metrics.effective_number(log_probs)
+    )
+    held = double([0.4, 0.6]).log()
+    assert_close(
+        metrics.effective_groups(log_probs, together), metrics.effective_number(held)
+    )
+    # half of the mass, and two answers of no group: only ratios count
+    some = torch.tensor([0, -1, 0, 1, -1])
+    held = double([0.3 / 0.5, 0.2 / 0.5]).log()
+    assert_close(
+        metrics.effective_groups(log_probs - math.log(2), some),
+        metrics.effective_number(held),
+    )
+
+
+def test_accuracy_after_filter_is_enumeration():
+    """Right, plausible or wrong: all outcomes of n samples, one submission each."""
+    right, plausible, n = 0.2, 0.3, 3
+    chances = {"right": right, "plausible": plausible, "wrong": 1 - right - plausible}
+    total = 0.0
+    for drawn in itertools.product(chances, repeat=n):
+        passing = [kind for kind in drawn if kind != "wrong"]
+        share = passing.count("right") / len(passing) if passing else 0.0
+        total += share * math.prod(chances[kind] for kind in drawn)
+    found = metrics.accuracy_after_filter(
+        double([right + plausible, 0.0]), double([right, 0.0]), n
+    )
+    assert_close(found, double([total, 0.0]))
+
+
 def test_effective_number_is_exp_of_entropy():
     assert_close(metrics.effective_number(double([0.25] * 4).log()), double(4.0))
     assert_close(metrics.effective_number(double([1.0, 0.0]).log()), double(1.0))

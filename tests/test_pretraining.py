@@ -12,7 +12,8 @@ import shutil
 import pytest
 import torch
 
-from flowrl_lab import pretraining
+from flowrl_lab import corpora, pretraining
+from flowrl_lab.corpora import RECIPES, ProgramsPretrainConfig
 from flowrl_lab.evaluation import Referee
 from flowrl_lab.policies.language_model import build_tiny_llama
 from flowrl_lab.pretraining import (
@@ -24,7 +25,7 @@ from flowrl_lab.pretraining import (
     pretrain_steps,
 )
 from flowrl_lab.session import data_path
-from flowrl_lab.tasks import load_task
+from flowrl_lab.tasks import load_task, programs
 from flowrl_lab.tasks.make_number import CHARACTERS, MakeNumber, verify_answer
 
 SHORT = PretrainConfig(steps=6, batch_size=16, warmup=2)
@@ -92,8 +93,8 @@ def test_corpus_holds_training_prompts_only():
 
 def test_right_examples_are_right_and_the_others_stop_half_way(task):
     for prompt in task.prompts("train"):
-        right, unfinished = pretraining._examples(prompt)
-        assert right == list(task.answers(prompt).labels)
+        right = list(task.answers(prompt).labels)
+        unfinished = corpora._unfinished_workings(prompt)
         assert all(verify_answer(prompt, text) for text in right)
         assert unfinished
         for text in unfinished:
@@ -126,16 +127,115 @@ def test_working_is_shown_as_often_as_the_recipe_says(task):
 def test_expression_weights_are_a_fixed_log_normal():
     config = PretrainConfig(working_share=0.5, weight_spread=0.7)
     logs = torch.tensor([
-        math.log(2 * pretraining._expression_weight(f"{a}+{b}*{c}", config))
+        math.log(2 * corpora._expression_weight(f"{a}+{b}*{c}", config))
         for a in range(10) for b in range(10) for c in range(10)
     ])  # fmt: skip
     assert abs(logs.mean()) < 0.1 and abs(logs.std() - 0.7) < 0.05
     flat = PretrainConfig(working_share=0.5, weight_spread=0.0)
-    assert pretraining._expression_weight("1+2*3", flat) == 0.5
+    assert corpora._expression_weight("1+2*3", flat) == 0.5
     other = PretrainConfig(working_share=0.5, seed=1)
-    assert pretraining._expression_weight("1+2*3", other) != pytest.approx(
-        pretraining._expression_weight("1+2*3", config)
+    assert corpora._expression_weight("1+2*3", other) != pytest.approx(
+        corpora._expression_weight("1+2*3", config)
     )
+
+
+# ------------------------------------------------------------- the corpus of programs
+
+
+@pytest.fixture(name="few_functions")
+def fixture_few_functions(monkeypatch):
+    """The programs task with five training functions: the recipe in seconds."""
+    few = programs.task_meanings(False)[40:45]
+    monkeypatch.setattr(
+        programs, "task_meanings", lambda heldout: () if heldout else few
+    )
+    return load_task("programs"), few
+
+
+def program_rows(task, config):
+    """(prompt, program, weight) of every example, decoded by hand."""
+    tokens, weights = build_corpus(task, config)
+    for ids, weight in zip(tokens.tolist(), weights.tolist(), strict=True):
+        end = ids.index(task.eos_id)
+        assert set(ids[end + 1 :]) <= {task.pad_id}
+        prompt, colon, program = task._to_text(ids[:end]).partition(":")
+        yield prompt + colon, program, weight
+
+
+def test_the_corpus_of_programs_is_as_careless_as_its_recipe_says(few_functions):
+    task, few = few_functions
+    config = ProgramsPretrainConfig(prompts_per_function=3, right_share=0.7)
+    shares = {}
+    for prompt, program, weight in program_rows(task, config):
+        assert programs.intended_meaning(prompt) in few
+        verdict = programs.check_program(prompt, program)
+        right, plausible = programs.list_programs(prompt)
+        if not verdict.right and not verdict.fits:  # the last word was left out
+            assert any(full[:-1] == program for full in right)
+        kind = "right" if verdict.right else "careless"
+        assert verdict.right == (program in right)
+        assert (verdict.fits and not verdict.right) == (program in plausible)
+        share = shares.setdefault(prompt, {"right": 0.0, "careless": 0.0})
+        share[kind] += weight
+    assert len(shares) == 15
+    for share in shares.values():
+        assert share["right"] == pytest.approx(0.7, rel=1e-5)
+        assert share["careless"] == pytest.approx(0.3, rel=1e-5)
+
+
+def test_the_corpus_of_programs_asks_for_training_functions_only():
+    train, heldout = programs.task_meanings(False), programs.task_meanings(True)
+    assert not {m.simplest for m in train} & {m.simplest for m in heldout}
+    assert len(train) > 100 and len(heldout) > 30
+    first = programs.draw_prompts(train[5], 40)
+    assert set(programs.draw_prompts(train[5], 16)) == set(first[:16])
+    assert len(set(first)) == len(first)
+
+
+def test_shorter_programs_are_more_common(few_functions):
+    task, _ = few_functions
+    flat = ProgramsPretrainConfig(
+        prompts_per_function=1, weight_spread=0.0, length_discount=1.5
+    )
+    weights = {}
+    for prompt, program, weight in program_rows(task, flat):
+        if program in programs.list_programs(prompt)[0]:
+            weights.setdefault(prompt, {})[program] = weight
+    for of_prompt in weights.values():
+        shortest = min(of_prompt, key=len)
+        for program, weight in of_prompt.items():
+            gap = len(program) - len(shortest)
+            assert weight == pytest.approx(
+                of_prompt[shortest] * math.exp(-1.5 * gap), rel=1e-4
+            )
+
+
+def test_answers_that_share_a_prompt_change_nothing(few_functions):
+    """A row of four answers has the logits of four rows with the same prompt."""
+    task, _ = few_functions
+    config = ProgramsPretrainConfig(prompts_per_function=2, batch_size=3)
+    tokens, weights = build_corpus(task, config)
+    cumulative = weights.double().cumsum(0)
+    generator = torch.Generator().manual_seed(0)
+    places = pretraining._draw_places(config, cumulative[-1], generator)
+    batch = tokens[torch.searchsorted(cumulative, places)]
+    width = task.max_prompt_tokens
+    assert batch.shape == (3, 4, width + task.max_completion_tokens)
+    assert torch.equal(batch[:, :, :width], batch[:, :1, :width].expand(-1, 4, -1))
+    model = new_model(task)
+    shared = pretraining._shared_prompt_logits(model, batch, width)
+    alone = model(input_ids=batch.flatten(0, 1)[:, :-1]).logits[:, width - 1 :]
+    torch.testing.assert_close(shared.flatten(0, 1), alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_recipe_of_programs_learns(few_functions):
+    task, _ = few_functions
+    config = ProgramsPretrainConfig(
+        steps=20, batch_size=6, warmup=4, prompts_per_function=2
+    )
+    losses = [loss for _, loss in pretrain_steps(task, new_model(task), config)]
+    assert abs(losses[0] - math.log(task.vocab_size)) < 0.3
+    assert sum(losses[-4:]) / 4 < 0.8 * losses[0]
 
 
 # -------------------------------------------------------------------------- recipe
@@ -196,7 +296,7 @@ def test_learning_rate_rises_then_falls():
 
 
 def test_pretrain_writes_a_checkpoint_that_loads(tmp_path, monkeypatch):
-    monkeypatch.setattr(pretraining.make_number, "MakeNumber", FewPrompts)
+    monkeypatch.setattr("flowrl_lab.tasks.make_number.MakeNumber", FewPrompts)
     lines = []
     facts = pretrain(tmp_path / "one", SHORT, report=lines.append)
     again = pretrain(tmp_path / "two", SHORT, report=lines.append)
@@ -222,21 +322,24 @@ def test_pretrain_writes_a_checkpoint_that_loads(tmp_path, monkeypatch):
 # ------------------------------------------------------------------ what is shipped
 
 
-def test_shipped_files_are_the_ones_described(shipped):
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_files_are_the_ones_described(name):
+    shipped = data_path(f"{name}_tiny_lm")
     note = json.loads((shipped / "provenance.json").read_text(encoding="utf-8"))
     assert set(note["files"]) == {"config.json", "model.safetensors"}
-    for name, digest in note["files"].items():
-        assert hashlib.sha256((shipped / name).read_bytes()).hexdigest() == digest
-    assert sum(path.stat().st_size for path in shipped.iterdir()) < 5e6
-    assert note["recipe"] == dataclasses.asdict(PretrainConfig())
-    assert "pretrain make_number" in note["command"]
+    for file, digest in note["files"].items():
+        assert hashlib.sha256((shipped / file).read_bytes()).hexdigest() == digest
+    assert sum(path.stat().st_size for path in shipped.iterdir()) < 3.5e6
+    assert note["recipe"] == dataclasses.asdict(RECIPES[name]())
+    assert f"pretrain {name}" in note["command"]
     assert note["licence"]
 
 
-def test_shipped_model_has_the_recipes_shape(shipped):
-    task = load_task("make_number")
-    mine, shipped_model = new_model(task).state_dict(), load_base_model(shipped)
-    theirs = shipped_model.state_dict()
+@pytest.mark.parametrize("name", RECIPES)
+def test_shipped_model_has_the_recipes_shape(name):
+    task = load_task(name)
+    shipped_model = load_base_model(data_path(f"{name}_tiny_lm"))
+    mine, theirs = new_model(task).state_dict(), shipped_model.state_dict()
     assert {n: w.shape for n, w in mine.items()} == {
         n: w.shape for n, w in theirs.items()
     }

@@ -12,9 +12,9 @@ from flowrl_lab.commands import DONE
 def add_parser(commands) -> None:
     """Add ``pretrain`` and its options."""
     pretrain = commands.add_parser(
-        "pretrain", help="remake the tiny language model from nothing"
+        "pretrain", help="remake a tiny language model from nothing"
     )
-    pretrain.add_argument("task", choices=("make_number",))
+    pretrain.add_argument("task", choices=("make_number", "programs"))
     pretrain.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     pretrain.add_argument("--steps", type=int, help="default: the shipped recipe's")
     pretrain.add_argument("--seed", type=int, default=0)
@@ -23,10 +23,10 @@ def add_parser(commands) -> None:
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
-    """``pretrain``: the tiny language model from random weights."""
+    """``pretrain``: a tiny language model from random weights."""
     import dataclasses
 
-    from flowrl_lab.pretraining import PretrainConfig, pretrain
+    from flowrl_lab.pretraining import RECIPES, pretrain
     from flowrl_lab.session import choose_threads
 
     choose_threads()
@@ -35,7 +35,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
         if args.steps < 1:
             raise ValueError(f"--steps is {args.steps}; expected at least 1.")
         changes["steps"] = args.steps
-    config = dataclasses.replace(PretrainConfig(), **changes)
+    config = dataclasses.replace(RECIPES[args.task](), **changes)
     facts = pretrain(args.out, config, device=args.device)
     print(json.dumps(facts, indent=2, sort_keys=True))
     return DONE

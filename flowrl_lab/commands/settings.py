@@ -23,7 +23,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--task",
         default="landscape",
-        help="landscape, strings or make_number (default: %(default)s)",
+        help="landscape, strings, make_number or programs (default: %(default)s)",
     )
     parser.add_argument("--steps", type=int, help="rollouts; default: the preset's")
     parser.add_argument(

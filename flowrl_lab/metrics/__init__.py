@@ -16,6 +16,7 @@ All names are found here: ``flowrl_lab.metrics.pass_at_k``.
 
 from flowrl_lab.metrics._checks import SUM_TOLERANCE
 from flowrl_lab.metrics.answers import (
+    accuracy_after_filter,
     answer_entropy,
     avg_at_k,
     distinct_solutions,
@@ -35,6 +36,7 @@ from flowrl_lab.metrics.calibration import (
     stated_pass_rate,
 )
 from flowrl_lab.metrics.distributions import (
+    effective_groups,
     effective_number,
     effective_sample_size,
     js_divergence,
@@ -63,6 +65,7 @@ __all__ = [
     "LogZCalibration",
     "ReliabilityBin",
     "TextJudge",
+    "accuracy_after_filter",
     "answer_entropy",
     "avg_at_k",
     "calibrate_log_z",
@@ -70,6 +73,7 @@ __all__ = [
     "compression_ratio",
     "distinct_n",
     "distinct_solutions",
+    "effective_groups",
     "effective_number",
     "effective_sample_size",
     "exact_pass_at_k",

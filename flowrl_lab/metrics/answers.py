@@ -14,6 +14,7 @@ from flowrl_lab._validation import bad_input, check_count, check_tensor
 from flowrl_lab.metrics._checks import SUM_TOLERANCE, any_batch, check_probs
 
 __all__ = [
+    "accuracy_after_filter",
     "answer_entropy",
     "avg_at_k",
     "distinct_solutions",
@@ -100,6 +101,48 @@ def exact_pass_at_k(
     # log1p and expm1 keep the digits of tiny probabilities.
     chance = -torch.expm1(k * torch.log1p(-prob))
     return chance if isinstance(success_prob, Tensor) else chance.item()
+
+
+def accuracy_after_filter(
+    fits_prob: Float[Tensor, "*prompts"],
+    right_prob: Float[Tensor, "*prompts"],
+    num_samples: int,
+) -> Float[Tensor, "*prompts"]:
+    """Chance that the submitted program is right, if a visible test chooses it.
+
+        (1 - (1 - f)^n) · a / f
+
+    Of n samples one that passes the visible test is submitted (none passes: wrong).
+    It passes the hidden test with a / f, whatever n is: more samples help to pass
+    the visible test, not to be right.
+
+    Source: filtering by example tests as in AlphaCode (arXiv 2203.07814) section 4.5,
+    without its clustering.
+
+    Args:
+        fits_prob: f, the chance that one sample passes the visible test.
+        right_prob: a <= f, that it passes the hidden test as well.
+        num_samples: n.
+
+    Returns:
+        Between 0 and 1; 0 where f is 0.
+
+    Raises:
+        ValueError: probabilities outside [0, 1], a > f, num_samples below 1.
+    """
+    check_tensor("fits_prob", fits_prob, fits_prob.shape, "a float tensor")
+    check_tensor("right_prob", right_prob, fits_prob.shape, "one for each fits_prob")
+    check_probs("right_prob", right_prob)
+    if bool((right_prob > fits_prob + 1e-6).any()):
+        raise bad_input(
+            "right_prob",
+            "is larger than fits_prob",
+            "at most fits_prob: what is right passes the visible test too",
+            "check the order of the arguments: (fits_prob, right_prob, num_samples)",
+        )
+    passed = exact_pass_at_k(fits_prob, num_samples)
+    # f = 0 means a = 0: nothing is submitted.
+    return passed * right_prob / fits_prob.clamp(min=torch.finfo(fits_prob.dtype).tiny)
 
 
 def avg_at_k(correct: Sequence[bool]) -> float:

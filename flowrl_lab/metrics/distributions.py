@@ -22,6 +22,7 @@ from flowrl_lab.metrics._checks import check_log_probs
 from flowrl_lab.tokens import at_least_float32
 
 __all__ = [
+    "effective_groups",
     "effective_number",
     "effective_sample_size",
     "js_divergence",
@@ -120,6 +121,44 @@ def effective_number(log_p: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"
     check_log_probs("log_p", log_p)
     # KL to the constant 1 is minus the entropy.
     return (-_kl(log_p, torch.zeros_like(log_p))).exp()
+
+
+def effective_groups(
+    log_probs: Float[Tensor, " N"], groups: Int[Tensor, " N"]
+) -> Float[Tensor, ""]:
+    """How many equally likely *groups* of answers would be as uncertain as this.
+
+        exp(-Σ_g q_g log q_g),   q_g = Σ_{i in g} π_i / Σ_{i in any g} π_i
+
+    Variety of ideas, where ``effective_number`` counts spellings: answers of one group
+    count as one.
+
+    Source: Hill number of order 1 (Hill, Ecology 1973), of the groups.
+
+    Args:
+        log_probs: log π of the answers; may sum to less than 1.
+        groups: the group of each answer; -1 belongs to none and is left out.
+
+    Returns:
+        Between 1 and the number of groups.
+
+    Raises:
+        ValueError: bad tensors, no group with probability above 0.
+    """
+    check_log_probs("log_probs", log_probs, complete=False)
+    check_tensor("groups", groups, log_probs.shape, "[N]: one group per answer", "int")
+    named = groups >= 0
+    probs = at_least_float32(log_probs[named]).exp()
+    size = int(groups.max()) + 1 if len(groups) else 0
+    held = probs.new_zeros(max(size, 1)).index_add(0, groups[named].long(), probs)
+    if not bool(held.sum() > 0):
+        raise bad_input(
+            "groups",
+            "names no group with probability",
+            "at least one group >= 0 whose answers can be written",
+            "give every answer of a group the same number, from 0 on",
+        )
+    return effective_number((held / held.sum()).log())
 
 
 def effective_sample_size(

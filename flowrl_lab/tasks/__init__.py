@@ -17,6 +17,7 @@ TASKS: dict[str, str] = {
     "landscape": "flowrl_lab.tasks.landscape:Landscape",
     "strings": "flowrl_lab.tasks.strings:Strings",
     "make_number": "flowrl_lab.tasks.make_number:MakeNumber",
+    "programs": "flowrl_lab.tasks.programs:Programs",
     "open_sets": "flowrl_lab.tasks.open_sets:OpenSets",
     "required_operator": "flowrl_lab.tasks.required_operator:RequiredOperator",
 }

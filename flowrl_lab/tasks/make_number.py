@@ -25,13 +25,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
 from itertools import product
 
-import torch
-from torch import Tensor
-
-from flowrl_lab.types import AnswerSet, PromptBatch
+from flowrl_lab.tasks._characters import CharacterTask
+from flowrl_lab.types import AnswerSet
 
 __all__ = ["GRADES", "MakeNumber", "enumerate_expressions", "grade_answer",
            "verify_answer"]  # fmt: skip
@@ -191,7 +188,7 @@ def _split(heldout: bool) -> tuple[str, ...]:
     return tuple(sorted(prompts, key=lambda p: hashlib.sha256(p.encode()).hexdigest()))
 
 
-class MakeNumber:
+class MakeNumber(CharacterTask):
     """The ``make_number`` task: 16 to 120 right answers a prompt, all listed.
 
     Unfinished answers are wrong, and wrong ones get 0.
@@ -227,99 +224,30 @@ class MakeNumber:
         if reward == "graded":
             self.reward_scale = GRADED_SCALE
 
-    def prompts(self, split: str) -> tuple[str, ...]:
-        """All prompts of ``"train"`` or ``"heldout"``, in a fixed shuffled order."""
-        if split not in ("train", "heldout"):
-            raise ValueError(
-                f"split is {split!r}; expected 'train' or 'heldout'. "
-                "Fix: choose one of the two."
-            )
-        return _split(split == "heldout")
+    def _split(self, heldout: bool) -> tuple[str, ...]:
+        return _split(heldout)
 
-    @functools.cached_property
-    def _positions(self) -> dict[str, int]:
-        every = self.prompts("train") + self.prompts("heldout")
-        return {prompt: position for position, prompt in enumerate(every)}
+    def _check_prompt(self, prompt: str) -> None:
+        parse_prompt(prompt)
 
-    def encode(self, texts: Sequence[str]) -> PromptBatch:
-        """Token ids of prompts; all have six tokens, so nothing is padded."""
-        texts = tuple(texts)
-        if not texts:
-            raise ValueError("no prompt was given. Fix: pass at least one.")
-        for text in texts:
-            parse_prompt(text)
-        ids = torch.tensor([_to_ids(text) for text in texts])
-        indices = torch.tensor([self._positions.get(text, -1) for text in texts])
-        return PromptBatch(texts, ids, torch.ones_like(ids, dtype=torch.bool), indices)
-
-    def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[str]:
-        """Completions as text, without the end token; "?" is no character."""
-        rows = completion_ids.tolist()
-        lengths = completion_mask.sum(-1).tolist()
-        return [
-            _to_text(row[:length]) for row, length in zip(rows, lengths, strict=True)
-        ]
-
-    def score(
-        self,
-        prompts: PromptBatch,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        num_generations: int,
-    ) -> Tensor:
-        """The reward of a right, finished answer, 0 otherwise; ``[B]``."""
-        if len(prompts) * num_generations != len(completion_ids):
-            raise ValueError(
-                f"got {len(completion_ids)} completions for {len(prompts)} prompts x "
-                f"{num_generations} generations. Fix: pass P*G rows, groups contiguous."
-            )
-        texts = self.decode(completion_ids, completion_mask)
-        finished = ((completion_ids == EOS) & completion_mask).any(-1).tolist()
+    def reward_of(self, prompt: str, answer: str) -> float:
+        """The reward of one finished answer."""
         judge = verify_answer if self.reward == "binary" else grade_answer
-        rewards = [
-            float(done and judge(prompts.texts[row // num_generations], text))
-            for row, (text, done) in enumerate(zip(texts, finished, strict=True))
-        ]
-        return torch.tensor(rewards, device=completion_ids.device)
+        return float(judge(prompt, answer))
 
     def answers(self, prompt: str) -> AnswerSet:
         """Every right answer of ``prompt``, tokenised, with its reward."""
-        return _answer_set(prompt, self.max_completion_tokens, self.reward)
-
-
-def _to_ids(text: str) -> list[int]:
-    return [CHARACTERS.index(character) for character in text]
-
-
-def _to_text(ids: list[int]) -> str:
-    """Characters without a closing end token; "?" is any other special token."""
-    if ids and ids[-1] == EOS:
-        ids = ids[:-1]
-    return "".join(CHARACTERS[i] if i < PAD else "?" for i in ids)
+        return _answer_set(prompt, self.reward)
 
 
 @functools.cache
-def _answer_set(prompt: str, width: int, reward: str) -> AnswerSet:
+def _answer_set(prompt: str, reward: str) -> AnswerSet:
     rows = enumerate_expressions(prompt)
     if not rows:
         raise ValueError(f"prompt {prompt!r} has no right answer. Fix: choose another.")
-    ids = torch.full((len(rows), width), PAD)
-    for row, (text, _) in enumerate(rows):
-        tokens = torch.tensor([*_to_ids(text), EOS])
-        ids[row, : len(tokens)] = tokens
-    classes = {
-        key: number for number, key in enumerate(dict.fromkeys(k for _, k in rows))
-    }
-    rewards = torch.ones(len(rows))
-    if reward == "graded":
-        rewards = torch.tensor([grade_answer(prompt, text) for text, _ in rows])
-    return AnswerSet(
-        prompt=prompt,
-        labels=tuple(text for text, _ in rows),
-        completion_ids=ids,
-        completion_mask=ids != PAD,
-        rewards=rewards,
-        correct=torch.ones(len(rows), dtype=torch.bool),
-        groups=torch.tensor([classes[key] for _, key in rows]),
-        exhaustive=False,
-    )
+    texts = [text for text, _ in rows]
+    rewards = [1.0 if reward == "binary" else grade_answer(prompt, t) for t in texts]
+    return MakeNumber(reward=reward).answer_set(
+        prompt, texts, rewards=rewards, correct=[True] * len(rows),
+        classes=[key for _, key in rows],
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from flowrl_lab.course.checking import Exercise
 from flowrl_lab.course.exercises import (
     answers,
     balance,
+    code,
     distributions,
     diversity,
     flowrl,
@@ -26,6 +27,7 @@ _TOPICS = (
     distributions,
     partition,
     balance,
+    code,
     tokens,
     maximisers,
     flowrl,
