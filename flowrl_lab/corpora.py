@@ -78,21 +78,22 @@ class ProgramsPretrainConfig(Recipe):
     """The recipe of the code checkpoint, ``data/programs_tiny_lm``.
 
     The careless part are right programs with their last word left out, and plausible
-    programs: those fit the two examples and do something else elsewhere.
+    programs: those fit the two examples and do something else elsewhere.  As a base
+    model has, it has read about everything: held-out functions too, though no held-out
+    prompt.  What is held out is held out of reinforcement learning.
 
     Attributes:
         answers_per_prompt: answers in a row of a batch, all of the same prompt.
         length_discount: by how much each word lowers a program's log-weight.
-        prompts_per_function: different pairs of examples for each training function;
-            the first of them are the task's own training prompts.
+        prompts_per_function: different pairs of examples for each function.
     """
 
     task: ClassVar[str] = "programs"
-    steps: int = 2000
+    steps: int = 2400
     batch_size: int = 16
     right_share: float = 0.9
     answers_per_prompt: int = 4
-    length_discount: float = 2.0
+    length_discount: float = 1.5
     prompts_per_function: int = 16
 
 
@@ -150,16 +151,23 @@ def _program_examples(
         discount = math.exp(-config.length_discount * len(program))
         return discount * _answer_weight(program, config)
 
-    for meaning in programs.task_meanings(False):
-        for prompt in programs.draw_prompts(meaning, config.prompts_per_function):
-            right, plausible = programs.list_programs(prompt)
-            cut = [
-                (program[:-1], weight(program))
-                for program in right
-                if program[:-1] not in right
-            ]
-            careless = cut + [(program, weight(program)) for program in plausible]
-            yield prompt, [(text, weight(text)) for text in right], careless
+    for prompt in _program_prompts(config.prompts_per_function):
+        right, plausible = programs.list_programs(prompt)
+        cut = [
+            (program[:-1], weight(program))
+            for program in right
+            if program[:-1] not in right
+        ]
+        careless = cut + [(program, weight(program)) for program in plausible]
+        yield prompt, [(text, weight(text)) for text in right], careless
+
+
+def _program_prompts(count: int) -> Iterator[str]:
+    """Prompts for every function of the task, none of them a held-out prompt."""
+    for heldout in (False, True):
+        skip = programs.PROMPTS_PER_FUNCTION if heldout else 0
+        for meaning in programs.task_meanings(heldout):
+            yield from programs.draw_prompts(meaning, skip + count)[skip:]
 
 
 EXAMPLES: dict[str, Callable] = {

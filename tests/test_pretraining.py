@@ -183,13 +183,15 @@ def test_the_corpus_of_programs_is_as_careless_as_its_recipe_says(few_functions)
         assert share["careless"] == pytest.approx(0.3, rel=1e-5)
 
 
-def test_the_corpus_of_programs_asks_for_training_functions_only():
-    train, heldout = programs.task_meanings(False), programs.task_meanings(True)
-    assert not {m.simplest for m in train} & {m.simplest for m in heldout}
-    assert len(train) > 100 and len(heldout) > 30
-    first = programs.draw_prompts(train[5], 40)
-    assert set(programs.draw_prompts(train[5], 16)) == set(first[:16])
-    assert len(set(first)) == len(first)
+def test_the_corpus_of_programs_holds_no_heldout_prompt():
+    """It asks for every function, but held-out prompts are new to the model."""
+    task, prompts = load_task("programs"), list(corpora._program_prompts(16))
+    assert len(set(prompts)) == len(prompts)
+    assert set(task.prompts("train")) <= set(prompts)
+    assert not set(task.prompts("heldout")) & set(prompts)
+    asked = {programs.intended_meaning(p).simplest for p in prompts}
+    both = programs.task_meanings(False) + programs.task_meanings(True)
+    assert asked == {m.simplest for m in both}
 
 
 def test_shorter_programs_are_more_common(few_functions):
