@@ -43,20 +43,22 @@ def from_number(number: int) -> Numbers:
     return tuple(number // DIGITS**place % DIGITS for place in places)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Meaning:
     """One function that programs compute, with all programs that compute it.
 
     Attributes:
         outputs: ``[125]``, the output of each input, as its place (``to_number``).
         programs: the programs, shortest first.
-        classes: for each program, the words that are left of it once its detours
-            are cut out, in alphabetical order; see ``_Search.class_of``.
     """
 
     outputs: np.ndarray
     programs: tuple[str, ...]
-    classes: tuple[str, ...]
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """For each program the words left of it, sorted; see ``_Search.class_of``."""
+        return tuple(_search().class_of(program) for program in self.programs)
 
     @property
     def simplest(self) -> str:
@@ -71,15 +73,20 @@ def meanings(max_words: int = MAX_WORDS) -> tuple[Meaning, ...]:
     Returns:
         One ``Meaning`` each, simplest first (length, then alphabet).
     """
-    search, found = _Search(), {}
-    for program, path in search.programs(max_words):
-        if program and len(path[-1]) == 1:
-            found.setdefault(path[-1][0], []).append((program, search.class_of(path)))
-    rows = []
-    for value, pairs in found.items():
-        pairs.sort(key=lambda pair: (len(pair[0]), pair[0]))
-        rows.append(Meaning(search.values[value], *zip(*pairs, strict=True)))
+    search, found = _search(), {}
+    for program, stack in search.programs(max_words):
+        if program and len(stack) == 1:
+            found.setdefault(stack[0], []).append(program)
+    rows = [
+        Meaning(search.values[value], tuple(sorted(rows, key=lambda p: (len(p), p))))
+        for value, rows in found.items()
+    ]
     return tuple(sorted(rows, key=lambda row: (len(row.simplest), row.simplest)))
+
+
+@functools.cache
+def _search() -> _Search:
+    return _Search()
 
 
 class _Search:
@@ -100,6 +107,7 @@ class _Search:
             for word, do in BINARY.items()
         }
         self._done: dict[tuple, int] = {}
+        self._words: dict[tuple, str] = {}
 
     def _intern(self, table: np.ndarray) -> int:
         number = self._numbers.setdefault(table.tobytes(), len(self.values))
@@ -132,22 +140,21 @@ class _Search:
             return None
         return (*stack, stack[-1] if word == "d" else 0)
 
-    def programs(self, max_words: int) -> Iterator[tuple[str, tuple]]:
-        """Every start of a program that can still end well, with its stacks."""
-        level = [("", ((0,),))]
+    def programs(self, max_words: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Every start of a program that can still end well, with its stack."""
+        level = [("", (0,))]
         for length in range(max_words + 1):
             yield from level
             left = max_words - length - 1
-            longer = []
-            for program, path in level:
-                for word in WORDS:
-                    stack = self.step(path[-1], word)
-                    # each list too many needs a word to go away
-                    if stack is not None and len(stack) - 1 <= left:
-                        longer.append((program + word, (*path, stack)))
-            level = longer
+            # each list too many needs a word to go away
+            level = [
+                (program + word, longer)
+                for program, stack in level
+                for word in WORDS
+                if (longer := self.step(stack, word)) and len(longer) - 1 <= left
+            ]
 
-    def class_of(self, path: tuple) -> str:
+    def class_of(self, program: str) -> str:
         """What a program does, without detours and without its order.
 
         A detour leads back to a stack that was there before (``rr``, ``d-i+``, ...):
@@ -156,14 +163,16 @@ class _Search:
         Sorted, they are the class: programs that differ by detours, by synonyms or
         by the order of steps share it.
         """
-        kept: list = []
-        for stack in path:
-            if stack in kept:
-                del kept[kept.index(stack) + 1 :]
-            else:
-                kept.append(stack)
-        words = [
-            next(word for word in WORDS if self.step(before, word) == after)
-            for before, after in itertools.pairwise(kept)
-        ]
-        return "".join(sorted(words))
+        kept = [(0,)]
+        for word in program:
+            kept.append(self.step(kept[-1], word))
+            del kept[kept.index(kept[-1]) + 1 :]  # all of a detour, if this ends one
+        pairs = itertools.pairwise(kept)
+        return "".join(sorted(self._first_word(*pair) for pair in pairs))
+
+    def _first_word(self, before: tuple[int, ...], after: tuple[int, ...]) -> str:
+        if (before, after) not in self._words:
+            self._words[before, after] = next(
+                word for word in WORDS if self.step(before, word) == after
+            )
+        return self._words[before, after]
