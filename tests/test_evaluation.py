@@ -12,6 +12,7 @@ from flowrl_lab import evaluation
 from flowrl_lab.evaluation import Referee, evaluate_policy
 from flowrl_lab.policies.tabular import TabularPolicy
 from flowrl_lab.pretraining import load_base_model, load_tiny_lm
+from flowrl_lab.session import data_path
 from flowrl_lab.tasks import load_task
 
 COUNT = 3
@@ -252,6 +253,37 @@ def test_a_fresh_adapter_is_at_the_target():
     one = evaluate_policy(policy, task, task.prompts("heldout")[:1])
     assert one.kl_target_policy == pytest.approx(-math.log(one.accuracy), rel=1e-6)
     assert math.isnan(report.log_z_learned) and math.isnan(report.log_z_rmse)
+
+
+# ------------------------------------------------------------------------- programs
+
+
+@pytest.mark.parametrize(("reward", "plausible"), [("graded", 0.5), ("examples", 1.0)])
+def test_plausible_programs_are_paid_but_not_right(reward, plausible):
+    """log Z counts them, accuracy and target do not; by a plain pass over all rows."""
+    task = load_task("programs", reward=reward)
+    policy = load_tiny_lm(task, rank=1, alpha=1.0)
+    prompt = "042>302,032>302;-dr:"
+    answers = task.answers(prompt)
+    base = load_base_model(data_path("programs_tiny_lm"))
+    ids = task.encode((prompt,)).prompt_ids
+    rows = torch.cat([ids.expand(len(answers), -1), answers.completion_ids], dim=1)
+    with torch.no_grad():
+        scores = base(input_ids=rows, use_cache=False).logits.double().log_softmax(-1)
+    scores = scores[:, ids.shape[1] - 1 : -1]
+    tokens = scores.gather(-1, answers.completion_ids[..., None]).squeeze(-1)
+    probs = (tokens * answers.completion_mask).sum(-1).exp().numpy()
+    right = answers.correct.numpy()
+    assert 5 < (~right).sum() < right.sum()
+    referee = Referee(policy, task, (prompt,), reward_scale=2.0)
+    report, snapshot = referee.report(), referee.snapshot(prompt)
+    assert report.accuracy == pytest.approx(probs[right].sum(), rel=1e-4)
+    paid = np.where(right, 1.0, plausible)
+    log_z = math.log((probs * np.exp(2.0 * paid)).sum() + 1 - probs.sum())
+    assert report.log_z_exact == pytest.approx(log_z, rel=1e-4)
+    target = np.where(right, probs, 0.0) / probs[right].sum()
+    np.testing.assert_allclose(snapshot.target_probs, target, rtol=2e-4, atol=1e-12)
+    assert report.kl_policy_target == pytest.approx(0.0, abs=1e-6)
 
 
 # ----------------------------------------------------------------------- bad input

@@ -363,6 +363,17 @@ def test_shipped_model_is_right_nearly_half_of_the_time():
     assert report.kl_policy_target == pytest.approx(0.0, abs=1e-9)
 
 
+def test_shipped_model_of_programs_is_a_start_for_reinforcement():
+    """Exact: right often enough to learn from, in many ways; held-out prompts."""
+    task = load_task("programs")
+    policy = load_tiny_lm(task, rank=1, alpha=1.0)
+    report = Referee(policy, task, task.prompts("heldout")[:40]).report()
+    assert report.num_prompts == 40
+    assert PROG_LOW < report.accuracy < PROG_HIGH
+    assert report.effective_answers > PROG_EFF
+    assert report.pass_at_k[64] > 0.9
+
+
 # ----------------------------------------------------------------------- bad input
 
 
