@@ -27,7 +27,6 @@ EXPECTED = (
     "05_reward_maximisers",
     "06_flowrl_loss",
     "07_tiny_lm_maths",
-    "08_tiny_lm_code",
     "10_measuring_diversity",
     "12_scale_out",
 )
