@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "grpo_entropy": {
         "algorithm": "grpo",
         "name": "grpo_entropy",
-        "entropy_coef": 0.01,
+        "entropy_coef": 0.03,
     },
     "dapo": {"algorithm": "dapo", "clip_high": 0.28, "updates_per_batch": 2},
     "pass_at_k": {"algorithm": "pass_at_k"},
@@ -62,6 +62,8 @@ _TINY_LM = {
     "full": {"steps": 200, "eval_every": 20},
     "quick": {"steps": 60, "eval_every": 10, "eval_prompts": 16},
     "reinforce_pp": {"learning_rate": 1e-3},
+    "dapo": {"learning_rate": 1e-3},  # GRPO's rate, over two updates
+    "pass_at_k": {"learning_rate": 1e-3},
     "flowrl_paper": {"reward_scale": 15.0},
     "kl_reinforce": {"kl_coef": 1 / 8},
 }

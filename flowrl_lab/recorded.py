@@ -19,7 +19,15 @@ from flowrl_lab.records import record_from_dict, record_to_dict
 from flowrl_lab.results import RunResult, is_finished, load_result
 from flowrl_lab.session import data_path
 
-__all__ = ["collect_runs", "load_recorded", "variant_label", "write_recorded"]
+__all__ = [
+    "add_recorded",
+    "collect_runs",
+    "load_recorded",
+    "recorded_names",
+    "trim_run",
+    "variant_label",
+    "write_recorded",
+]
 
 FORMAT = 1
 
@@ -67,9 +75,13 @@ def collect_runs(folders: Iterable[str | Path]) -> list[RunResult]:
 
 
 def _labelled(result: RunResult) -> RunResult:
-    """The run with its start and end only, under its descriptive name."""
     fields = {k: v for k, v in result.config.items() if k != "config_version"}
-    label = variant_label(ExperimentConfig(**fields))
+    return trim_run(result, variant_label(ExperimentConfig(**fields)))
+
+
+def trim_run(result: RunResult, label: str) -> RunResult:
+    """The run with its start and end only, under the name ``label``."""
+    fields = {k: v for k, v in result.config.items() if k != "config_version"}
     ends = [r for r in result.records if r.exact is not None]
     kept = tuple(
         dataclasses.replace(record, run=label, samples=(), snapshot=None)
@@ -87,19 +99,49 @@ def write_recorded(path: str | Path, results: Iterable[RunResult]) -> None:
     path = Path(path)
     if path.exists():
         raise ValueError(f"{path} exists already. Fix: name a new file, or remove it.")
-    lines = [
-        json.dumps(
-            {
-                "format": FORMAT,
-                "config": result.config,
-                "records": [record_to_dict(record) for record in result.records],
-                "environment": result.environment,
-            },
-            ensure_ascii=False,
-        )
-        for result in results
-    ]
+    _write_lines(path, [_to_line(result) for result in results])
+
+
+def add_recorded(path: str | Path, results: Iterable[RunResult]) -> int:
+    """Add runs to a recording, new or there already; what it holds stays as it is.
+
+    Returns:
+        How many runs were added: those with a name and seed that it lacked.
+    """
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    held = {(run.name, run.seed) for run in map(_from_line, lines)}
+    fresh = [run for run in results if (run.name, run.seed) not in held]
+    if fresh:
+        _write_lines(path, lines + [_to_line(run) for run in fresh])
+    return len(fresh)
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
     write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def _to_line(result: RunResult) -> str:
+    content = {
+        "format": FORMAT,
+        "config": result.config,
+        "records": [record_to_dict(record) for record in result.records],
+        "environment": result.environment,
+    }
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _from_line(line: str) -> RunResult:
+    row = json.loads(line)
+    if row["format"] != FORMAT:
+        raise ValueError(f"format {row['format']!r}, expected {FORMAT}")
+    records = tuple(record_from_dict(record) for record in row["records"])
+    return RunResult(row["config"], records, row["environment"])
+
+
+def recorded_names() -> list[str]:
+    """The recordings that ship: the names ``load_recorded`` takes."""
+    return sorted(file.stem for file in data_path("results").glob("*.jsonl"))
 
 
 def load_recorded(name: str) -> list[RunResult]:
@@ -110,16 +152,12 @@ def load_recorded(name: str) -> list[RunResult]:
     """
     path = data_path("results") / f"{name}.jsonl"
     if not path.is_file():
-        known = sorted(file.stem for file in path.parent.glob("*.jsonl"))
+        known = recorded_names()
         raise ValueError(f"no recording {name!r}; there are {known}. Fix: pick one.")
     results = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            row = json.loads(line)
-            if row["format"] != FORMAT:
-                raise ValueError(f"format {row['format']!r}, expected {FORMAT}")
-            records = tuple(record_from_dict(record) for record in row["records"])
-            results.append(RunResult(row["config"], records, row["environment"]))
+            results.append(_from_line(line))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}, line {number}, cannot be read ({error}). Fix: restore the "

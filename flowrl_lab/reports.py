@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from flowrl_lab._validation import bad_input
@@ -31,7 +32,13 @@ from flowrl_lab.summaries import (
 )
 from flowrl_lab.svg import INK, draw_axes
 
-__all__ = ["html_page", "html_table", "render_report", "write_report"]
+__all__ = [
+    "html_page",
+    "html_table",
+    "render_report",
+    "render_study",
+    "write_report",
+]
 
 CURVES = ("reward", "accuracy", "effective_answers", *ALWAYS_LOG, "entropy")
 FRONT = ("accuracy", "effective_answers")
@@ -107,9 +114,36 @@ def render_report(
     results = list(results)
     if not results:
         raise bad_input("results", "is empty", "at least one run", "train one first")
+    parts = [f"<h1>{escape(title)}</h1>", *_about(results), _again(command)]
+    return html_page(title, "\n".join(part for part in parts if part))
+
+
+def render_study(
+    studies: Mapping[str, Sequence[RunResult]], *, title: str, command: str = ""
+) -> str:
+    """One page about several sets of runs, each under its own headline.
+
+    Raises:
+        ValueError: no study, or one without runs.
+    """
+    if not studies or not all(studies.values()):
+        got = {name: len(runs) for name, runs in studies.items()}
+        raise bad_input("studies", f"are {got}", "runs in each", "train some first")
+    links = "".join(
+        f'<li><a href="#{quote(name)}">{escape(name)}</a>: {len(runs)} runs</li>'
+        for name, runs in studies.items()
+    )
+    parts = [f"<h1>{escape(title)}</h1>", f"<ul>{links}</ul>"]
+    for name, runs in studies.items():
+        parts.append(f'<h1 id="{quote(name)}">{escape(name)}</h1>')
+        parts += _about(list(runs))
+    return html_page(title, "\n".join([*parts, _again(command)]))
+
+
+def _about(results: list[RunResult]) -> list[str]:
+    """Everything there is to say about one set of runs."""
     groups = group_runs(results)
-    parts = [
-        f"<h1>{escape(title)}</h1>",
+    return [
         _overview(results, groups),
         "<h2>Results</h2>",
         _summary_table(results, groups),
@@ -121,9 +155,7 @@ def render_report(
         _settings(groups),
         "<h2>Where it ran</h2>",
         _environment_table(results),
-        _again(command),
     ]
-    return html_page(title, "\n".join(part for part in parts if part))
 
 
 def html_page(title: str, body: str) -> str:

@@ -13,6 +13,7 @@ __all__ = ["BAD_INPUT", "COMMANDS", "DONE", "FAILED", "INTERRUPTED"]
 COMMANDS: dict[str, str] = {
     "train": "train",
     "compare": "compare",
+    "study": "study",
     "evaluate": "evaluate",
     "doctor": "doctor",
     "pretrain": "pretrain",

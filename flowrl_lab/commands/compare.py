@@ -14,6 +14,7 @@ from flowrl_lab.commands.settings import (
     folder_name,
     parse_seeds,
 )
+from flowrl_lab.commands.working import work_off
 
 
 def add_parser(commands) -> None:
@@ -47,23 +48,11 @@ def add_parser(commands) -> None:
 def run_compare(args: argparse.Namespace) -> int:
     """``compare``: all runs side by side, then the table and the report."""
     jobs = plan_jobs(args)
-    from flowrl_lab.progress import ProgressLine
-    from flowrl_lab.runner import run_jobs, write_plan
+    from flowrl_lab.runner import write_plan
 
     args.out.mkdir(parents=True, exist_ok=True)
     write_plan(args.out, jobs)
-    done = [0] * len(jobs)
-    progress = ProgressLine(sum(job.config.steps for job in jobs))
-
-    def report(index: int, step: int) -> None:
-        done[index] = step
-        ready = sum(d == job.config.steps for d, job in zip(done, jobs, strict=True))
-        progress.update(sum(done), f"{ready} of {len(jobs)} runs finished")
-
-    print(f"{len(jobs)} runs, {args.jobs} at a time")
-    outcome = run_jobs(jobs, workers=args.jobs, report=report)
-    progress.close()
-    return _tell(args, jobs, outcome)
+    return _tell(args, jobs, work_off(jobs, args.jobs))
 
 
 def plan_jobs(args: argparse.Namespace) -> list:
