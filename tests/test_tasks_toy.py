@@ -207,3 +207,29 @@ def test_bad_completions_are_refused(name, options):
 def test_string_options_refused(options):
     with pytest.raises(ValueError, match="got"):
         load_task("strings", **options)
+
+
+def test_copies_of_a_landscape_are_separate_runs():
+    """Every copy has the rewards of the one, and a row of its own in the table."""
+    from flowrl_lab import Run, preset
+
+    one = load_task("landscape", variant="six_modes")
+    three = load_task("landscape", variant="six_modes", copies=3)
+    names = three.prompts("train")
+    assert len(names) == 3 and three.prompts("heldout") == names
+    assert three.encode(names).indices.tolist() == [0, 1, 2]
+    for name in names:
+        (alone,) = one.prompts("train")
+        assert torch.equal(three.answers(name).rewards, one.answers(alone).rewards)
+    run = Run(
+        preset(
+            "landscape", "flowrl", steps=3, prompts_per_step=3, num_generations=8,
+            task_options={"variant": "six_modes", "copies": 3},
+        )
+    )  # fmt: skip
+    assert [record.step for record in run] == [0, 1, 2, 3]
+    rows = run.policy.logits.detach()[:, 0]
+    assert rows.shape == (3, 100) and not torch.equal(rows[0], rows[1])
+    for copies in (0, 1001, 2.0, True):
+        with pytest.raises(ValueError, match="copies: got"):
+            load_task("landscape", copies=copies)

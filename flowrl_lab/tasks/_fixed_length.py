@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-__all__ = ["check_completions", "check_prompts"]
+__all__ = ["check_completions", "check_prompts", "check_range"]
 
 
 def check_prompts(texts: Sequence[str], known: Sequence[str]) -> None:
@@ -68,3 +68,15 @@ def check_completions(
             f"completion_ids: got ids from {low} to {high}, "
             f"expected 0 to {vocab_size - 1}"
         )
+
+
+def check_range(key: str, value: int, low: int, high: int) -> None:
+    """A whole number from low to high.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{key}: got {value!r}, expected a whole number")
+    if not low <= value <= high:
+        raise ValueError(f"{key}: got {value}, expected {low} to {high}")

@@ -14,7 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowrl_lab.tasks._fixed_length import check_completions, check_prompts
+from flowrl_lab.tasks._fixed_length import (
+    check_completions,
+    check_prompts,
+    check_range,
+)
 from flowrl_lab.types import AnswerSet, PromptBatch
 
 __all__ = ["VARIANTS", "Landscape", "figure1_log_mixture"]
@@ -77,7 +81,9 @@ class Landscape:
     ``w/√reward_scale``.  With custom rewards, a mode is an unbroken run of states
     whose reward is at least half-way between the lowest and the highest.
 
-    There is one prompt and nothing to generalise to, so both splits hold it.
+    There is one prompt and nothing to generalise to, so both splits hold it.  With
+    ``copies`` there are that many prompts with the same rewards: a table learns each
+    by itself, so that one run is as many repetitions, at the cost of little more.
 
     Args:
         variant: one of ``VARIANTS``; None means "figure1", or custom when
@@ -85,11 +91,12 @@ class Landscape:
         rewards: a finite reward for each of at least two states.
         reward_scale: the scale at which the target is defined; default 15 (the
             paper's β) for "figure1", 10 otherwise.
+        copies: prompts with these rewards, 1 to 1000.
 
     Raises:
         ValueError: for an unknown variant, a variant together with rewards,
-            rewards that are not a finite list of at least two numbers, or a
-            reward_scale that is not positive.
+            rewards that are not a finite list of at least two numbers, a
+            reward_scale that is not positive, or copies out of range.
     """
 
     name = "landscape"
@@ -103,7 +110,9 @@ class Landscape:
         variant: str | None = None,
         rewards: Sequence[int | float] | Tensor | None = None,
         reward_scale: float | None = None,
+        copies: int = 1,
     ):
+        check_range("copies", copies, 1, 1000)
         if variant is not None and rewards is not None:
             raise ValueError(
                 f"landscape: got variant={variant!r} and rewards, expected one of "
@@ -129,23 +138,26 @@ class Landscape:
         self.rewards: Float[Tensor, " N"] = table.to(torch.float32)
         self.groups: Int[Tensor, " N"] = groups
         self.num_states = self.vocab_size = len(table)
-        self._prompt = f"landscape {self.variant}"
+        name = f"landscape {self.variant}"
+        self._prompts = (name,)
+        if copies > 1:
+            self._prompts = tuple(f"{name} {copy}" for copy in range(copies))
 
     def prompts(self, split: str) -> tuple[str, ...]:
-        """The one prompt, whichever split is asked for."""
+        """The one prompt, or its copies, whichever split is asked for."""
         if split not in ("train", "heldout"):
             raise ValueError(f"split: got {split!r}, expected 'train' or 'heldout'")
-        return (self._prompt,)
+        return self._prompts
 
     def encode(self, texts: tuple[str, ...]) -> PromptBatch:
-        """The prompt as one token; every row is prompt number 0."""
-        check_prompts(texts, (self._prompt,))
+        """The prompt as one token, 0; copies differ in their number."""
+        check_prompts(texts, self._prompts)
         rows = len(texts)
         return PromptBatch(
             tuple(texts),
             torch.zeros(rows, 1, dtype=torch.long),
             torch.ones(rows, 1, dtype=torch.bool),
-            torch.zeros(rows, dtype=torch.long),
+            torch.tensor([self._prompts.index(text) for text in texts]),
         )
 
     def decode(
@@ -174,7 +186,7 @@ class Landscape:
 
     def answers(self, prompt: str) -> AnswerSet:
         """All N states, with their rewards and modes."""
-        check_prompts((prompt,), (self._prompt,))
+        check_prompts((prompt,), self._prompts)
         states = torch.arange(self.num_states)
         return AnswerSet(
             prompt=prompt,

@@ -15,7 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from flowrl_lab.tasks._fixed_length import check_completions, check_prompts
+from flowrl_lab.tasks._fixed_length import (
+    check_completions,
+    check_prompts,
+    check_range,
+)
 from flowrl_lab.types import AnswerSet, PromptBatch
 
 __all__ = ["MAX_WORDS", "Strings"]
@@ -69,11 +73,11 @@ class Strings:
         reward_scale: float = 10.0,
         seed: int = 0,
     ):
-        _check_range("length", length, 2, 20)
-        _check_range("alphabet", alphabet, 2, len(LETTERS))
-        _check_range("blobs", blobs, 1, GRID * GRID)
-        _check_range("train_prompts", train_prompts, 1, 1000)
-        _check_range("heldout_prompts", heldout_prompts, 0, 1000)
+        check_range("length", length, 2, 20)
+        check_range("alphabet", alphabet, 2, len(LETTERS))
+        check_range("blobs", blobs, 1, GRID * GRID)
+        check_range("train_prompts", train_prompts, 1, 1000)
+        check_range("heldout_prompts", heldout_prompts, 0, 1000)
         for key, value in (("blob_width", blob_width), ("reward_scale", reward_scale)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{key}: got {value}, expected a positive number")
@@ -230,10 +234,3 @@ def _to_digits(numbers: Int[Tensor, " N"], digits: int, base: int) -> Tensor:
 def _from_digits(digits: Int[Tensor, "N D"], base: int) -> Tensor:
     powers = base ** torch.arange(digits.shape[1] - 1, -1, -1, device=digits.device)
     return (digits * powers).sum(dim=-1)
-
-
-def _check_range(key: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{key}: got {value!r}, expected a whole number")
-    if not low <= value <= high:
-        raise ValueError(f"{key}: got {value}, expected {low} to {high}")

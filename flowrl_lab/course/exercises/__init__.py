@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from flowrl_lab.course.checking import Exercise
 from flowrl_lab.course.exercises import (
+    ablations,
     answers,
     balance,
     code,
@@ -34,6 +35,7 @@ _TOPICS = (
     answers,
     diversity,
     scaling,
+    ablations,
 )
 
 EXERCISES: dict[str, Exercise] = {
