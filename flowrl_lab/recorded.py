@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from flowrl_lab.algorithms import ALGORITHMS
 from flowrl_lab.checkpoints import write_atomically
 from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.presets import preset
@@ -147,6 +148,9 @@ def recorded_names() -> list[str]:
 def load_recorded(name: str) -> list[RunResult]:
     """The recorded runs ``data/results/<name>.jsonl``.
 
+    Returns:
+        The runs by algorithm and name, seeds in rising order.
+
     Raises:
         ValueError: no such recording, or a damaged or foreign line in it.
     """
@@ -163,4 +167,7 @@ def load_recorded(name: str) -> list[RunResult]:
                 f"{path}, line {number}, cannot be read ({error}). Fix: restore the "
                 "file from the repository."
             ) from error
-    return results
+    order = list(ALGORITHMS)
+    return sorted(
+        results, key=lambda run: (order.index(run.algorithm), run.name, run.seed)
+    )

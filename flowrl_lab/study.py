@@ -21,7 +21,7 @@ from flowrl_lab.recorded import load_recorded, recorded_names, trim_run
 from flowrl_lab.results import RunResult, is_finished, load_result
 from flowrl_lab.runner import Job
 from flowrl_lab.session import data_path
-from flowrl_lab.summaries import metric_of
+from flowrl_lab.summaries import compute_spread, group_runs, metric_of
 
 __all__ = [
     "TOLERANCE",
@@ -29,9 +29,11 @@ __all__ = [
     "Comparison",
     "Search",
     "Try",
+    "Verdict",
     "cell_results",
     "compare_with_stored",
     "differing_settings",
+    "judge_claims",
     "load_cells",
     "load_search",
     "plan_runs",
@@ -305,6 +307,85 @@ def differing_settings(cell: Cell, stored: RunResult) -> dict[str, tuple]:
         if field.name not in ("name", "seed", "device")
         and getattr(cell.config, field.name) != getattr(then, field.name)
     }
+
+
+# ------------------------------------------------------------------------- claims
+
+MAXIMISERS = ("reinforce_pp", "ppo", "grpo", "dapo", "pass_at_k")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim about a study, whether it holds, and by which figures."""
+
+    claim: str
+    holds: bool
+    figures: str
+
+
+def judge_claims(results: Sequence[RunResult], *, ours: str) -> list[Verdict]:
+    """What is claimed for FlowRL, held against a study's runs.
+
+    Reward maximisers are the runs of ``MAXIMISERS`` without a KL penalty.
+
+    Args:
+        results: the runs of one study.
+        ours: the name of the FlowRL runs that are judged.
+
+    Returns:
+        Accuracy within two points of the best maximiser, pass@64 not below any of
+        them, three times GRPO's effective answers, and the paper's order.
+
+    Raises:
+        ValueError: no runs called ``ours``, or of plain GRPO.
+    """
+    groups = group_runs(results)
+    for name in (ours, "grpo"):
+        if name not in groups:
+            raise ValueError(
+                f"no runs are called {name!r}; there are {list(groups)}. Fix: pick one."
+            )
+    rivals = {
+        name: runs
+        for name, runs in groups.items()
+        if runs[0].algorithm in MAXIMISERS and not runs[0].config["kl_coef"]
+    }
+
+    def mean(name: str, key: str) -> float:
+        return compute_spread(groups[name], key).mean
+
+    best = max(rivals, key=lambda name: mean(name, "accuracy"))
+    widest = max(rivals, key=lambda name: mean(name, "pass@64"))
+    answers = mean(ours, "effective_answers"), mean("grpo", "effective_answers")
+    order = sorted(
+        {ours, "ppo", "grpo", "reinforce_pp"} & set(groups),
+        key=lambda name: -mean(name, "accuracy"),
+    )
+    return [
+        Verdict(
+            "accuracy within 2 points of the best reward maximiser",
+            mean(ours, "accuracy") >= mean(best, "accuracy") - 0.02,
+            f"{mean(ours, 'accuracy'):.3f} against {mean(best, 'accuracy'):.3f} "
+            f"({best})",
+        ),
+        Verdict(
+            "pass@64 not below any reward maximiser",
+            mean(ours, "pass@64") >= mean(widest, "pass@64"),
+            f"{mean(ours, 'pass@64'):.4f} against {mean(widest, 'pass@64'):.4f} "
+            f"({widest})",
+        ),
+        Verdict(
+            "at least 3 times GRPO's effective answers",
+            answers[0] >= 3 * answers[1],
+            f"{answers[0]:.1f} against {answers[1]:.1f}, {answers[0] / answers[1]:.1f} "
+            "times",
+        ),
+        Verdict(
+            "the paper's order of accuracies, FlowRL > PPO, GRPO > REINFORCE++",
+            order[0] == ours and order[-1] == "reinforce_pp",
+            " > ".join(f"{name} {mean(name, 'accuracy'):.3f}" for name in order),
+        ),
+    ]
 
 
 def write_cell(path: Path, config: ExperimentConfig) -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "Spread",
     "average_runs",
     "compute_spread",
+    "format_markdown",
     "format_table",
     "group_runs",
     "metric_of",
@@ -123,6 +124,28 @@ def format_table(results: Sequence[RunResult]) -> str:
     for first, *others in rows:
         cells = [cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+MARKDOWN = {
+    "accuracy": ("accuracy", 3),
+    "pass@64": ("pass@64", 3),
+    "effective_answers": ("effective answers", 1),
+    "kl_target_policy": ("KL(p*‖π), nats", 2),
+    "kl_policy_target": ("KL(π‖p*), nats", 2),
+}
+
+
+def format_markdown(results: Sequence[RunResult]) -> str:
+    """The table that README and notes show: a row a run name, mean ± deviation."""
+    head = ["variant", *(heading for heading, _ in MARKDOWN.values())]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, runs in group_runs(results).items():
+        cells = [name]
+        for key, (_, digits) in MARKDOWN.items():
+            spread = compute_spread(runs, key)
+            cells.append(f"{spread.mean:.{digits}f} ± {spread.deviation:.{digits}f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

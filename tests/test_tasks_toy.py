@@ -230,6 +230,6 @@ def test_copies_of_a_landscape_are_separate_runs():
     assert [record.step for record in run] == [0, 1, 2, 3]
     rows = run.policy.logits.detach()[:, 0]
     assert rows.shape == (3, 100) and not torch.equal(rows[0], rows[1])
-    for copies in (0, 1001, 2.0, True):
+    for copies in (0, 1001):
         with pytest.raises(ValueError, match="copies: got"):
             load_task("landscape", copies=copies)

@@ -29,6 +29,9 @@ def _add_recorded(commands) -> None:
     )
     recorded.add_argument("name", help="such as make_number")
     recorded.add_argument("--report", type=Path, metavar="FILE", help="HTML to write")
+    recorded.add_argument(
+        "--markdown", action="store_true", help="the table as README shows it"
+    )
     recorded.set_defaults(action=run_recorded)
 
 
@@ -48,10 +51,10 @@ def run_recorded(args: argparse.Namespace) -> int:
     """``recorded``: the table, and on request the report, of shipped runs."""
     from flowrl_lab.recorded import load_recorded
     from flowrl_lab.reports import write_report
-    from flowrl_lab.summaries import format_table
+    from flowrl_lab.summaries import format_markdown, format_table
 
     results = load_recorded(args.name)
-    print(format_table(results))
+    print((format_markdown if args.markdown else format_table)(results))
     if args.report is not None:
         write_report(results, args.report)
         print(f"Report: {args.report}")
