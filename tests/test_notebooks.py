@@ -29,6 +29,7 @@ EXPECTED = (
     "07_tiny_lm_maths",
     "10_measuring_diversity",
     "12_scale_out",
+    "11_ablations_and_limits",
 )
 MAY_KEEP_OUTPUTS = {"nbval-check-output", "stored-figure"}
 MAX_LINES, MAX_MEDIAN_LINES, MAX_COLUMNS = 25, 5, 76
