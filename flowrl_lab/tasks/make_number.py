@@ -30,8 +30,8 @@ from itertools import product
 from flowrl_lab.tasks._characters import CharacterTask
 from flowrl_lab.types import AnswerSet
 
-__all__ = ["GRADES", "MakeNumber", "enumerate_expressions", "grade_answer",
-           "verify_answer"]  # fmt: skip
+__all__ = ["GRADES", "MakeNumber", "enumerate_expressions", "explain_answer",
+           "grade_answer", "verify_answer"]  # fmt: skip
 
 CHARACTERS = "0123456789+-*=!:"
 PAD, EOS = len(CHARACTERS), len(CHARACTERS) + 1
@@ -83,24 +83,33 @@ def verify_answer(prompt: str, answer: str) -> bool:
     Raises:
         ValueError: if the prompt is malformed.  A malformed answer is just wrong.
     """
+    return not explain_answer(prompt, answer)
+
+
+def explain_answer(prompt: str, answer: str) -> str:
+    """Why ``answer`` is wrong, in one line; empty if it is right.
+
+    Args, raises: as ``verify_answer``.
+    """
     target, banned = parse_prompt(prompt)
     match = ANSWER_PATTERN.fullmatch(answer)
     if match is None:
-        return False
+        return f"{answer[:40]!r} is not written like 3*8, 4+8*2 or 4+8=12*2=24"
     first, op1, second, middle, op2, third, last = match.groups()
     operands = [int(digit) for digit in (first, second, third) if digit is not None]
-    if banned.intersection(operands):
-        return False
+    forbidden = sorted(banned.intersection(operands))
+    if forbidden:
+        return f"the digit {forbidden[0]} is banned"
     value = _apply(operands[0], op1, operands[1])
-    if op2 is None:
-        return value == target and middle in (None, str(value))
-    if (middle is None) != (last is None):  # half a working is no working
-        return False
-    total = _apply(value, op2, operands[2])
-    return (
-        value >= 0 and total == target and middle in (None, str(value))
-        and last in (None, str(total))
-    )  # fmt: skip
+    total = value if op2 is None else _apply(value, op2, operands[2])
+    if op2 is not None and (middle is None) != (last is None):
+        return "half of the working is shown; show all of it or none"
+    if op2 is not None and value < 0:
+        return f"the intermediate result {value} is negative"
+    for shown, true in ((middle, value), (last, total)):
+        if shown not in (None, str(true)):
+            return f"={shown} is not true, it is {true}"
+    return "" if total == target else f"it makes {total}, not {target}"
 
 
 def grade_answer(prompt: str, answer: str) -> float:
