@@ -89,8 +89,11 @@ def all_sections() -> set[str]:
 
 
 def is_held(number: str, source: str) -> bool:
-    """Whether a source holds a number: "40%" as 40 or as 0.4."""
+    """Whether a source holds a number, "40%" as 40 or as 0.4, or asserts its range."""
     plain = number.rstrip("%")
+    between = re.findall(r"assert (\d*\.\d+) < [^<\n]+ < (\d*\.\d+)", source)
+    if any(float(low) < float(plain) < float(high) for low, high in between):
+        return True
     forms = {plain, f"{float(plain) / 100:g}"} if number.endswith("%") else {plain}
     return any(re.search(rf"(?<![\d.]){re.escape(f)}(?!\d)", source) for f in forms)
 
