@@ -28,8 +28,8 @@ EXPECTED = (
     "06_flowrl_loss",
     "07_tiny_lm_maths",
     "10_measuring_diversity",
-    "12_scale_out",
     "11_ablations_and_limits",
+    "12_scale_out",
 )
 MAY_KEEP_OUTPUTS = {"nbval-check-output", "stored-figure"}
 MAX_LINES, MAX_MEDIAN_LINES, MAX_COLUMNS = 25, 5, 76
