@@ -73,13 +73,12 @@ def test_a_verdict_and_its_reason_never_part(answer):
     assert (told == "") == (grade_answer(PROMPT, answer) > 0)
 
 
-@pytest.mark.parametrize("reward", ["binary", "graded"])
-def test_nonsense_does_not_stop_training(reward):
+def test_nonsense_does_not_stop_training():
     """A policy that writes anything at all: rewards of 0, and the run goes on."""
     config = preset(
         "make_number", "flowrl", steps=2, eval_every=2, eval_prompts=1,
         prompts_per_step=2, num_generations=4, temperature=50.0,
-        task_options={"reward": reward},
+        task_options={"reward": "graded"},
     )  # fmt: skip
     records = list(Run(config))
     assert [record.step for record in records] == [0, 1, 2]

@@ -23,7 +23,8 @@ def differences(first: ExperimentConfig, second: ExperimentConfig) -> set[str]:
 
 
 def test_every_task_and_algorithm_has_presets():
-    assert set(PRESETS) == set(TASKS)
+    # an open set is for a real model (llm.presets), an assignment brings its own
+    assert set(PRESETS) == set(TASKS) - {"open_sets", "required_operator"}
     assert set(VARIANTS) == {*ALGORITHMS, "flowrl_paper", "grpo_entropy"}
 
 
