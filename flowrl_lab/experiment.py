@@ -299,6 +299,9 @@ class Run:
             "prompt_generator": self._prompt_generator.get_state(),
             "sample_generator": self._sample_generator.get_state(),
             "records": [json.dumps(record_to_dict(record)) for record in self.records],
+            # What the reference said of earlier rows; computed again in another
+            # batch it would differ in the last digits.
+            "reference_memo": getattr(self.policy, "reference_memo", {}),
         }
 
     @classmethod
@@ -331,6 +334,8 @@ class Run:
         run.policy.load_state_dict(state["policy"])
         run.modules.load_state_dict(state["modules"])
         run._updater.load_state(state)
+        if state.get("reference_memo"):
+            run.policy.reference_memo.update(state["reference_memo"])
         run._prompt_generator.set_state(state["prompt_generator"])
         run._sample_generator.set_state(state["sample_generator"])
         run.step, run.tokens = state["step"], state["tokens"]

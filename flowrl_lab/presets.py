@@ -88,6 +88,26 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "make_number": _TINY_LM,
     "programs": _TINY_LM,
+    # SmolLM2-135M on one CPU core; data/results/README.md says how these were found.
+    "open_sets": {
+        "all": {
+            "policy": "hf_lm",
+            "model": "smollm2-135m",
+            "prompts_per_step": 4,
+            "num_generations": 8,
+            "learning_rate": 1e-4,
+            "log_z_learning_rate": 2e-3,
+            "log_z_start": "batch",
+            "reward_scale": 6.0,
+            "eval_prompts": 4,
+            "watch_prompt": "A prime number",
+            "on_bad_update": "skip",
+            "max_residual": 200.0,
+        },
+        "full": {"steps": 40, "eval_every": 5},
+        "quick": {"steps": 20, "eval_every": 5},
+        "kl_reinforce": {"kl_coef": 1 / 6},
+    },
 }
 
 

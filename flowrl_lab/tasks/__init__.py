@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 from flowrl_lab.tasks.base import Task
+from flowrl_lab.tasks.text import TextTask
 
 __all__ = ["TASKS", "Task", "load_task"]
 
@@ -23,7 +24,7 @@ TASKS: dict[str, str] = {
 }
 
 
-def load_task(name: str, **options: Any) -> Task:
+def load_task(name: str, **options: Any) -> Task | TextTask:
     """Build the task called ``name``.
 
     Args:
