@@ -18,6 +18,7 @@ CHOICES = {
     "reward_form": ("raw", "group_normalized"),
     "importance": ("none", "clip", "raw", "max10"),
     "log_z": ("learned", "attached", "vargrad", "constant", "frozen", "random"),
+    "log_z_start": ("zero", "batch"),
     "log_z_features": ("last", "mean"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "prompt_format": ("plain", "chat"),
@@ -47,7 +48,8 @@ class ExperimentConfig:
     """All settings of one run.  ``replace`` makes a changed copy.
 
     Attributes:
-        task: key in ``flowrl_lab.tasks.TASKS``.
+        task: key in ``flowrl_lab.tasks.TASKS``, or a real set of
+            ``tasks.real.TEXT_TASKS``.
         task_options: keyword arguments of the task.
         policy: "tabular", "tiny_lm", "hf_lm" (a model of your choice, for tasks in
             plain text), or "auto" (what suits the task).
@@ -77,6 +79,8 @@ class ExperimentConfig:
             "constant": ``log_z_value``.  "frozen": a draw of N(log_z_value, 1) for
             each prompt, once.  "random": such a draw anew in every step.
         log_z_value: of a log Z that nothing learns, nats.
+        log_z_start: what a learned log Z says at first: "zero", or "batch", the
+            estimate log mean exp(βr) of the first batch, which is drawn from π_ref.
         log_z_features: prompt features of Z_φ: "last" prompt token, or "mean".
         clip_low: lower clip ε of importance ratios.
         clip_high: upper clip ε.
@@ -120,6 +124,7 @@ class ExperimentConfig:
     importance: str = "clip"
     log_z: str = "learned"
     log_z_value: float = 0.0
+    log_z_start: str = "zero"
     log_z_features: str = "last"
     clip_low: float = 0.2
     clip_high: float = 0.2
@@ -143,6 +148,7 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         from flowrl_lab.algorithms import ALGORITHMS
         from flowrl_lab.tasks import TASKS
+        from flowrl_lab.tasks.real import TEXT_TASKS
 
         for field in dataclasses.fields(self):
             if field.type in KINDS:
@@ -150,7 +156,7 @@ class ExperimentConfig:
         # A copy in JSON's types: what is saved and loaded again then compares equal.
         options = _plain_options(self.task_options)
         object.__setattr__(self, "task_options", options)
-        _check_known("task", self.task, TASKS)
+        _check_known("task", self.task, {**TASKS, **TEXT_TASKS})
         _check_known("algorithm", self.algorithm, ALGORITHMS)
         for field, choices in CHOICES.items():
             _check_known(field, getattr(self, field), choices)

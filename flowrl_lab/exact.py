@@ -42,6 +42,7 @@ __all__ = [
     "mean_report",
     "optimal_log_z",
     "reference_log_partition",
+    "target_accuracy",
 ]
 
 PASS_AT = (1, 4, 16, 64, 256)
@@ -154,6 +155,40 @@ def answers_target(
         # Not through the reward: a scale of 0 must forbid them as well.
         ref_log_probs = ref_log_probs.masked_fill(~answers.correct, -math.inf)
     return exact_target(ref_log_probs, rewards, reward_scale=reward_scale or 0.0)
+
+
+def target_accuracy(
+    accuracy: Float[Tensor, " N"], *, reward_scale: float
+) -> Float[Tensor, " N"]:
+    """How often the target is right, for a reward of 1 (right) or 0 (wrong).
+
+        a e^β / (1 - a + a e^β)
+
+    Source: FlowRL (arXiv 2509.15207) Eq. 2 and 4, summed over the right answers.
+
+    Args:
+        accuracy: a, the reference's probability of a right answer, per prompt.
+        reward_scale: β.
+
+    Returns:
+        The target's probability of a right answer, per prompt.
+
+    Raises:
+        ValueError: bad tensors, an accuracy outside [0, 1].
+    """
+    check_tensor("accuracy", accuracy, (None,), "[N]: one per prompt")
+    check_finite({"accuracy": accuracy})
+    check_number("reward_scale", reward_scale)
+    low, high = accuracy.aminmax()
+    if low < 0 or high > 1:
+        raise bad_input(
+            "accuracy",
+            f"ranges from {low.item():.3g} to {high.item():.3g}",
+            "probabilities, 0 to 1",
+            "pass shares, not per cent",
+        )
+    # e^β is taken out of the fraction, so that a large β does not overflow.
+    return accuracy / (accuracy + (1 - accuracy) * math.exp(-reward_scale))
 
 
 def length_normalized_target(

@@ -13,11 +13,17 @@ from torch import Tensor, nn
 
 from flowrl_lab._validation import bad_input
 from flowrl_lab.advantages import gae, whiten
-from flowrl_lab.algorithms import ALGORITHMS, Algorithm, Batch, flowrl_with
+from flowrl_lab.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    Batch,
+    flowrl_with,
+    shaped_rewards,
+)
 from flowrl_lab.checkpoints import read_checkpoint, write_atomically, write_checkpoint
 from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.evaluation import Referee
-from flowrl_lab.partition import unlearned_log_z
+from flowrl_lab.partition import start_log_z, unlearned_log_z
 from flowrl_lab.policies import make_task_and_policy
 from flowrl_lab.records import (
     nothing_measured,
@@ -173,6 +179,10 @@ class Run:
     def _with_log_z(self, rollout: Rollout) -> Batch:
         """The batch with what its log Z is computed from, or is."""
         config, prompts = self.config, rollout.prompts.to(self.policy.device)
+        if self.step == 0 and config.log_z_start == "batch" and self.modules:
+            estimate = config.reward_scale * shaped_rewards(rollout, config)
+            count = math.log(len(estimate))
+            start_log_z(self.modules["log_z"], (estimate.logsumexp(0) - count).item())
         if config.log_z == "learned":
             features = self.policy.prompt_features(prompts, config.log_z_features)
             return Batch(rollout, log_z_features=features)

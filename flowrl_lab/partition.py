@@ -32,6 +32,7 @@ __all__ = [
     "LogZTable",
     "importance_log_z",
     "log_target_ratios",
+    "start_log_z",
     "unlearned_log_z",
     "vargrad_log_z",
 ]
@@ -92,6 +93,26 @@ class LogPartitionHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             output = torch.func.functional_call(self.layers, wide, features.to(dtype))
         return output.squeeze(-1)
+
+
+def start_log_z(module: LogPartitionHead | LogZTable, value: float) -> None:
+    """Make a new module say ``value`` for every prompt.
+
+    Before training π is π_ref, so ``importance_log_z`` of the first batch is an
+    unbiased estimate of Z.  From there on wrong answers are pushed down, which keeps
+    the proportions of the right ones; from 0, only right answers are pushed up, and
+    the few that happen to be sampled grow at the cost of all others.
+
+    Raises:
+        ValueError: a value that is not finite.
+    """
+    check_number("value", value, low=-math.inf)
+    with torch.no_grad():
+        if isinstance(module, LogZTable):
+            module.log_z.fill_(value)
+        else:
+            module.layers[-1].weight.zero_()
+            module.layers[-1].bias.fill_(value)
 
 
 class LogZTable(nn.Module):

@@ -11,6 +11,7 @@ import difflib
 from typing import Any
 
 from flowrl_lab.config import ExperimentConfig
+from flowrl_lab.tasks.real import TEXT_TASKS
 
 __all__ = ["PRESETS", "VARIANTS", "preset"]
 
@@ -109,6 +110,25 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "kl_reinforce": {"kl_coef": 1 / 6},
     },
 }
+
+# Real sets for a real language model: a start, not searched for.
+_TEXT = {
+    "all": {
+        "policy": "hf_lm",
+        "prompt_format": "chat",
+        "prompts_per_step": 8,
+        "num_generations": 8,
+        "learning_rate": 5e-5,
+        "log_z_learning_rate": 5e-3,
+        "reward_scale": 8.0,
+        "on_bad_update": "skip",
+        "max_residual": 500.0,
+    },
+    "full": {"steps": 100, "eval_every": 10},
+    "quick": {"steps": 20, "eval_every": 5},
+    "kl_reinforce": {"kl_coef": 1 / 8},
+}
+PRESETS |= dict.fromkeys(TEXT_TASKS, _TEXT)
 
 
 def preset(

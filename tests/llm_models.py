@@ -56,11 +56,30 @@ def build_model(vocab_size: int, architecture: str = "llama", seed: int = 0):
         return AutoModelForCausalLM.from_config(config)
 
 
+def teach_numbers(model, tokenizer, steps: int = 80) -> None:
+    """Teach it to write two digits and an end of line, more or less at random."""
+    from flowrl_lab.tasks.open_sets import OpenSets
+
+    task = OpenSets()
+    numbers = torch.randint(1, 100, (steps, 8), generator=torch.Generator()).tolist()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        start = task.render(task.questions[step % 4])
+        texts = [f"{start}{number:02d}\n" for number in numbers[step]]
+        ids = torch.tensor(tokenizer(texts)["input_ids"])
+        labels = ids.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - 3, -100)
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=labels).loss.backward()
+        optimizer.step()
+
+
 @functools.cache
 def model_folder(architecture: str = "llama", chat: bool = True) -> str:
     """The folder of such a model, made once a test session."""
     folder = Path(tempfile.mkdtemp(prefix="flowrl-tiny-"))
     tokenizer = build_tokenizer(chat=chat)
-    build_model(len(tokenizer), architecture).save_pretrained(folder)
+    model = build_model(len(tokenizer), architecture)
+    teach_numbers(model, tokenizer)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

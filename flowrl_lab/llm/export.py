@@ -61,8 +61,8 @@ def _prepare(run: Run, folder: str | Path) -> Path:
     if getattr(run.policy, "loaded", None) is None:
         raise ValueError(
             f"the run's policy is {run.policy.name!r}; expected 'hf_lm', a model of "
-            "the hub or a folder. Fix: export a run of such a model; others are saved by "
-            "Run.save."
+            "the hub or a folder. Fix: export a run of such a model; others are saved "
+            "by Run.save."
         )
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,9 @@ __all__ = [
     "add_lora",
     "build_tiny_llama",
     "check_completions",
+    "lora_parameters",
     "pool_features",
+    "token_positions",
 ]
 
 TINY_LLAMA = {
@@ -84,6 +86,35 @@ def add_lora(model, *, rank: int, alpha: float, seed: int = 0):
         # peft asks transformers by an old name; nothing that we could change.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
         return get_peft_model(model, config)
+
+
+def token_positions(mask: Tensor) -> Tensor:
+    """The place of each token in its own text, ``[P, S]``, whatever stands before it.
+
+    Padding has no place; it gets 0, which a model must be given but never reads.
+
+    Args:
+        mask: ``[P, S]``, True where a token is part of the text.
+
+    Returns:
+        0 for the first token that counts, 1 for the second, …
+    """
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def lora_parameters(shapes: Sequence[tuple[int, int]], rank: int) -> int:
+    """How many numbers a LoRA adapter trains.
+
+        Σ r (in + out),   since A is r x in and B is out x r
+
+    Args:
+        shapes: ``(out, in)`` of each adapted weight matrix.
+        rank: r.
+
+    Returns:
+        The number of trained parameters.
+    """
+    return sum(rank * (rows + columns) for rows, columns in shapes)
 
 
 class ValueHead(nn.Module):
@@ -241,7 +272,7 @@ class LanguageModelPolicy:
         return self._backbone(
             input_ids=prompts.prompt_ids,
             attention_mask=None if mask.all() else mask.long(),
-            position_ids=(mask.long().cumsum(-1) - 1).clamp(min=0),
+            position_ids=token_positions(mask),
             use_cache=use_cache,
         )
 

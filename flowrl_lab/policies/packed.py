@@ -205,6 +205,22 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
         states = self._run_nodes(packing, 0).last_hidden_state[0]
         return states[predictor.to(states.device)]
 
+    def _store_features(self, prompts: PromptBatch, pooling: str) -> None:
+        """One prompt at a time, unpadded: the last digits depend on what is beside it.
+
+        Which prompts come together first is chance, and another after a resume.
+        """
+        for number, text in enumerate(prompts.texts):
+            if (text, pooling) not in self._features:
+                keep = prompts.prompt_mask[number]
+                alone = PromptBatch(
+                    (text,),
+                    prompts.prompt_ids[number, keep][None],
+                    keep[keep][None],
+                    prompts.indices[number : number + 1],
+                )
+                super()._store_features(alone, pooling)
+
     def _remember(
         self,
         prompts: PromptBatch,

@@ -8,6 +8,7 @@ import inspect
 from typing import Any
 
 from flowrl_lab.tasks.base import Task
+from flowrl_lab.tasks.real import TEXT_TASKS, load_text_task
 from flowrl_lab.tasks.text import TextTask
 
 __all__ = ["TASKS", "Task", "load_task"]
@@ -28,7 +29,7 @@ def load_task(name: str, **options: Any) -> Task | TextTask:
     """Build the task called ``name``.
 
     Args:
-        name: a key of ``TASKS``.
+        name: a key of ``TASKS`` or of ``tasks.real.TEXT_TASKS``.
         options: the keyword arguments of that task's class.
 
     Returns:
@@ -38,10 +39,13 @@ def load_task(name: str, **options: Any) -> Task | TextTask:
         ValueError: for an unknown name or option (the message lists the known
             ones and the closest match), or an option that the task refuses.
     """
+    if name in TEXT_TASKS:
+        return load_text_task(name, **options)
     if name not in TASKS:
+        known = [*TASKS, *TEXT_TASKS]
         raise ValueError(
-            f"task: got {name!r}, expected one of {sorted(TASKS)}"
-            f"{_did_you_mean(name, TASKS)}"
+            f"task: got {name!r}, expected one of {sorted(known)}"
+            f"{_did_you_mean(name, known)}"
         )
     module_name, class_name = TASKS[name].split(":")
     task_class = getattr(importlib.import_module(module_name), class_name)

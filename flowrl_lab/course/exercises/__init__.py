@@ -16,6 +16,7 @@ from flowrl_lab.course.exercises import (
     distributions,
     diversity,
     flowrl,
+    language_models,
     maximisers,
     partition,
     scaling,
@@ -36,6 +37,7 @@ _TOPICS = (
     diversity,
     scaling,
     ablations,
+    language_models,
 )
 
 EXERCISES: dict[str, Exercise] = {
