@@ -456,7 +456,7 @@ def test_the_t4_preset_stays_below_14_gb():
 
 def test_less_memory_gets_a_smaller_model():
     found = [
-        pick_preset(Machine("cuda", "GPU", free, True)).name for free in (8, 5.5, 1)
+        pick_preset(Machine("cuda", "GPU", free, True)).name for free in (8.0, 5.5, 1.0)
     ]
     assert found == ["gpu-8gb", "gpu-small", "cpu"]
     assert pick_preset(Machine("cpu", "CPU", float("nan"), False)).name == "cpu"

@@ -87,7 +87,7 @@ class LLMPreset:
     prompt_tokens: int
     completion_tokens: int
     settings: dict[str, Any]
-    minutes: float
+    minutes: int | float
     measured: bool
     min_gb: float
 
