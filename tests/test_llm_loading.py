@@ -48,7 +48,7 @@ def test_a_folder_is_loaded_with_its_tokenizer_mended():
     tokenizer = loaded.tokenizer
     assert tokenizer.padding_side == "left"
     assert tokenizer.pad_token == "<|endoftext|>" != tokenizer.eos_token
-    assert loaded.context == 256 and loaded.source == "a folder"
+    assert loaded.context == 1024 and loaded.source == "a folder"
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,7 @@ def fixture_hub():
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     thread.join()
+    server.server_close()
 
 
 ASK = """

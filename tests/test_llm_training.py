@@ -105,6 +105,28 @@ def test_other_algorithms_and_chat_prompts(algorithm):
     assert math.isfinite(list(Run(chosen))[-1].loss)
 
 
+def test_a_real_set_trains_without_a_referee_and_shows_the_parts(tmp_path, capsys):
+    pytest.importorskip("reasoning_gym")
+    from flowrl_lab.__main__ import main
+    from flowrl_lab.llm.watching import describe_progress, describe_samples
+
+    options = {"size": 4, "heldout_size": 2, "max_completion_tokens": 6}
+    run = Run(config(task="countdown", task_options=options, steps=2))
+    records = list(run)
+    assert all(record.exact is None for record in records)
+    parts = records[-1].parts
+    assert parts == {"solved": 0.0, "correct": 0.0}
+    shown = describe_samples(records[-1], run.task)
+    assert "correct 0" in shown and len(shown.splitlines()) == 2
+    assert "step 2/2" in describe_progress(records[-1])
+    words = ["train", "--task", "countdown", "--steps", "1", "--out", str(tmp_path)]
+    for key, value in (*options.items(), ("model", model_folder())):
+        name = key if key == "model" else f"task_options.{key}"
+        words += ["--set", f"{name}={value}"]
+    assert main(words) == 0
+    assert "0% of the last batch was solved" in capsys.readouterr().out
+
+
 # --------------------------------------------------------------- kill and resume
 
 SCRIPT = """

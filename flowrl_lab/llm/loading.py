@@ -103,7 +103,8 @@ def _find(name: str) -> tuple[str, str, str]:
         source = f"the package {SMOLLM2.requirement} (GGUF Q4_1, dequantised)"
         return str(folder), source, SMOLLM2.hub_name
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
+        _gguf_file(str(path))  # or else it holds nothing that may be read
         return str(path), "a folder", name
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if not name or looks_local or "\\" in name:

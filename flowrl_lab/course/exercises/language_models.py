@@ -150,8 +150,7 @@ TARGET_ACCURACY = Exercise(
             "the share of the wrong ones",
             "That is how often the target is *wrong*.",
             lambda accuracy, *, reward_scale: (
-                (1 - accuracy)
-                / (1 - accuracy + accuracy * math.exp(reward_scale))
+                (1 - accuracy) / (1 - accuracy + accuracy * math.exp(reward_scale))
             ),
         ),
         Mistake(
