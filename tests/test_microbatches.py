@@ -226,3 +226,21 @@ def test_an_exploding_residual_is_a_bad_update():
         list(Run(config))
     skipping = config.replace(on_bad_update="skip", max_skips=9)
     assert [r.skipped for r in Run(skipping)] == [0, 1, 2, 3]
+
+
+# ----------------------------------------------------------------- where log Z starts
+
+
+def test_log_z_starts_at_the_estimate_of_the_first_batch():
+    """It is drawn from π_ref, so the mean of exp(βr) is an unbiased Z."""
+    for settings in (TINY, {"task": "landscape", "steps": 1, "num_generations": 64}):
+        config = ExperimentConfig(
+            **{**settings, "steps": 1}, log_z_start="batch", reward_scale=5.0
+        )
+        run = Run(config)
+        rewards = run._collect().rewards
+        expected = (5.0 * rewards).exp().mean().log()
+        records = list(Run(config))
+        torch.testing.assert_close(torch.tensor(records[1].log_z), expected)
+        assert records[1].log_z > 0
+    assert list(Run(ExperimentConfig(**{**TINY, "steps": 1})))[1].log_z == 0

