@@ -88,9 +88,10 @@ def choose_threads() -> int:
 
     The course's tensors are small.  Sharing each of a thousand operations a step
     among threads costs more than it saves, so on one or two cores PyTorch gets one
-    thread; instead, up to four workers share a step's prompts, each with its own part of
-    the tiny language model's passes (``policies.workers``).  Where OMP_NUM_THREADS is set, nothing is
-    changed.  ``benchmarks/step_vs_trl.py`` measures what this brings.
+    thread; instead, up to four workers share a step's prompts, each with its own
+    part of the tiny language model's passes (``policies.workers``).  Where
+    OMP_NUM_THREADS is set, nothing is changed.  ``benchmarks/step_vs_trl.py``
+    measures what this brings.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         cores = os.cpu_count() or 1
