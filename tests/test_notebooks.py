@@ -27,6 +27,7 @@ EXPECTED = (
     "05_reward_maximisers",
     "06_flowrl_loss",
     "07_tiny_lm_maths",
+    "09_lora_llm",
     "10_measuring_diversity",
     "11_ablations_and_limits",
     "12_scale_out",
