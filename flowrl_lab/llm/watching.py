@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
@@ -54,7 +55,8 @@ def describe_samples(record: StepRecord, task=None) -> str:
     """
     lines = []
     for prompt, text, reward in record.samples:
-        line = f"{reward:5.2f}  {prompt}: {text!r}"
+        question = textwrap.shorten(prompt, 60, placeholder=" …")
+        line = f"{reward:5.2f}  {question}: {text!r}"
         if hasattr(task, "task"):
             scored = task.task.score(prompt, text)
             parts = ", ".join(f"{k} {v:g}" for k, v in scored.parts.items())
