@@ -98,10 +98,9 @@ class LogPartitionHead(nn.Module):
 def start_log_z(module: LogPartitionHead | LogZTable, value: float) -> None:
     """Make a new module say ``value`` for every prompt.
 
-    Before training π is π_ref, so ``importance_log_z`` of the first batch is an
-    unbiased estimate of Z.  From there on wrong answers are pushed down, which keeps
-    the proportions of the right ones; from 0, only right answers are pushed up, and
-    the few that happen to be sampled grow at the cost of all others.
+    Before training π is π_ref, so the mean of exp(βr) over the first batch is an
+    unbiased estimate of Z.  A head that learns fast does not stay there: what it is
+    trained to say is log Z - KL(π ‖ p*), which is much lower at first.
 
     Raises:
         ValueError: a value that is not finite.

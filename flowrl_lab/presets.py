@@ -97,8 +97,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "prompts_per_step": 4,
             "num_generations": 8,
             "learning_rate": 1e-4,
-            "log_z_learning_rate": 2e-3,
-            "log_z_start": "batch",
+            "log_z_learning_rate": 5e-3,
             "reward_scale": 6.0,
             "eval_prompts": 4,
             "watch_prompt": "A prime number",
@@ -107,7 +106,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "full": {"steps": 40, "eval_every": 5},
         "quick": {"steps": 20, "eval_every": 5},
-        "kl_reinforce": {"kl_coef": 1 / 6},
+        "flowrl": {"learning_rate": 5e-5},
+        "vargrad": {"learning_rate": 5e-5},
+        "kl_reinforce": {"learning_rate": 5e-5, "kl_coef": 1 / 6},
     },
 }
 
