@@ -173,18 +173,20 @@ def model_folder(random_weights: bool) -> Iterator[Path]:
 
     Random weights are put where our side looks for the checkpoint.
     """
-    from flowrl_lab.pretraining import CHECKPOINT, save_checkpoint
+    from flowrl_lab.pretraining import checkpoint_name, save_checkpoint
     from flowrl_lab.session import data_path
 
+    name = checkpoint_name("make_number")
+
     if not random_weights:
-        yield data_path(CHECKPOINT)
+        yield data_path(name)
         return
     from flowrl_lab.policies.language_model import build_tiny_llama
     from flowrl_lab.tasks.make_number import MakeNumber
 
     task, before = MakeNumber(), os.environ.get("FLOWRL_DATA")
     with tempfile.TemporaryDirectory() as data:
-        folder = Path(data) / CHECKPOINT
+        folder = Path(data) / name
         folder.mkdir()
         model = build_tiny_llama(
             task.vocab_size, pad_id=task.pad_id, eos_id=task.eos_id

@@ -290,7 +290,8 @@ def test_setup_records_the_session(own):
     (event,) = read_events(own)
     assert (event["kind"], event["seed"]) == ("session", 3)
     assert event["device"] == str(session.device)
-    assert event["versions"]["torch"] == torch.__version__
+    found = event["versions"]["torch"]  # a wheel may leave out the build's "+cu130"
+    assert found.partition("+")[0] == torch.__version__.partition("+")[0]
 
 
 def test_a_script_that_sets_a_seed_leaves_no_file(tmp_path):

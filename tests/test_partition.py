@@ -57,7 +57,7 @@ def test_head_can_learn_different_log_zs():
     head = trained_head()
     features, goal = rand(4, 8).float(), torch.tensor([0.0, 3.0, -2.0, 8.0])
     optimiser = torch.optim.Adam(head.parameters(), lr=0.02)
-    for _ in range(300):
+    for _ in range(1000):
         loss = (head(features) - goal).square().mean()
         optimiser.zero_grad()
         loss.backward()

@@ -6,6 +6,7 @@ model's text to a parser that evaluates it.  Ours do not.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +36,9 @@ def make_problems(dataset: str, size: int, seed: int, **settings: Any):
         ValueError: for settings that it refuses.
     """
     try:
-        import reasoning_gym
+        with warnings.catch_warnings():  # of a package it needs, on its first import
+            warnings.simplefilter("ignore", SyntaxWarning)
+            import reasoning_gym
     except ImportError as error:
         raise ImportError(
             f"this task is written by reasoning-gym, which does not load ({error}). "
