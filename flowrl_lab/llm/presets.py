@@ -162,7 +162,7 @@ LLM_PRESETS: dict[str, LLMPreset] = {
     for preset in (
         LLMPreset(
             "cpu", "smollm2-135m", SMOLLM2_135M, "cpu", 4, 55, 4,
-            {"steps": 40}, minutes=4, measured=False, min_gb=4.0,
+            {"steps": 60}, minutes=3.2, measured=True, min_gb=4.0,
         ),
         LLMPreset(
             "mps", "smollm2-135m", SMOLLM2_135M, "mps", 2, 55, 4,
