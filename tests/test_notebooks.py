@@ -27,6 +27,7 @@ EXPECTED = (
     "05_reward_maximisers",
     "06_flowrl_loss",
     "07_tiny_lm_maths",
+    "08_tiny_lm_code",
     "09_lora_llm",
     "10_measuring_diversity",
     "11_ablations_and_limits",
