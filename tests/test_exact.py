@@ -16,6 +16,7 @@ from flowrl_lab.exact import (
     mean_report,
     optimal_log_z,
     reference_log_partition,
+    target_accuracy,
 )
 from flowrl_lab.losses import detailed_balance_loss, flowrl_residuals
 from flowrl_lab.types import AnswerSet
@@ -420,3 +421,14 @@ def test_flows_refuse_a_list_that_is_not_complete():
         exact_log_flows(ids[:2], ref[:2], rewards[:2], mask[:2], reward_scale=2.0)
     with pytest.raises(ValueError, match="completion_ids"):
         exact_log_flows(ids[:, :1], ref, rewards, mask, reward_scale=2.0)
+
+
+def test_target_accuracy_is_what_enumeration_gives():
+    for accuracy in (0.0, 0.3, 1.0):
+        shares = torch.tensor([accuracy / 2, accuracy / 2, 1 - accuracy])
+        target = exact_target(
+            shares.log(), torch.tensor([1.0, 1.0, 0.0]), reward_scale=SCALE
+        )
+        right = target_accuracy(torch.tensor([accuracy]), reward_scale=SCALE)
+        torch.testing.assert_close(right, target[:2].exp().sum()[None])
+    assert target_accuracy(torch.tensor([0.5]), reward_scale=1e4).item() == 1.0

@@ -1,6 +1,7 @@
 """log Z: the head's promises, the table, and the batch estimates by enumeration."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from flowrl_lab.partition import (
     LogZTable,
     importance_log_z,
     log_target_ratios,
+    start_log_z,
     vargrad_log_z,
 )
 
@@ -51,6 +53,19 @@ def test_head_is_linear_gelu_layernorm_dropout(num_layers):
         expected = layer(expected)
     assert_close(head(features), expected.squeeze(-1))
     assert head(features).shape == (5,)
+
+
+def test_a_started_module_says_the_value_for_every_prompt():
+    head, table = trained_head(), LogZTable(5)
+    start_log_z(head, -2.5)
+    start_log_z(table, 7.0)
+    assert_close(head(rand(4, 8).float()), torch.full((4,), -2.5))
+    assert_close(table(torch.tensor([0, 4])), torch.full((2,), 7.0))
+    before = head.layers[-1].bias.clone()
+    for value in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="value"):
+            start_log_z(head, value)
+    assert torch.equal(head.layers[-1].bias, before)
 
 
 def test_head_can_learn_different_log_zs():
