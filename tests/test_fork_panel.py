@@ -26,6 +26,11 @@ def trained() -> tuple[Run, Run]:
     return train_run("grpo"), train_run("kl_reinforce")
 
 
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch) -> None:
+    monkeypatch.setattr(ForkPanel, "_kept", {})
+
+
 @pytest.fixture
 def panel(trained) -> ForkPanel:
     return ForkPanel(trained, variants=("flowrl", "kl_reinforce", "grpo"), steps=6)
@@ -45,6 +50,18 @@ def test_a_fork_equals_forking_by_hand(panel, trained):
     assert child.config.seed == 3
     assert panel.runs["grpo → flowrl"] is child
     assert torch.equal(start, trained[0].policy.logits)  # the parent stays
+
+
+def test_a_panel_run_again_still_has_its_forks(panel, trained):
+    fork = panel.fork("grpo", "flowrl", steps=4)
+    again = ForkPanel(trained, steps=6)
+    assert again.runs["grpo → flowrl"] is fork
+    assert again.records == panel.records
+    assert "grpo → flowrl from step 12" in again.page().progress
+    further = again.fork("grpo → flowrl", "grpo", steps=3)
+    assert list(ForkPanel(trained).runs.values())[-1] is further
+    assert list(ForkPanel(trained[0]).runs) == ["grpo"]  # other runs: another panel
+    assert list(ForkPanel(trained).runs) == ["grpo", "kl_reinforce"]
 
 
 def test_records_count_on_from_the_parent(panel):

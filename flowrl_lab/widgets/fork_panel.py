@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from typing import ClassVar
 
 import traitlets
 
@@ -40,7 +41,8 @@ class ForkPanel(Explorer):
     notebook, the panel has two menus, an entry for the steps and a button that does
     the same between cells.  A fork keeps the parent's weights and settings, except
     what its variant says; optimiser, learned log Z and critic start anew
-    (``Run.fork``).  It can be forked again.
+    (``Run.fork``).  It can be forked again.  When the cell runs again, a panel of the
+    same runs still has the forks of the last one.
 
     Args:
         runs: a trained ``Run`` or several, with different names.
@@ -67,6 +69,8 @@ class ForkPanel(Explorer):
     _picture = traitlets.Unicode().tag(sync=True)
     _status = traitlets.Unicode("").tag(sync=True)
     steps = traitlets.Int(100).tag(sync=True)
+    # Forks of the last panel: the given runs -> runs, starts and records.
+    _kept: ClassVar[dict[tuple[int, ...], tuple[dict, dict, list]]] = {}
 
     def __init__(
         self,
@@ -83,11 +87,15 @@ class ForkPanel(Explorer):
         check_count("steps", steps)
         self.title = title
         self.variants = check_variants(variants)
-        self.runs = check_runs([runs] if isinstance(runs, Run) else list(runs))
-        self._starts = dict.fromkeys(self.runs, 0)
-        self.records: list[StepRecord] = []
-        for name, run in self.runs.items():
-            self.records += [self._on_clock(name, record) for record in run.records]
+        given = check_runs([runs] if isinstance(runs, Run) else list(runs))
+        key = tuple(map(id, given.values()))  # kept runs live on, so an id is theirs
+        if key not in self._kept:
+            self._kept.clear()  # one panel's forks are enough to hold in memory
+            self._kept[key] = (given, dict.fromkeys(given, 0), [])
+        self.runs, self._starts, self.records = self._kept[key]
+        if not self.records:
+            for name, run in given.items():
+                self.records += [self._on_clock(name, record) for record in run.records]
         super().__init__(
             _names=list(self.runs), _variant_names=list(self.variants), steps=steps
         )
