@@ -207,6 +207,8 @@ def ask(endpoint: str, cache: Path, *names: str) -> list[str]:
             **os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache),
             "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1",
             "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_XET": "1",
+            # other tests of this process may have said that there is no hub
+            "HF_HUB_OFFLINE": "0",
             # the stub shares a busy machine with other tests
             "HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_DOWNLOAD_TIMEOUT": "120",
         },
