@@ -11,59 +11,43 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
-import shutil
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from flowrl_lab.machine import Check, check_machine, in_colab
+
 __all__ = ["Check", "format_checks", "main", "run_doctor"]
 
 _PROJECT = "flowrl-lab"
-_MEMORY_NEEDED_GB = 4.0
-_DISK_NEEDED_GB = 1.0
 _SHOWN_EXTRAS = (
     *("lm", "notebooks", "metrics", "sets", "gym", "trl", "trackers", "test"),
 )
 _OPTIONAL_EXTRAS = ("metrics", "sets", "gym", "trl", "trackers", "test")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        name: what it is.
-        status: ``"ok"``, ``"note"`` (works, but worth knowing) or ``"broken"``.
-        found: what was found.
-        fix: what to do; empty when there is nothing to mend.
-    """
-
-    name: str
-    status: str
-    found: str
-    fix: str = ""
-
-
 def run_doctor() -> list[Check]:
-    """Look at Python, packages, device, memory, disk, widgets, sandbox and data."""
+    """Look at Python, packages, the machine, widgets, sandbox and data."""
     checks = [check_python()]
     checks += check_packages(read_requirements())
-    checks += [check_device(), check_memory(), check_disk(Path.cwd())]
+    checks += check_machine(Path.cwd())
     checks += [check_widgets(), check_sandbox()]
     checks += check_data(_find_data_folder())
     return checks
 
 
 def main() -> int:
-    """Print the table; returns 1 if something is broken, else 0."""
+    """Print the tables; returns 1 if something is broken, else 0."""
     checks = run_doctor()
     print(format_checks(checks))
+    if all(check.status != "broken" for check in checks if check.name == "device"):
+        from flowrl_lab.llm.presets import format_presets
+
+        print(f"\nA real language model (notebook 9) on\n{format_presets()}")
     broken = [check.name for check in checks if check.status == "broken"]
     if broken:
         print(f"\n{len(broken)} to mend: {', '.join(broken)}")
@@ -156,62 +140,7 @@ def check_package(requirement: Requirement, extra: str) -> Check:
     return Check(name, "ok", version)
 
 
-# ---------------------------------------------------------------------- machine
-
-
-def check_device() -> Check:
-    """Whether torch computes here, and on what."""
-    try:
-        torch = importlib.import_module("torch")
-        total = float(torch.ones(8).sum())
-    except (ImportError, OSError, RuntimeError) as error:
-        fix = "python3 lab.py setup (torch is missing or does not load)"
-        return Check("device", "broken", _first_line(error), fix)
-    if total != 8.0:
-        return Check("device", "broken", f"torch adds 8 ones to {total}", "reinstall")
-    if torch.cuda.is_available():
-        return Check("device", "ok", f"cuda: {torch.cuda.get_device_name()}")
-    if torch.backends.mps.is_available():
-        return Check("device", "ok", "mps (Apple GPU)")
-    found = f"cpu, {torch.get_num_threads()} threads"
-    if shutil.which("nvidia-smi"):
-        fix = "this torch is a CPU build; see pytorch.org for the CUDA build"
-        return Check("device", "note", f"{found}; an NVIDIA driver is here", fix)
-    return Check("device", "ok", found)
-
-
-def check_memory(available_gb: float | None = None) -> Check:
-    """Free memory; None measures it."""
-    if available_gb is None:
-        available_gb = _measure_memory()
-    if available_gb is None:
-        return Check("memory", "note", "cannot be measured here")
-    found = f"{available_gb:.1f} GB free"
-    if available_gb < _MEMORY_NEEDED_GB:
-        fix = f"close other programs: the course wants {_MEMORY_NEEDED_GB:.0f} GB"
-        return Check("memory", "note", found, fix)
-    return Check("memory", "ok", found)
-
-
-def _measure_memory() -> float | None:
-    """Free memory in GB, or None where nothing says."""
-    if importlib.util.find_spec("psutil") is not None:
-        return importlib.import_module("psutil").virtual_memory().available / 1e9
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def check_disk(folder: Path, free_gb: float | None = None) -> Check:
-    """Free space for runs and reports; None measures it."""
-    if free_gb is None:
-        free_gb = shutil.disk_usage(folder).free / 1e9
-    found = f"{free_gb:.1f} GB free in {folder}"
-    if free_gb < _DISK_NEEDED_GB:
-        fix = f"free {_DISK_NEEDED_GB:.0f} GB, or save runs on another disk"
-        return Check("disk", "broken", found, fix)
-    return Check("disk", "ok", found)
+# ------------------------------------------------------------- widgets and sandbox
 
 
 def check_widgets() -> Check:
@@ -222,6 +151,11 @@ def check_widgets() -> Check:
             importlib.import_module(name)
         except ImportError as error:
             return Check("live plots", "broken", _first_line(error), fix)
+    from flowrl_lab.live import choose_backend
+
+    here = f"drawn as {choose_backend()} here"
+    if in_colab():
+        return Check("live plots", "ok", f"Colab's page; {here}, as svg in a notebook")
     front_ends = [
         f"{name} {importlib.metadata.version(name)}"
         for name in ("jupyterlab", "notebook")
@@ -230,9 +164,7 @@ def check_widgets() -> Check:
     if not front_ends:
         found = "no JupyterLab in this environment (another front end may do)"
         return Check("live plots", "note", found, fix)
-    from flowrl_lab.live import choose_backend
-
-    found = f"{', '.join(front_ends)}; back end here: {choose_backend()}"
+    found = f"{', '.join(front_ends)}; {here}, as widget in a notebook"
     return Check("live plots", "ok", found)
 
 

@@ -128,46 +128,7 @@ def test_ranges_of_a_clone_and_of_an_install_are_the_same(monkeypatch):
     assert doctor.read_requirements() == from_clone
 
 
-# -------------------------------------------------------------------------- machine
-
-
-def test_a_torch_that_does_not_load_is_broken(monkeypatch):
-    def fail(_name):
-        raise OSError("libtorch_cpu.so: cannot open shared object file\nmore")
-
-    monkeypatch.setattr(importlib, "import_module", fail)
-    check = doctor.check_device()
-    assert check.status == "broken"
-    assert check.found == "libtorch_cpu.so: cannot open shared object file"
-
-
-def test_a_driver_without_a_cuda_build_is_worth_a_note(monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(doctor.shutil, "which", lambda _name: "/bin/nvidia-smi")
-    assert doctor.check_device().status == "note"
-    monkeypatch.setattr(doctor.shutil, "which", lambda _name: None)
-    assert doctor.check_device().status == "ok"
-
-
-@pytest.mark.parametrize(("free", "status"), [(0.5, "note"), (3.9, "note"), (9, "ok")])
-def test_little_memory_is_a_note(free, status):
-    assert doctor.check_memory(float(free)).status == status
-
-
-def test_memory_is_measured_or_said_to_be_unknown(monkeypatch):
-    assert 0 < doctor._measure_memory() < 1e5
-    monkeypatch.setattr(doctor, "_measure_memory", lambda: None)
-    assert doctor.check_memory().status == "note"
-
-
-@pytest.mark.parametrize(("free", "status"), [(0.2, "broken"), (50.0, "ok")])
-def test_a_full_disk_is_broken(tmp_path, free, status):
-    check = doctor.check_disk(tmp_path, free)
-    assert check.status == status
-    assert str(tmp_path) in check.found
+# ---------------------------------------------------------------------- live plots
 
 
 def test_live_plots_need_their_packages(monkeypatch):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowrl_lab.config import ExperimentConfig
+from flowrl_lab.machine import measure_memory
 from flowrl_lab.presets import preset
 
 __all__ = [
@@ -207,13 +208,11 @@ def probe_machine() -> Machine:
     """Look at the device that torch would use and at its free memory."""
     import torch
 
-    from flowrl_lab.doctor import _measure_memory
-
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         native = torch.cuda.get_device_capability() >= (8, 0)
         return Machine("cuda", torch.cuda.get_device_name(), free / GB, native)
-    free_gb = _measure_memory()
+    free_gb = measure_memory()
     free_gb = float("nan") if free_gb is None else free_gb
     if torch.backends.mps.is_available():
         return Machine("mps", "Apple GPU", free_gb, False)

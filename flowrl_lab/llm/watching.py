@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import textwrap
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from flowrl_lab.live import clock
+from flowrl_lab.machine import in_colab
 from flowrl_lab.types import StepRecord
 
 __all__ = ["checkpoint_folder", "describe_progress", "describe_samples", "peak_memory"]
@@ -82,7 +82,7 @@ def checkpoint_folder(name: str, *, drive: bool = False) -> Path:
     if not drive:
         return Path("runs") / name
     if not _DRIVE.is_dir():
-        if "COLAB_RELEASE_TAG" not in os.environ:
+        if not in_colab():
             raise ValueError(
                 "Google Drive was asked for, but this is not Colab. Fix: use "
                 "drive=False, or name a folder of your own."
