@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from llm_models import model_folder
+from peft.utils import save_and_load
 
 from flowrl_lab import checkpoints
 from flowrl_lab.config import ExperimentConfig
@@ -229,6 +230,19 @@ def test_the_adapter_loads_in_plain_transformers_and_peft(trained, tmp_path):
     assert AutoTokenizer.from_pretrained(folder).pad_token == "<|endoftext|>"
     stored = plain.state_dict()
     assert not any("log_z" in name for name in stored)
+
+
+def test_an_export_asks_the_hub_nothing(trained, tmp_path, monkeypatch):
+    """The base model's public name is written down, and nothing else done with it."""
+    loaded = dataclasses.replace(trained.policy.loaded, base_name="me/tiny")
+    monkeypatch.setattr(trained.policy, "loaded", loaded)
+    monkeypatch.setattr(
+        save_and_load, "check_file_exists_on_hf_hub",
+        lambda *_a, **_k: pytest.fail("asked the hub"),
+    )  # fmt: skip
+    folder = export_adapter(trained, tmp_path / "adapter")
+    written = json.loads((folder / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "me/tiny"
 
 
 def test_the_merged_model_needs_no_peft_and_the_run_keeps_its_own(trained, tmp_path):

@@ -35,7 +35,10 @@ def export_adapter(run: Run, folder: str | Path) -> Path:
     loaded = run.policy.loaded
     config = run.policy.model.peft_config["default"]
     config.base_model_name_or_path = loaded.base_name
-    run.policy.model.save_pretrained(folder, safe_serialization=True)
+    # By default peft asks the hub whether the vocabulary has grown; it never does here.
+    run.policy.model.save_pretrained(
+        folder, safe_serialization=True, save_embedding_layers=False
+    )
     loaded.tokenizer.save_pretrained(folder)
     write_card(run, folder, merged=False)
     return folder
