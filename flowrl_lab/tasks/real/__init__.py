@@ -8,16 +8,14 @@ through a small parser of our own, everything else into the sandbox.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import inspect
 from typing import Any
 
+from flowrl_lab.tasks._registry import build_named, did_you_mean
 from flowrl_lab.tasks.text import TextTask
 
 __all__ = ["TEXT_TASKS", "load_text_task"]
 
-# name -> "module:class"; a string, so that nothing loads before it is asked for.
+# name -> "module:class"
 TEXT_TASKS: dict[str, str] = {
     "countdown": "flowrl_lab.tasks.real.gym:Countdown",
     "arithmetic": "flowrl_lab.tasks.real.gym:Arithmetic",
@@ -44,20 +42,6 @@ def load_text_task(name: str, **options: Any) -> TextTask:
     if name not in TEXT_TASKS:
         raise ValueError(
             f"text task: got {name!r}, expected one of {sorted(TEXT_TASKS)}"
-            f"{_did_you_mean(name, TEXT_TASKS)}"
+            f"{did_you_mean(name, TEXT_TASKS)}"
         )
-    module_name, class_name = TEXT_TASKS[name].split(":")
-    task_class = getattr(importlib.import_module(module_name), class_name)
-    known = list(inspect.signature(task_class).parameters)
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"options of text task {name!r}: got {option!r}, expected some of "
-                f"{known}{_did_you_mean(option, known)}"
-            )
-    return task_class(**options)
-
-
-def _did_you_mean(word: str, known) -> str:
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return build_named("text task", name, TEXT_TASKS, options)
