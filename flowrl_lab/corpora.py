@@ -89,7 +89,7 @@ class ProgramsPretrainConfig(Recipe):
     """
 
     task: ClassVar[str] = "programs"
-    steps: int = 1600
+    steps: int = 12000
     batch_size: int = 16
     right_share: float = 0.9
     answers_per_prompt: int = 4

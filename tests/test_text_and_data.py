@@ -51,12 +51,18 @@ def test_readme_sentences_with_numbers_of_the_study():
         b: mean("make_number", f"flowrl β={b}", "accuracy") for b in (4, 8, 15, 30)
     }
     fewer = mean("make_number", "flowrl β=4", "effective_answers") - answers[0]
+    code, graded = (
+        mean(study, ours, "effective_answers") / mean(study, grpo, "effective_answers")
+        for study in ("programs", "make_number_graded")
+    )
     sentences = {
         f"uses {answers[0] / answers[1]:.1f} times as many answers",
         f"is {100 * gap[0] / gap[1]:.0f} % of GRPO",
         f"keeps {slower:.1f} answers instead of {answers[1]:.1f}",
         f"buys {100 * (accuracy[8] - accuracy[4]):.1f} points of accuracy for "
         f"{fewer:.1f} answers",
+        f"β = 8 keeps {code:.1f} times GRPO's programs",
+        f"keeps {graded:.1f} times GRPO's answers",
     }
     text = " ".join(README.split())
     for sentence in sentences:
@@ -64,6 +70,30 @@ def test_readme_sentences_with_numbers_of_the_study():
     assert "from 8 to 15 one point, from 15 to 30 nothing" in text
     assert 0.005 < accuracy[15] - accuracy[8] < 0.015
     assert abs(accuracy[30] - accuracy[15]) < 0.005
+
+
+def test_readme_says_how_many_variants_each_study_has():
+    words = {10: "ten", 12: "twelve", 15: "fifteen"}
+    text = " ".join(README.split())
+    for study, shown in {
+        "landscape": "the landscape ({} variants)",
+        "make_number": "`make_number` ({})",
+        "make_number_graded": "graded ({})",
+        "programs": "programs ({})",
+    }.items():
+        groups = group_runs(load_recorded(study))
+        assert {len(runs) for runs in groups.values()} == {5}, study
+        assert shown.format(words[len(groups)]) in text, study
+
+
+def test_what_readme_says_of_code_holds():
+    """FlowRL β = 8 leads the three maximisers, β = 4 everybody, on every line."""
+    names = group_runs(load_recorded("programs"))
+    for key in ("accuracy", "effective_answers", "pass@64"):
+        best = max(names, key=lambda name: mean("programs", name, key))
+        assert best == "flowrl β=4", key
+        for name in ("grpo", "ppo", "reinforce_pp"):
+            assert mean("programs", "flowrl β=8", key) > mean("programs", name, key)
 
 
 def numbers_in_prose(text: str) -> list[str]:
