@@ -86,6 +86,16 @@ def test_readme_says_how_many_variants_each_study_has():
         assert shown.format(words[len(groups)]) in text, study
 
 
+def test_what_readme_says_of_pass_at_k_training_holds():
+    rival, ours = "pass@4 training", "flowrl β=8"
+    answers = [mean("make_number", n, "effective_answers") for n in (rival, ours)]
+    assert 0 < answers[0] - answers[1] < 1
+    accuracy = [mean("make_number", n, "accuracy") for n in (ours, rival)]
+    assert 0.025 < accuracy[0] - accuracy[1] < 0.035
+    for few in ("dapo", "grpo entropy=0.03"):
+        assert mean("make_number", few, "effective_answers") < 5
+
+
 def test_what_readme_says_of_code_holds():
     """FlowRL β = 8 leads the three maximisers, β = 4 everybody, on every line."""
     names = group_runs(load_recorded("programs"))
