@@ -320,4 +320,5 @@ def test_the_requirements_are_those_of_the_project():
     wanted = read_requirements()
     assert any(text.startswith("torch") for text in wanted)
     assert any(text.startswith("anywidget") for text in wanted)
+    assert any(text.startswith("sacrebleu") for text in wanted)  # notebook 10
     assert not any(text.startswith("flowrl") for text in wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -95,6 +96,33 @@ def test_float16_that_overflows_lowers_its_scale(monkeypatch):
     records = list(run)
     assert records[-1].skipped == 0
     assert run._updater.scale < 2.0**60
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_out_of_memory_halves_the_pass_and_learns_the_same(dtype, monkeypatch, capsys):
+    """A pretended card; the first two passes of the update do not fit into it."""
+    calm = list(Run(config(algorithm="flowrl", dtype=dtype, steps=1)))[-1]
+    run = Run(config(algorithm="flowrl", dtype=dtype, steps=1))
+    whole, sizes = type(run.policy)._run_nodes, []
+
+    def run_nodes(self, packing, first, cache=None):
+        if cache is None and torch.is_grad_enabled():
+            sizes.append(len(packing))
+            if len(sizes) < 3:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate …")
+        return whole(self, packing, first, cache)
+
+    monkeypatch.setattr(type(run.policy), "_run_nodes", run_nodes)
+    # What sampling grew counts as out of date: the update needs a pass of its own.
+    counter = itertools.count()
+    monkeypatch.setattr(run.policy, "_versions", lambda: [next(counter)])
+    record = list(run)[-1]
+    assert run._updater.rows == 2 and "the batch stays at 8" in record.note
+    assert "out of memory with 8 completions in a pass" in capsys.readouterr().out
+    assert max(sizes[2:]) < sizes[0]
+    loose = 1e-4 if dtype == "float32" else 0.05
+    assert record.grad_norm == pytest.approx(calm.grad_norm, rel=loose)
+    assert record.reward == calm.reward and record.skipped == 0
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "kl_reinforce", "ppo"])

@@ -26,7 +26,7 @@ from flowrl_lab.tasks import TASKS
 __all__ = ["export_notebook", "git_badge", "select_data"]
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = ("lm", "notebooks")
+EXTRAS = ("lm", "metrics", "notebooks")
 LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
 TITLE = "#@title Set up flowrl_lab: run this cell first"
 # Words in a notebook that stand for data which it does not name.
