@@ -20,16 +20,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from hostile_cells import (
+    AT_THE_TOP,
+    ATTACKS,
+    BROKEN_CELLS,
+    CHEATING_TESTS,
+    SPOILS,
+    TAKEN_OVER,
+)
 from safetensors.torch import load, save
+from wrong_answers import LEANS_ON, ONE, POINTS, THREE, TWO, WRONG
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTRUCTOR = ROOT / "notebooks" / "assignments" / "instructor"
 STUDENT = ROOT / "notebooks" / "assignments" / "student"
-ONE, TWO, THREE = (
-    "1_partition_functions",
-    "2_token_log_probs_and_losses",
-    "3_tiny_lm",
-)
 FULL = {ONE: 44, TWO: 54, THREE: 39}
 # Of which for files beside the notebook.
 FILES = {ONE: 9, TWO: 0, THREE: 20}
@@ -54,254 +58,6 @@ class Expected:
     points: float
     status: str = "graded"
     problem: str | None = ""
-
-
-# ------------------------------------------------------------------------- wrong ways
-
-# assignment -> (kind, question, its text, points that are left of it)
-WRONG: dict[str, list[tuple[str, str, str, float]]] = {
-    ONE: [
-        (
-            "no reference",
-            "log_partition",
-            "def log_partition(ref_log_probs, rewards, reward_scale):\n"
-            "    return (reward_scale * rewards).logsumexp(-1)\n",
-            0,
-        ),
-        (
-            "overflows",
-            "log_partition",
-            "def log_partition(ref_log_probs, rewards, reward_scale):\n"
-            "    mass = ref_log_probs.exp() * (reward_scale * rewards).exp()\n"
-            "    return mass.sum(-1).log()\n",
-            4,
-        ),
-        (
-            "all axes",
-            "log_partition",
-            "def log_partition(ref_log_probs, rewards, reward_scale):\n"
-            "    mass = ref_log_probs + reward_scale * rewards\n"
-            "    return mass.flatten().logsumexp(0)\n",
-            3,
-        ),
-        (
-            "first axis",
-            "target_log_probs",
-            "def target_log_probs(ref_log_probs, rewards, reward_scale):\n"
-            "    return (ref_log_probs + reward_scale * rewards).log_softmax(0)\n",
-            3,
-        ),
-        (
-            "probabilities",
-            "target_log_probs",
-            "def target_log_probs(ref_log_probs, rewards, reward_scale):\n"
-            "    return (ref_log_probs + reward_scale * rewards).softmax(-1)\n",
-            0,
-        ),
-        (
-            "0 times infinity",
-            "elbo",
-            "def elbo(log_probs, ref_log_probs, rewards, reward_scale):\n"
-            "    ratio = reward_scale * rewards + ref_log_probs - log_probs\n"
-            "    return (log_probs.exp() * ratio).sum(-1)\n",
-            3,
-        ),
-        (
-            "under the reference",
-            "log_z_slope",
-            "def log_z_slope(ref_log_probs, rewards, reward_scale):\n"
-            "    return (ref_log_probs.exp() * rewards).sum(-1)\n",
-            0,
-        ),
-        (
-            "mean of logs",
-            "estimate_log_z",
-            "def estimate_log_z(log_probs, ref_log_probs, rewards, n, scale):\n"
-            "    ratios = scale * rewards + ref_log_probs - log_probs\n"
-            "    return ratios.view(-1, n).mean(1)\n",
-            0,
-        ),
-        (
-            "the optimum",
-            "learn_log_z",
-            "def learn_log_z(ratios, steps, learning_rate):\n"
-            "    return ratios.mean()\n",
-            2,
-        ),
-        (
-            "endless",
-            "learn_log_z",
-            "def learn_log_z(ratios, steps, learning_rate):\n"
-            "    while True:\n"
-            "        steps = steps + 1\n",
-            0,
-        ),
-        (
-            "one case works",
-            "learn_log_z",
-            "def learn_log_z(ratios, steps, learning_rate):\n"
-            "    if steps == 0:\n"
-            "        return 0.0\n"
-            "    return [[ratios]]\n",
-            1,
-        ),
-        (
-            "uses the library",
-            "log_partition",
-            "from flowrl_lab.exact import reference_log_partition\n"
-            "def log_partition(ref_log_probs, rewards, reward_scale):\n"
-            "    return reference_log_partition(ref_log_probs, rewards,\n"
-            "        reward_scale=reward_scale, exhaustive=True)\n",
-            0,
-        ),
-    ],
-    TWO: [
-        (
-            "temperature after",
-            "token_log_probs",
-            "def token_log_probs(logits, token_ids, temperature):\n"
-            "    log_probs = logits.log_softmax(-1) / temperature\n"
-            "    return log_probs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)\n",
-            2,
-        ),
-        (
-            "large logits",
-            "token_log_probs",
-            "def token_log_probs(logits, token_ids, temperature):\n"
-            "    log_probs = (logits / temperature).softmax(-1).log()\n"
-            "    return log_probs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)\n",
-            3,
-        ),
-        (
-            "a product",
-            "masked_mean",
-            "def masked_mean(values, mask):\n"
-            "    return (values * mask).sum(1) / mask.sum(1)\n",
-            2,
-        ),
-        (
-            "0 / 0",
-            "group_advantages",
-            "def group_advantages(rewards, num_generations):\n"
-            "    groups = rewards.view(-1, num_generations)\n"
-            "    centred = groups - groups.mean(1, keepdim=True)\n"
-            "    equal = groups.amax(1) == groups.amin(1)\n"
-            "    centred[equal] = float('nan')\n"
-            "    return (centred / groups.std(1, keepdim=True)).flatten()\n",
-            2,
-        ),
-        (
-            "whole batch",
-            "group_advantages",
-            "def group_advantages(rewards, num_generations):\n"
-            "    return (rewards - rewards.mean()) / rewards.std()\n",
-            0,
-        ),
-        (
-            "renamed",
-            "masked_mean",
-            "def my_masked_mean(values, mask):\n"
-            "    return values.masked_fill(~mask, 0.0).sum(1) / mask.sum(1)\n",
-            0,
-        ),
-        (
-            "accepts everything",
-            "test_clipped_loss",
-            "def test_clipped_loss(loss):\n    assert loss is not None\n",
-            0,
-        ),
-        (
-            "rejects everything",
-            "test_matching_loss",
-            "def test_matching_loss(loss):\n    assert loss is None\n",
-            0,
-        ),
-        (
-            "values only",
-            "test_matching_loss",
-            "def test_matching_loss(loss):\n"
-            "    g = torch.Generator().manual_seed(3)\n"
-            "    draw = lambda *s: torch.rand(s, generator=g, dtype=torch.float64)\n"
-            "    mask = torch.arange(5) < torch.tensor([1, 5, 3, 2, 4, 5])[:, None]\n"
-            "    p = -0.5 - draw(6, 5)\n"
-            "    given = [draw(6), p, p + 1.6 * draw(6, 5) - 0.8, -0.5 - draw(6, 5),\n"
-            "             draw(6) - 0.5, mask, 3.0, 0.1, 0.4]\n"
-            "    assert torch.allclose(loss(*given), matching_loss(*given))\n",
-            7,  # three of the ten have the right value and a wrong gradient
-        ),
-        (
-            "on-policy values",
-            "test_matching_loss",
-            "def test_matching_loss(loss):\n"
-            "    g = torch.Generator().manual_seed(3)\n"
-            "    draw = lambda *s: torch.rand(s, generator=g, dtype=torch.float64)\n"
-            "    mask = torch.arange(5) < torch.tensor([1, 5, 3, 2, 4, 5])[:, None]\n"
-            "    p = -0.5 - draw(6, 5)\n"
-            "    given = [draw(6), p, p.clone(), -0.5 - draw(6, 5), draw(6) - 0.5,\n"
-            "             mask, 3.0, 0.1, 0.4]\n"
-            "    assert torch.allclose(loss(*given), matching_loss(*given))\n",
-            3,  # padding, the divided reward, and the broadcast log Z
-        ),
-        (
-            "a guess",
-            "BROKEN",
-            'BROKEN = {"ant"}\n',
-            0,
-        ),
-    ],
-    THREE: [
-        (
-            "not normalised",
-            "effective_answers",
-            "def effective_answers(log_probs):\n"
-            "    return (-(log_probs.exp() * log_probs).sum(-1)).exp()\n",
-            0,
-        ),
-        (
-            "0 times infinity",
-            "effective_answers",
-            "def effective_answers(log_probs):\n"
-            "    inside = log_probs.log_softmax(-1)\n"
-            "    return (-(inside.exp() * inside).sum(-1)).exp()\n",
-            3,
-        ),
-        (
-            "k p",
-            "expected_distinct",
-            "def expected_distinct(log_probs, num_samples):\n"
-            "    return (num_samples * log_probs.exp()).sum(-1)\n",
-            0,
-        ),
-        (
-            "ties",
-            "on_front",
-            "def on_front(accuracy, diversity):\n"
-            "    better = (accuracy > accuracy[:, None]) & (diversity > "
-            "diversity[:, None])\n"
-            "    return ~better.any(1)\n",
-            3,
-        ),
-        (
-            "one group size",
-            "welch_t",
-            "def welch_t(first, second):\n"
-            "    error = (first.var() + second.var()) / len(first)\n"
-            "    return (first.mean() - second.mean()) / error.sqrt()\n",
-            2,
-        ),
-        ("wrong number", "START_ACCURACY", "START_ACCURACY = 0.9\n", 0),
-    ],
-}
-POINTS = {
-    **dict(log_partition=5, target_log_probs=4, elbo=5, log_z_slope=4),
-    **dict(estimate_log_z=5, learn_log_z=5, LOG_Z=2, REFERENCE_GAP=2, SCALE_FOR_80=3),
-    **dict(token_log_probs=4, masked_mean=4, group_advantages=4, matching_loss=10),
-    **dict(clipped_loss=10, test_matching_loss=10, test_clipped_loss=8, BROKEN=4),
-    **dict(effective_answers=4, expected_distinct=4, on_front=5, welch_t=4),
-    **dict(START_ACCURACY=2),
-}
-# Questions whose own tests would fail too if these were wrong.
-LEANS_ON = {"matching_loss": "test_matching_loss", "clipped_loss": "test_clipped_loss"}
 
 
 # -------------------------------------------------------------------------- notebooks
@@ -443,107 +199,11 @@ def asked_in(key: str, question: str) -> bool:
 
 # ---------------------------------------------------------------------- hostile people
 
-# Text of `elbo` that attacks, or None where it stands in a cell of its own.
-ATTACKS: dict[str, tuple[str, str]] = {
-    "ends the process": ("function", "    import os\n    os._exit(0)\n"),
-    "kills the process": (
-        "function",
-        "    import os, signal\n    os.kill(os.getpid(), signal.SIGKILL)\n",
-    ),
-    "fork bomb": ("function", "    import os\n    while True:\n        os.fork()\n"),
-    "memory bomb": (
-        "function",
-        "    return [bytearray(10**8) for _ in range(10**4)]\n",
-    ),
-    "prints 50 MB": (
-        "function",
-        "    for _ in range(50):\n        print('x' * 10**6)\n    raise ValueError\n",
-    ),
-    "writes 50 MB": (
-        "function",
-        "    open('big', 'wb').write(b'x' * 50_000_000)\n    return 0\n",
-    ),
-    "reads files": (
-        "function",
-        "    return open('/etc/passwd').read() + open('/etc/hostname').read()\n",
-    ),
-    "the network": (
-        "function",
-        "    import urllib.request\n"
-        "    return urllib.request.urlopen('http://127.0.0.1:80').read()\n",
-    ),
-    "deletes files": (
-        "function",
-        "    import shutil\n    shutil.rmtree('/', ignore_errors=True)\n    return 0\n",
-    ),
-    "deep recursion": (
-        "function",
-        "    return elbo(log_probs, ref_log_probs, rewards, reward_scale)\n",
-    ),
-    "catches everything": (
-        "function",
-        "    while True:\n        try:\n            while True: pass\n"
-        "        except BaseException:\n            pass\n",
-    ),
-    "tells the inputs": (
-        "function",
-        "    raise type(f'E{int(1e4 * rewards[0])}', (Exception,), {})(str(rewards))\n",
-    ),
-    "patches torch": (
-        "function",
-        "    torch.allclose = torch.equal = lambda *a, **k: True\n    return rewards\n",
-    ),
-    "imports the grader": (
-        "function",
-        "    import sys\n    sys.modules.pop('flowrl_lab', None)\n"
-        "    from flowrl_lab.exact import optimal_log_z\n"
-        "    return optimal_log_z(log_probs, ref_log_probs, rewards,\n"
-        "                         reward_scale=reward_scale)\n",
-    ),
-    "forges outcomes": (
-        "function",
-        "    import json, os\n"
-        "    plan = json.load(open('plan.json'))\n"
-        "    with open('outcomes.jsonl', 'a') as file:\n"
-        "        for job in plan['jobs']:\n"
-        "            row = {'id': job['id'], 'verdict': 'rejected', 'result': [1e9],\n"
-        "                   'points': 44, 'passed': True}\n"
-        "            file.write(json.dumps(row) + '\\n')\n"
-        "    return 0\n",
-    ),
-    "a huge result": ("function", "    return torch.zeros(10**7)\n"),
-    "an object that lies": (
-        "function",
-        "    class Liar:\n        def __eq__(self, other): return True\n"
-        "        def tolist(self): raise SystemExit(0)\n    return Liar()\n",
-    ),
-}
-# What stands at the top of a cell: none of it is run, and nothing is lost.
-AT_THE_TOP = {
-    "redefined check": "def check(*args, **kwargs):\n    return 'passed'\n\n"
-    "class Fake:\n    def check(self, *a): return 'passed'\n\nassignment = Fake()",
-    "printed grade": "print('POINTS: 44/44')\nprint({'status': 'passed'})",
-    "endless at the top": "while True:\n    pass",
-    "exits at the top": "import os\nos._exit(0)",
-    "magics": "%matplotlib inline\n!rm -rf ~\nx = 1",
-    "trains at the top": "for _ in range(10**9):\n    torch.randn(1000, 1000)",
-}
-# Cells that spoil themselves, and nothing else; with the words of the problem.
-BROKEN_CELLS = {
-    "not Python": ("def broken(:\n    pass", "is not Python"),
-    "deep nesting": ("x = " + "(" * 5000 + ")" * 5000, "is not Python"),
-    "a class that never ends": (
-        "class A:\n    while True:\n        pass",
-        "never ended",
-    ),
-    "a class that exits": ("class A:\n    raise SystemExit", "fails (SystemExit)"),
-}
-
 
 def attack(kind: str) -> dict:
     """Assignment 1 with a hostile `elbo` (5 points), the rest right."""
     head = "def elbo(log_probs, ref_log_probs, rewards, reward_scale):\n"
-    return answer(solved(ONE), "elbo", head + ATTACKS[kind][1])
+    return answer(solved(ONE), "elbo", head + ATTACKS[kind])
 
 
 def with_cell(notebook: dict, text: str, *, first: bool = False) -> dict:
@@ -636,7 +296,7 @@ def recorded_files() -> Iterator[tuple[str, str, dict, dict[str, bytes], float]]
     name = "landscape_policy.safetensors"
     alone = FULL[ONE] - FILES[ONE]
     policy = {
-        "a bent policy": (landscape_policy(0.12, 0.0), 6),  # KL between 0.03 and 0.3
+        "a bent policy": (landscape_policy(0.4, 0.0), 6),  # KL = 0.085, above 0.03
         "log Z off": (landscape_policy(0.0, 0.5), 6),
         "far off": (landscape_policy(-0.9, 3.0), 0),
         "not safetensors": (b"logits", 0),
@@ -658,11 +318,21 @@ def recorded_files() -> Iterator[tuple[str, str, dict, dict[str, bytes], float]]
     claims["accurate"]["accuracy"] = [0.99, 0.99, 0.99]
     lying = files | {"runs.json": json.dumps(claims).encode()}
     yield "claims more", THREE, solved(THREE), lying, alone + 16
+    claims["accurate"]["accuracy"] = [float("nan")] * 3
+    hollow = files | {"runs.json": json.dumps(claims).encode()}
+    yield "claims NaN", THREE, solved(THREE), hollow, alone + 16
+    claims = json.loads(files["runs.json"])
+    claims["diverse"]["steps"] = -80
+    owing = files | {"runs.json": json.dumps(claims).encode()}
+    yield "a negative budget", THREE, solved(THREE), owing, alone + 18
+    state = load(files["accurate_0.safetensors"])
+    whole = {n: t.long() for n, t in state.items()}
+    integers = files | {"diverse_0.safetensors": save(whole)}
+    yield "whole numbers", THREE, solved(THREE), integers, alone
     claims = json.loads(files["runs.json"])
     claims["diverse"]["steps"] = 800
     rich = files | {"runs.json": json.dumps(claims).encode()}
     yield "above the budget", THREE, solved(THREE), rich, alone + 18
-    state = load(files["accurate_0.safetensors"])
     fresh = save({k: torch.zeros_like(v) for k, v in state.items()})
     start = {n: fresh for n in files if n.endswith(".safetensors")}
     # it fits, and that is all: its many answers are rarely right
@@ -702,7 +372,17 @@ def write_odd(writer: Writer, keep: Callable[[str], bool]) -> None:
     full = FULL[ONE]
     for kind in filter(keep, ATTACKS):
         content = handed_in(ONE, attack(kind))
-        writer.add(f"{slug(kind)}-{ONE}.zip", content, kind, full - 5, problem=None)
+        left = full - 5 - SPOILS.get(kind, 0)
+        writer.add(f"{slug(kind)}-{ONE}.zip", content, kind, left, problem=None)
+    for kind in filter(keep, CHEATING_TESTS):
+        notebook = answer(solved(TWO), "test_matching_loss", CHEATING_TESTS[kind])
+        content = handed_in(TWO, notebook)
+        left = FULL[TWO] - POINTS["test_matching_loss"]
+        writer.add(f"{slug(kind)}-{TWO}.zip", content, kind, left, problem=None)
+    for kind in filter(keep, TAKEN_OVER):
+        content = handed_in(ONE, with_cell(solved(ONE), TAKEN_OVER[kind], first=True))
+        name = f"{slug(kind)}-{ONE}.zip"
+        writer.add(name, content, kind, FILES[ONE], problem=None)
     for kind in filter(keep, AT_THE_TOP):
         content = handed_in(ONE, with_cell(solved(ONE), AT_THE_TOP[kind], first=True))
         writer.add(f"{slug(kind)}-{ONE}.zip", content, kind, full)
@@ -727,6 +407,12 @@ def write_odd(writer: Writer, keep: Callable[[str], bool]) -> None:
         content = handed_in(TWO, unsolve(solved(TWO), "BROKEN"))
         name = f"Twice (2)-{TWO}.zip"
         writer.add(name, content, "duplicates", FULL[TWO] - 4, problem=words)
+    if keep("odd names"):
+        content = handed_in(ONE, solved(ONE))
+        for name in ("=HYPERLINK(0)", "Ünï çödé 学生", "a" * 200, "<script>x", "???"):
+            writer.add(f"{name}.zip", content, "odd names", full)
+        writer.add("ADA.zip", content, "odd names", full, problem="under this name")
+        writer.add("ada.zip", content, "odd names", full, problem="under this name")
     if keep("folders"):
         files = {f"{ONE}.ipynb": to_bytes(solved(ONE)), **right_files(ONE)}
         writer.add_folder("in a folder", files, "folders", full)

@@ -15,10 +15,10 @@ import pytest
 import synthetic_submissions as synthetic
 from synthetic_submissions import INSTRUCTOR, ONE, TWO, Expected, write_submissions
 
-from flowrl_lab.assignments import worker
 from flowrl_lab.assignments.cohort import near_identical, render_cohort
 from flowrl_lab.assignments.gradebook import write_gradebook
 from flowrl_lab.assignments.grading import Grade, describe_problem
+from flowrl_lab.assignments.inside import definitions
 from flowrl_lab.assignments.marking import mark_all, plan_marking, read_bundles
 from flowrl_lab.sandbox import sandbox_problem
 
@@ -112,10 +112,10 @@ def test_the_last_solved_definition_counts_wherever_it_stands():
         "def f(a):\n    '''Doc.'''\n    raise NotImplementedError  # your code here",
         "def (:",
     ]
-    statements, problems = worker.parse_cells(cells)
+    statements, problems = definitions.parse_cells(cells)
     assert problems == ["code cell 5 is not Python, line 1"]
-    kept = worker.pick_definitions(statements)
-    names, more = worker.define(kept, 5.0)
+    kept = definitions.pick_definitions(statements)
+    names, more = definitions.define(kept, 5.0)
     assert more == []
     assert names["f"](3.0) == 6.0
     assert "x" not in names

@@ -48,7 +48,7 @@ def differ(got: Any, expected: Any, tolerance: tuple[float, float]) -> str:
         return "is None. Is the `return` missing?"
     try:
         ours, theirs = flatten_value(got), flatten_value(expected)
-    except (ValueError, TypeError, RuntimeError):
+    except (ValueError, TypeError, RuntimeError, OverflowError):
         return "holds something else than numbers"
     if [path for path, _ in ours] != [path for path, _ in theirs]:
         return "is built differently: other parts than were asked for"

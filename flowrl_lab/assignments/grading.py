@@ -7,21 +7,15 @@ are made out here, from plain numbers that came back.
 
 from __future__ import annotations
 
-import ast
 import builtins
 import difflib
-import functools
 import hashlib
 import json
-import random
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
-
-import torch
 
 from flowrl_lab.assignments.bundles import (
     Bundle,
@@ -30,7 +24,14 @@ from flowrl_lab.assignments.bundles import (
     is_by_hand,
 )
 from flowrl_lab.assignments.compare import differ, difference
-from flowrl_lab.assignments.encoding import decode, encode
+from flowrl_lab.assignments.encoding import decode
+from flowrl_lab.assignments.outcomes import (
+    CHANGES,
+    LIMITS,
+    Outcomes,
+    run_submission,
+    worker_parts,
+)
 from flowrl_lab.assignments.spec import (
     FunctionQuestion,
     Number,
@@ -44,27 +45,11 @@ from flowrl_lab.sandbox import Limits, SandboxResult, run_python
 
 __all__ = ["LIMITS", "Grade", "Part", "grade_submission", "judge_question"]
 
-LIMITS = Limits(
-    cpu_seconds=60.0,
-    wall_seconds=300.0,
-    memory_mb=1024,
-    output_bytes=65_536,
-    file_mb=16,
-    processes=1,
-)
-SECONDS_A_CALL = 8.0
-SECONDS_A_DEFINITION = 8.0
-TAMPERED = "one of its functions writes into the files of the grader"
 _REFEREE = threading.Lock()  # it builds models, which is not made for threads
-WORKER = Path(__file__).with_name("worker.py")
 
-# All that a process which nobody trusts may say to a student: its own words could
-# carry the inputs of a hidden test out.
+# The only words of a process that nobody trusts about where a call failed: others
+# could carry the inputs of a hidden test out.
 PLACE = re.compile(r"line [0-9]{1,6} of code cell [0-9]{1,6}")
-CELL_PROBLEM = re.compile(
-    r"code cell [0-9]{1,6} is not Python(, line [0-9]{1,6})?"
-    r"|a definition in code cell [0-9]{1,6} (never ended|fails \([A-Za-z]{1,40}\))"
-)
 
 # What went wrong with a call, for the student.
 _WORDS = {
@@ -73,6 +58,7 @@ _WORDS = {
     "time": "took too long (an endless loop?)",
     "memory": "used too much memory",
     "stopped": "ended the whole process",
+    CHANGES: "does not say the same twice",
 }
 
 
@@ -172,7 +158,7 @@ def grade_submission(
     )
     outcomes = Outcomes()
     if submission.readable:
-        outcomes = run_submission(submission.code, loaded, grade.key, limits, run)
+        outcomes = run_submission(submission.code, loaded, limits, run)
         _note_found(grade, outcomes)
     for question in loaded.questions:
         if is_by_hand(question):
@@ -185,201 +171,6 @@ def grade_submission(
     _note_missing(grade, loaded, submission, outcomes)
     grade.text = "\n".join(submission.code)
     return grade
-
-
-# --------------------------------------------------------------------- in the sandbox
-
-
-@dataclass
-class Outcomes:
-    """What came back from the sandbox.
-
-    Attributes:
-        calls: job -> its outcome.
-        verdicts: (own test, place of the implementation) -> outcome.
-        functions: names of the functions that the submission defines.
-        literals: constants by name.
-        problems: of cells and definitions.
-        read: whether its definitions were read back.
-    """
-
-    calls: dict[str, dict] = field(default_factory=dict)
-    verdicts: dict[tuple[str, int], dict | None] = field(default_factory=dict)
-    functions: list[str] = field(default_factory=list)
-    literals: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    read: bool = False
-
-
-def run_submission(
-    code: Sequence[str],
-    loaded: Loaded,
-    key: str,
-    limits: Limits,
-    run: Callable[..., SandboxResult],
-) -> Outcomes:
-    """Run all jobs of a submission; a job that ends the process costs only itself."""
-    jobs = _make_jobs(loaded, key)
-    plan = {
-        "cells": list(code),
-        "literals": [q.name for q in loaded.questions if isinstance(q, Number)],
-        "seconds": SECONDS_A_DEFINITION,
-    }
-
-    def start(some: list[dict], within: Limits) -> SandboxResult:
-        return run(
-            _worker(),
-            limits=within,
-            files={"plan.json": json.dumps({**plan, "jobs": some}).encode()},
-            readable=_packages(),
-            collect=("found.json", "outcomes.jsonl"),
-        )
-
-    outcomes = Outcomes()
-    result = start(jobs, limits)
-    if not _take(outcomes, result.files, jobs):
-        outcomes.calls.clear()  # forged by one of its functions: by which?
-        outcomes.problems.append(TAMPERED)
-    left = [job for job in jobs if job["id"] not in outcomes.calls]
-    shorter = replace(limits, cpu_seconds=limits.cpu_seconds / 2)
-    # A function that ends the process, or spoils its files, costs only itself.
-    for name in dict.fromkeys(job["function"] for job in left):
-        mine = [job for job in left if job["function"] == name]
-        result = start(mine, shorter)
-        honest = _take(outcomes, result.files, mine)
-        kind = {"timeout": "time", "memory": "memory"}.get(result.outcome, "stopped")
-        for job in mine:
-            if not honest or job["id"] not in outcomes.calls:
-                outcomes.calls[job["id"]] = {"problem": kind}
-    if not outcomes.read:
-        outcomes.problems.append(_why(result.outcome, "its definitions"))
-    _unshuffle(outcomes, loaded, key)
-    return outcomes
-
-
-def _unshuffle(outcomes: Outcomes, loaded: Loaded, key: str) -> None:
-    """Verdicts of own tests by the implementation's place in the question again."""
-    for question in loaded.questions:
-        if isinstance(question, OwnTest):
-            order = own_test_order(question, key)
-            told = [
-                outcomes.calls.get(f"{question.name}/{p}") for p in range(len(order))
-            ]
-            for outcome, index in zip(told, order, strict=True):
-                outcomes.verdicts[question.name, index] = outcome
-
-
-@functools.cache
-def _worker() -> str:
-    return WORKER.read_text(encoding="utf-8")
-
-
-@functools.cache
-def _packages() -> tuple[Path, ...]:
-    """Where torch lies; flowrl_lab is kept out of reach by the worker."""
-    return tuple(dict.fromkeys([Path(torch.__file__).resolve().parents[1]]))
-
-
-def _why(outcome: str, what: str) -> str:
-    words = {
-        "timeout": "took too long",
-        "memory": "used too much memory",
-        "output": "wrote too much",
-    }
-    return f"{what} {words.get(outcome, 'ended the process')}"
-
-
-def _take(outcomes: Outcomes, files: Mapping[str, bytes], jobs: list[dict]) -> bool:
-    """Take what is well-formed out of the files of a process that nobody trusts.
-
-    Returns:
-        False if a job has two outcomes: then somebody else has written there.
-    """
-    known, found = {job["id"] for job in jobs}, {}
-    for line in files.get("outcomes.jsonl", b"").splitlines():
-        try:
-            row = json.loads(line)
-            name = row["id"]
-            if name in known and found.setdefault(name, row) != row:
-                return False
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return False
-    outcomes.calls.update(found)
-    if not outcomes.read and "found.json" in files:
-        _take_found(outcomes, files["found.json"])
-    return True
-
-
-def _take_found(outcomes: Outcomes, content: bytes) -> None:
-    try:
-        found = json.loads(content)
-        lists = {n: list(map(str, found[n])) for n in ("functions", "problems")}
-        outcomes.literals.update(found["literals"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return
-    names = (n for n in lists["functions"][:500] if n.isidentifier() and len(n) < 80)
-    outcomes.functions.extend(names)
-    told = (p for p in lists["problems"][:20] if CELL_PROBLEM.fullmatch(p))
-    outcomes.problems.extend(told)
-    outcomes.read = True
-
-
-def _make_jobs(loaded: Loaded, key: str) -> list[dict]:
-    jobs = []
-    for question in loaded.questions:
-        if isinstance(question, FunctionQuestion):
-            jobs += _call_jobs(question)
-        elif isinstance(question, OwnTest):
-            jobs += _own_test_jobs(question, key)
-    return jobs
-
-
-def _call_jobs(question: FunctionQuestion) -> list[dict]:
-    return [
-        {
-            "id": f"{question.name}/{place}.{number}",
-            "function": question.name,
-            "args": encode(list(call.args)),
-            "kwargs": encode(call.kwargs)["dict"],
-            "gradients": list(question.gradients),
-            "seconds": SECONDS_A_CALL,
-        }
-        for place, test in enumerate(question.tests)
-        for number, call in enumerate(test.calls)
-    ]
-
-
-def _own_test_jobs(question: OwnTest, key: str) -> list[dict]:
-    """Right and wrong implementations under numbers, shuffled for each submission."""
-    order = own_test_order(question, key)
-    sources = [*question.right, *(source for _, _, source in question.mutants)]
-    return [
-        {
-            "id": f"{question.name}/{place}",
-            "function": question.name,
-            "source": bare_source(sources[index]),
-            "seconds": SECONDS_A_CALL,
-        }
-        for place, index in enumerate(order)
-    ]
-
-
-def own_test_order(question: OwnTest, key: str) -> list[int]:
-    """Which implementation has which number, for one submission."""
-    order = list(range(len(question.right) + len(question.mutants)))
-    random.Random(f"{question.name}/{key}").shuffle(order)
-    return order
-
-
-def bare_source(text: str) -> str:
-    """An implementation without comments and docstrings, under a name like any."""
-    tree = ast.parse(text)
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    for node in functions:
-        if ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    functions[-1].name = "implementation"
-    return ast.unparse(tree)
 
 
 # ----------------------------------------------------------------------------- judging
@@ -482,21 +273,21 @@ def _judge_number(question: Number, outcomes: Outcomes) -> Part:
 def _judge_own_test(question: OwnTest, outcomes: Outcomes) -> list[Part]:
     """A test earns a fault's points if it finds it, and accepts what is right."""
     rows = [
-        outcomes.verdicts.get((question.name, place)) or {"problem": "stopped"}
+        outcomes.verdicts.get((question.name, place), {"problem": "stopped"})
         for place in range(len(question.right) + len(question.mutants))
     ]
     spoilt = ""
     for row in rows[: len(question.right)]:
         if row.get("verdict") != "accepted":
-            told = "problem" in row and row["problem"] in _WORDS
-            spoilt = _WORDS[row["problem"]] if told else "rejects a right loss"
+            spoilt = _WORDS.get(str(row.get("problem")), "rejects a right loss")
             break
     parts = []
     wrong = rows[len(question.right) :]
     for (title, points, _), row in zip(question.mutants, wrong, strict=True):
         note = spoilt
         if not note and row.get("verdict") != "rejected":
-            note = "your test does not find it"
+            changes = row.get("problem") == CHANGES
+            note = f"your test {_WORDS[CHANGES] if changes else 'does not find it'}"
         parts.append(Part(title, points, 0.0 if note else points, note))
     return parts
 
@@ -566,6 +357,6 @@ def digest_of(submission: Submission, bundle: Bundle | None, variant: int) -> st
         submission.found.student,
         bundle.to_json() if bundle else "",
         str(variant),
-        _worker(),
+        *worker_parts().values(),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

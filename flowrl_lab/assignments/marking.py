@@ -182,7 +182,7 @@ def _mark(plan: Plan, found: Found) -> tuple[Grade, bool]:
     else:
         try:
             grade = grade_submission(submission, bundle, variant, digest)
-        except (ValueError, ArithmeticError, LookupError, TypeError, OSError) as error:
+        except Exception as error:  # whatever it is, the other submissions go on
             submission.note(
                 f"could not be marked ({type(error).__name__})",
                 "tell the instructor: this is a fault of the grader, or of the bundle",

@@ -47,8 +47,11 @@ def read_tensors(
         raise ValueError(f"the file holds more than {MAX_TENSORS} tensors")
     if shapes is not None:
         _check_shapes(found, shapes)
-    if not all(bool(torch.isfinite(value).all()) for value in found.values()):
-        raise ValueError("the file holds NaN or infinity")
+    for name, value in found.items():
+        if not value.dtype.is_floating_point:
+            raise ValueError(f"{name} holds {value.dtype}, expected floating point")
+        if not bool(torch.isfinite(value.double()).all()):
+            raise ValueError("the file holds NaN or infinity")
     return found
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import re
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -27,6 +29,7 @@ MAX_NOTEBOOK = 120_000_000
 MAX_FILE = 20_000_000
 MAX_ALL_FILES = 60_000_000
 MAX_CELLS, MAX_CELL_TEXT, MAX_TEXT = 2_000, 200_000, 2_000_000
+MAX_KEY = 150  # bytes of the names that we give to files
 IGNORED = (".ipynb_checkpoints", "__MACOSX", "__pycache__")
 PYTHON = ("python", "python3", "ipython", "xpython", "")
 
@@ -123,7 +126,7 @@ def find_submissions(folder: Path) -> list[Found]:
     found = []
     for path in paths:
         found += list(_found_at(path))
-    keys = Counter(one.key for one in found)
+    keys = Counter(one.key.lower() for one in found)  # some disks see no difference
     return [_with_unique_key(one, keys, folder) for one in found]
 
 
@@ -161,11 +164,14 @@ def _student_of(stem: str) -> str:
 
 
 def _with_unique_key(found: Found, keys: Mapping[str, int], folder: Path) -> Found:
-    if keys[found.key] == 1:
+    short = 0 < len(found.key.encode()) <= MAX_KEY
+    if short and keys[found.key.lower()] == 1:
         return found
-    # two names that come to the same in safe letters
-    digest = hashlib.sha256(str(found.path.relative_to(folder)).encode()).hexdigest()
-    return Found(f"{found.key}-{digest[:6]}", found.student, found.path)
+    # names that come to the same in safe letters, or that no file could have
+    name = str(found.path.relative_to(folder)).encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(name).hexdigest()
+    start = found.key.encode()[:MAX_KEY].decode("utf-8", "ignore")
+    return Found(f"{start}-{digest[:6]}", found.student, found.path)
 
 
 # ---------------------------------------------------------------------------- reading
@@ -216,6 +222,9 @@ def _read_parts(submission: Submission) -> bytes | None:
             "hand in the .ipynb file, or the zip file that assignment.submit() writes",
             fatal=True,
         )
+        return None
+    if not path.is_file():
+        submission.note("not a plain file", "hand in the file", fatal=True)
         return None
     if path.suffix.lower() == ".zip" or _is_zip(path):
         return _read_zip(submission, path)
@@ -273,9 +282,12 @@ def _read_zip(submission: Submission, path: Path) -> bytes | None:
     except (
         zipfile.BadZipFile,
         zlib.error,
+        lzma.LZMAError,
+        struct.error,
         NotImplementedError,
         RuntimeError,
         EOFError,
+        ValueError,
     ):
         submission.note("the zip file is damaged", _AGAIN, fatal=True)
         return None

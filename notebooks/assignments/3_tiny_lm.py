@@ -408,7 +408,7 @@ ADAPTERS = [f"{entry}_{seed}.safetensors" for entry in ENTRIES for seed in range
 def within_budget(claims):
     sizes = [[float(claims[e][k]) for k in ("steps", "prompts_per_step",
                                             "num_generations")] for e in ENTRIES]
-    return all(a * b * c <= problem["budget"] for a, b, c in sizes)
+    return all(min(size) >= 1 and math.prod(size) <= problem["budget"] for size in sizes)
 
 
 def honest(claims, found):
@@ -417,9 +417,8 @@ def honest(claims, found):
         for key, most in (("accuracy", 0.01), ("effective", 0.1)):
             claimed = [float(x) for x in claims[entry][key]]
             measured = [row[key] for row in found[entry]]
-            if len(claimed) != 3 or any(
-                abs(a - b) > most for a, b in zip(claimed, measured)
-            ):
+            near = [abs(a - b) <= most for a, b in zip(claimed, measured)]
+            if len(claimed) != 3 or not all(near):  # NaN is near to nothing
                 return False
     return True
 
@@ -436,7 +435,7 @@ def judge_adapters(files):
     try:
         claims = read_json(files["runs.json"])
         budget, claimed = within_budget(claims), honest(claims, found)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         budget = claimed = False
     means = {e: {k: sum(row[k] for row in found[e]) / 3 for k in found[e][0]}
              for e in ENTRIES}

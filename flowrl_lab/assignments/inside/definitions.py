@@ -1,0 +1,264 @@
+"""From a submission's cells to a namespace: what is run, and what is left out.
+
+Part of the worker: runs inside the sandbox, stands alone, imports nothing of
+flowrl_lab.  Nothing at the top of a cell is run but imports, definitions, constants.
+"""
+
+import ast
+import contextlib
+import os
+import signal
+import types
+
+# Calls that are safe and common in constants; anything else is not run at the top.
+QUIET_CALLS = (
+    *("math", "float", "int", "bool", "str", "set", "frozenset", "dict", "list"),
+    *("tuple", "range", "len", "min", "max", "abs", "round", "sum", "sorted"),
+)
+QUIET_TORCH = ("tensor", "device", "arange", "zeros", "ones", "full", "log", "finfo")
+STUB = "NotImplementedError"
+# So often may a job catch the signal that its time is up; then its process ends.
+MAX_CAUGHT = 20
+
+
+class TimeUp(BaseException):
+    """A job took longer than it may."""
+
+
+# ------------------------------------------------------------------------ the cells
+
+
+def strip_magics(source):
+    """A cell without the lines that only a notebook understands.
+
+    Each becomes ``pass``, so that line numbers stay; a cell in another language
+    (``%%bash``) becomes "".
+    """
+    lines = source.splitlines()
+    first = next((line.strip() for line in lines if line.strip()), "")
+    if first.startswith("%%") and not first.startswith(("%%time", "%%capture")):
+        return ""
+    kept = []
+    for line in lines:
+        bare = line.lstrip()
+        if bare.startswith(("%", "!", "?")) or bare.rstrip().endswith("?"):
+            line = line[: len(line) - len(bare)] + "pass"
+        kept.append(line)
+    return "\n".join(kept)
+
+
+def parse_cells(cells):
+    """Parse the code cells of a submission.
+
+    Returns:
+        Pairs of a cell's number (from 1) and a statement (``ast.stmt``), in order; and
+        texts that say which cell is not Python.  Such a cell costs only itself.
+    """
+    statements, problems = [], []
+    for number, source in enumerate(cells, 1):
+        try:
+            tree = ast.parse(strip_magics(source), f"<cell {number}>")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            line = getattr(error, "lineno", None)
+            where = f", line {line}" if line else ""
+            problems.append(f"code cell {number} is not Python{where}")
+            continue
+        statements += [(number, statement) for statement in tree.body]
+    return statements, problems
+
+
+def is_stub(node):
+    """Whether a function only refuses, as it was handed out."""
+    body = [s for s in node.body if not is_docstring(s)]
+    if len(body) != 1 or not isinstance(body[0], ast.Raise) or body[0].exc is None:
+        return False
+    return STUB in ast.unparse(body[0])
+
+
+def is_docstring(statement):
+    """Whether a statement is a constant that stands for itself."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def is_quiet(value):
+    """Whether an expression is a simple constant: no work, no effects."""
+    for node in ast.walk(value):
+        if isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            root, _, last = name.partition(".")
+            known = root in QUIET_CALLS
+            if not known and not (root == "torch" and last in QUIET_TORCH):
+                return False
+        loops = (ast.Await, ast.Yield, ast.YieldFrom, ast.NamedExpr, ast.ListComp)
+        if isinstance(node, (*loops, ast.GeneratorExp, ast.SetComp, ast.DictComp)):
+            return False
+    return True
+
+
+def assigned_names(statement):
+    """Names that a plain assignment sets; none for ``a[0] = 1`` or ``a.b = 1``."""
+    if isinstance(statement, ast.AnnAssign):
+        targets = [statement.target] if statement.value is not None else []
+    elif isinstance(statement, ast.Assign):
+        targets = statement.targets
+    else:
+        return []
+    names = [n for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+    plain = all(isinstance(t, ast.Name | ast.Tuple | ast.List) for t in targets)
+    return [name.id for name in names] if plain else []
+
+
+def is_blank(node, asked):
+    """Whether a statement is the blank of a number, ``NAME = None``, as handed out."""
+    names = assigned_names(node)
+    empty = names and isinstance(node.value, ast.Constant) and node.value.value is None
+    return bool(empty) and set(names) <= set(asked)
+
+
+def pick_definitions(statements, asked=()):
+    """The statements to run: imports, definitions, constants; the last solved wins.
+
+    Args:
+        statements: pairs of a cell's number and a statement.
+        asked: names of the numbers that the assignment asks for.
+
+    Returns:
+        The pairs to run, in order.  A copy of a stub, or of a number's blank, does
+        not undo an answer.
+    """
+    solved = {
+        node.name
+        for _, node in statements
+        if isinstance(node, ast.FunctionDef) and not is_stub(node)
+    }
+    given = {
+        name
+        for _, node in statements
+        if assigned_names(node) and is_quiet(node.value) and not is_blank(node, asked)
+        for name in assigned_names(node)
+    }
+    kept = []
+    for number, node in statements:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            stub = isinstance(node, ast.FunctionDef) and is_stub(node)
+            if not (stub and node.name in solved):
+                kept.append((number, node))
+        elif is_blank(node, asked) and set(assigned_names(node)) <= given:
+            continue
+        elif isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef) or (
+            assigned_names(node) and is_quiet(node.value)
+        ):
+            kept.append((number, node))
+    return kept
+
+
+# ------------------------------------------------------------------- running them
+
+
+class Absent(types.ModuleType):
+    """Stands for a module that is not there; says so when it is used."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Absent(f"{self.__name__}.{name}")
+
+    def __call__(self, *_given, **_named):
+        raise ImportError(f"{self.__name__} is not available when graded")
+
+
+def run_import(node, names):
+    """Run an import; what cannot be imported is replaced by an :class:`Absent`.
+
+    Raises:
+        TimeUp: the module takes too long.
+    """
+    for alias in node.names:
+        one = ast.Import([alias])
+        if isinstance(node, ast.ImportFrom):
+            one = ast.ImportFrom(node.module, [alias], node.level)
+        try:
+            run_statement(one, names)
+        except BaseException as error:
+            if isinstance(error, TimeUp):
+                raise
+            home = getattr(node, "module", None)
+            full = f"{home}.{alias.name}" if home else alias.name
+            short = alias.asname or alias.name.partition(".")[0]
+            if alias.name != "*":
+                names[short] = Absent(full)
+
+
+def run_statement(node, names, filename="<import>"):
+    """Run one ``ast.stmt`` in the namespace ``names``; raises what it raises."""
+    module = ast.fix_missing_locations(ast.Module([node], []))
+    exec(compile(module, filename, "exec"), names)
+
+
+def define(kept, seconds):
+    """Run the definitions, each on its own: a broken one does not stop the rest.
+
+    Args:
+        kept: what ``pick_definitions`` gave.
+        seconds: of processor time for each.
+
+    Returns:
+        The namespace with everything defined, and texts that say what failed.
+    """
+    names = {"__name__": "submission"}
+    problems = []
+    for number, node in kept:
+        if isinstance(node, ast.FunctionDef):
+            node.decorator_list = [d for d in node.decorator_list if is_quiet(d)]
+        try:
+            with limit(seconds):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    run_import(node, names)
+                else:
+                    run_statement(node, names, f"<cell {number}>")
+        except TimeUp:
+            problems.append(f"a definition in code cell {number} never ended")
+        except BaseException as error:
+            if not isinstance(node, ast.Assign | ast.AnnAssign):
+                kind = builtin_name(error)
+                problems.append(f"a definition in code cell {number} fails ({kind})")
+    return names, problems
+
+
+@contextlib.contextmanager
+def limit(seconds):
+    """Raise TimeUp inside the block when it has computed, or slept, too long.
+
+    Args:
+        seconds: of processor time; on the clock it may take four times as long.
+    """
+    caught = 0
+
+    def stop(_signal, _frame):
+        nonlocal caught
+        caught += 1
+        if caught > MAX_CAUGHT:  # it means to stay: end the process with it
+            os.kill(os.getpid(), signal.SIGKILL)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)  # again, should it be caught
+        raise TimeUp
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # processor time: fair when busy
+    signal.setitimer(signal.ITIMER_REAL, 4 * seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def builtin_name(error):
+    """The name of an error's type, if it is one of Python's own; never its words.
+
+    A message could carry the inputs of a hidden test out into the feedback.
+    """
+    for kind in type(error).__mro__:
+        if kind.__module__ == "builtins":
+            return kind.__name__
+    return "Exception"

@@ -1,0 +1,160 @@
+"""What runs inside the sandbox: a student's definitions, on given inputs.
+
+This folder stands alone; it is sent into the sandbox as text and imports nothing of
+flowrl_lab.  It knows no expected value, no verdict and no points: it takes the
+definitions out of a submission's cells, calls the functions that are asked for, and
+writes down what they returned.  Whoever takes this process over has gained nothing.
+
+Reads ``plan.json``; writes ``found.json`` first, then one line a job to
+``outcomes.jsonl``, so that what was done before a time limit is not lost.
+"""
+
+import ast
+import json
+import os
+import sys
+
+from definitions import (
+    TimeUp,
+    builtin_name,
+    define,
+    limit,
+    parse_cells,
+    pick_definitions,
+)
+from values import decode, encode, literal
+
+
+def place_of(error):
+    """The last line of the submission that an error passed through, or ""."""
+    place, step = "", error.__traceback__
+    while step is not None:
+        name = step.tb_frame.f_code.co_filename
+        if isinstance(name, str) and name.startswith("<cell "):
+            place = f"line {int(step.tb_lineno)} of code {name[1:-1]}"
+        step = step.tb_next
+    return place[:60]
+
+
+def run_job(job, names, torch):
+    """One call of a student's function: what came out, or how it failed.
+
+    Args:
+        job: its function, its seconds, and arguments or the source to be tested.
+        names: the namespace of ``define``.
+        torch: the module.
+
+    Returns:
+        ``{"result": ...}``, ``{"verdict": ...}``, or ``{"problem": ...}``.
+        Never raises.
+    """
+    function = names.get(job["function"])
+    if not callable(function):
+        return {"problem": "missing"}
+    torch.manual_seed(0)
+    try:
+        with limit(job["seconds"]):
+            if "source" in job:
+                return run_own_test(job, function)
+            return {"result": run_call(job, function, torch)}
+    except NotImplementedError:
+        return {"problem": "not attempted"}
+    except TimeUp:
+        return {"problem": "time"}
+    except MemoryError:
+        return {"problem": "memory"}
+    except BaseException as error:
+        return {"problem": builtin_name(error), "place": place_of(error)}
+
+
+def run_call(job, function, torch):
+    """Call a function on decoded arguments.
+
+    Returns:
+        Its encoded value, then the gradient of the value's sum by each argument whose
+        place is in ``job["gradients"]``.  Raises whatever the function raises.
+    """
+    args = [decode(value, torch) for value in job["args"]]
+    named = {name: decode(value, torch) for name, value in job["kwargs"].items()}
+    leaves = [args[place].requires_grad_() for place in job["gradients"]]
+    value = function(*args, **named)
+    result = [encode(value, torch)]
+    for leaf in leaves:
+        slope = None
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            total = value.sum()
+            (slope,) = torch.autograd.grad(
+                total, leaf, retain_graph=True, allow_unused=True
+            )
+        slope = torch.zeros_like(leaf) if slope is None else slope
+        result.append(encode(slope, torch))
+    return result
+
+
+def run_own_test(job, function):
+    """Run a student's test on one implementation: does it find fault with it?
+
+    Any error is a fault found, an AssertionError or another.
+
+    Returns:
+        The verdict, "accepted" or "rejected".
+
+    Raises:
+        TimeUp: the test took too long.
+    """
+    home = {"__name__": "implementation"}
+    exec(compile(job["source"], "<implementation>", "exec"), home)
+    implementation = home["implementation"]
+    try:
+        function(implementation)
+    except NotImplementedError:
+        return {"problem": "not attempted"}
+    except TimeUp:
+        raise
+    except BaseException as error:
+        return {"verdict": "rejected", "kind": builtin_name(error)}
+    return {"verdict": "accepted"}
+
+
+# ------------------------------------------------------------------------------ main
+
+
+def main():
+    """Read the plan, run the definitions, then one job after the other."""
+    with open("plan.json", encoding="utf-8") as file:
+        plan = json.load(file)
+    os.unlink("plan.json")
+    # What a submission prints goes nowhere, however much it is.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1), os.dup2(nowhere, 2)
+    sys.setrecursionlimit(2000)
+    import torch
+
+    torch.set_num_threads(1)
+    sys.modules["flowrl_lab"] = None  # write it yourself
+    statements, problems = parse_cells(plan["cells"])
+    kept = pick_definitions(statements, plan["literals"])
+    names, more = define(kept, plan["seconds"])
+    functions = [n.name for _, n in statements if isinstance(n, ast.FunctionDef)]
+    found = {
+        "functions": sorted(set(functions))[:200],
+        "problems": [*problems, *more][:20],
+        "literals": {n: encode(literal(names, n), torch) for n in plan["literals"]},
+    }
+    with open("found.json", "w", encoding="utf-8") as file:
+        json.dump(found, file)
+    endless = set()  # one endless loop a function is enough
+    with open("outcomes.jsonl", "a", encoding="utf-8") as file:
+        for job in plan["jobs"]:
+            outcome = {"problem": "time"}
+            if job["function"] not in endless:
+                outcome = run_job(job, names, torch)
+            if outcome.get("problem") == "time":
+                endless.add(job["function"])
+            file.write(json.dumps({"id": job["id"], **outcome}) + "\n")
+            file.flush()
+    os._exit(0)  # no exit handlers of the submission
+
+
+if __name__ == "__main__":
+    main()
