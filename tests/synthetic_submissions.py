@@ -136,10 +136,11 @@ def right_files(key: str) -> dict[str, bytes]:
     return {}
 
 
-def landscape_policy(bend: float, shift: float) -> bytes:
+def landscape_policy(
+    bend: float, shift: float, handout: Path = STUDENT / f"{ONE}.json"
+) -> bytes:
     """The target's own logits, bent (a KL) and with log Z shifted."""
-    handout = json.loads((STUDENT / f"{ONE}.json").read_text(encoding="utf-8"))
-    problem = handout["problem"]
+    problem = json.loads(handout.read_text(encoding="utf-8"))["problem"]
     rewards, reference = (
         torch.tensor(problem[name]["numbers"], dtype=torch.float64)
         for name in ("rewards", "ref_log_probs")

@@ -9,18 +9,41 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
 from pathlib import Path
 
+import hostile_cells as hostile
 import pytest
 import synthetic_submissions as synthetic
-from synthetic_submissions import INSTRUCTOR, ONE, TWO, Expected, write_submissions
+from synthetic_submissions import INSTRUCTOR, Expected, write_submissions
+from wrong_answers import ONE, TWO, WRONG
 
+from flowrl_lab.__main__ import main
 from flowrl_lab.assignments.cohort import near_identical, render_cohort
 from flowrl_lab.assignments.gradebook import write_gradebook
-from flowrl_lab.assignments.grading import Grade, describe_problem
+from flowrl_lab.assignments.grading import Grade, describe_problem, grade_submission
 from flowrl_lab.assignments.inside import definitions
-from flowrl_lab.assignments.marking import mark_all, plan_marking, read_bundles
-from flowrl_lab.sandbox import sandbox_problem
+from flowrl_lab.assignments.marking import (
+    mark_all,
+    plan_marking,
+    read_bundles,
+    read_variants,
+)
+from flowrl_lab.assignments.submissions import (
+    Found,
+    find_submissions,
+    read_submission,
+)
+from flowrl_lab.sandbox import SandboxResult, sandbox_problem
+
+ROOT = Path(__file__).resolve().parents[1]
 
 needs_sandbox = pytest.mark.skipif(
     sandbox_problem() is not None, reason=str(sandbox_problem())
@@ -101,7 +124,172 @@ def test_two_hundred_submissions_meet_every_known_score(tmp_path):
     assert contents(folder) == before
 
 
+@needs_sandbox
+@pytest.mark.slow
+def test_killed_half_way_and_resumed_the_marks_are_the_same(tmp_path):
+    """By kill -9: every file of the grades is the same, byte for byte."""
+    folder = tmp_path / "submissions"
+    write_submissions(folder, total=0, kinds={"blank", "magics", "printed grade"})
+    program = [sys.executable, "-m", "flowrl_lab", "assign", "grade", str(folder)]
+    program += ["--bundles", str(INSTRUCTOR), "--jobs", "1", "--out"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    first = subprocess.Popen([*program, str(killed)], env=environment)
+    marks = killed / "marks"
+    while len(list(marks.glob("*.json"))) < 2:  # of three
+        assert first.poll() is None, "ended before it could be killed"
+        time.sleep(0.02)
+    first.kill()
+    assert first.wait() == -9
+    assert not (killed / "gradebook.csv").exists()
+    kept = {path: path.stat().st_mtime_ns for path in marks.glob("*.json")}
+    for out in (killed, whole):
+        subprocess.run([*program, str(out)], env=environment, check=True)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    texts = [
+        {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        for out in (killed, whole)
+    ]
+    assert texts[0] == texts[1]
+    assert Path("gradebook.csv") in texts[0]
+
+
+# ---------------------------------------------------------------------------- variants
+
+
+@needs_sandbox
+@pytest.mark.slow
+def test_each_student_has_other_numbers_and_is_marked_for_them(tmp_path, capsys):
+    """Who hands in a friend's work gets no point for the friend's numbers."""
+    sources, out = tmp_path / "sources", tmp_path / "handouts"
+    sources.mkdir()
+    shutil.copy(INSTRUCTOR.parent / f"{ONE}.py", sources)
+    (tmp_path / "names.txt").write_text("Ada L.\nBob\n", encoding="utf-8")
+    command = ["assign", "build", "--sources", str(sources), "--out", str(out)]
+    command += ["--students", str(tmp_path / "names.txt"), "--seed", "7"]
+    assert main([*command, "--secret", "lake"]) == 0
+    ada, bob = (out / "student" / name / f"{ONE}.json" for name in ("Ada_L", "Bob"))
+    problems = [
+        json.loads(p.read_text(encoding="utf-8"))["problem"] for p in (ada, bob)
+    ]
+    assert problems[0]["rewards"] != problems[1]["rewards"]
+    solved = json.loads(
+        (out / f"instructor/solved/Ada_L/{ONE}_solved.ipynb").read_text()
+    )
+    files = {"landscape_policy.safetensors": synthetic.landscape_policy(0.0, 0.0, ada)}
+    content = synthetic.handed_in(ONE, solved, files)
+    folder = tmp_path / "submissions"
+    folder.mkdir()
+    for name in ("Ada L.", "Bob", "Zoe"):
+        (folder / f"{name}-{ONE}.zip").write_bytes(content)
+    bundles = read_bundles(out / "instructor")
+    variants = read_variants(out / "instructor" / "variants.csv")
+    plan = plan_marking(folder, tmp_path / "grades", bundles, variants=variants)
+    own, copied, unknown = mark_all(plan, jobs=2)
+    assert (own.student, own.points, own.problems) == ("Ada L.", 44, [])
+    lost = ("LOG_Z", "REFERENCE_GAP", "SCALE_FOR_80", "landscape_policy")
+    assert {name for name in copied.parts if not copied.earned(name)} == set(lost)
+    assert copied.points == 44 - 2 - 2 - 3 - 9
+    assert "this student's is" in copied.problems[0][0]
+    assert (unknown.points, unknown.problems[0][0]) == (
+        44,
+        "the name is not on the list of variants",
+    )
+    capsys.readouterr()
+
+
 # ------------------------------------------------------------------- without a sandbox
+
+
+def any_value(chance: random.Random, depth: int = 0):
+    """Whatever a hostile process could write instead of a result."""
+    if depth > 4 or chance.random() < 0.4:
+        odd = [None, 1, 2**70, 10**400, float("nan"), "nan", "x", [], {}, "9" * 5000]
+        return chance.choice([*odd, "\ud800", True, -math.inf])
+    if chance.random() < 0.3:
+        return [any_value(chance, depth + 1) for _ in range(chance.randrange(4))]
+    if chance.random() < 0.5:
+        shape = chance.choice([[], [1], [-1], [2**62], "x", None, [2, 2]])
+        kind = chance.choice(["float64", "int64", "bool", "float8", 3])
+        numbers = [any_value(chance, depth + 2) for _ in range(chance.randrange(4))]
+        return {"tensor": kind, "shape": shape, "numbers": numbers}
+    keys = ("result", "verdict", "problem", "place", "dict", "number", "id")
+    return {key: any_value(chance, depth + 1) for key in chance.sample(keys, 3)}
+
+
+def test_whatever_comes_out_of_the_sandbox_is_judged(tmp_path):
+    """And gives no point, stops nothing, and can be written and read again."""
+    chance = random.Random(0)
+
+    def forge(_source, *, limits, files, readable, collect):
+        del limits, readable, collect
+        plan = json.loads(files["plan.json"])
+        found = {k: any_value(chance) for k in ("functions", "problems", "literals")}
+        if chance.random() < 0.7:
+            found = {"functions": ["elbo"], "problems": [], "literals": {}}
+            found["literals"] = {name: any_value(chance) for name in plan["literals"]}
+        told = ("result", "verdict", "problem")
+        rows = [
+            {"id": job["id"], chance.choice(told): any_value(chance)}
+            for job in plan["jobs"]
+        ]
+        rows += [any_value(chance)] if chance.random() < 0.2 else []
+        texts = {"found.json": json.dumps(found)}
+        texts["outcomes.jsonl"] = "\n".join(map(json.dumps, rows))
+        written = {name: text.encode() for name, text in texts.items()}
+        return SandboxResult("ok", 0, "", "", 0.0, 0.0, written)
+
+    bundles = read_bundles(INSTRUCTOR)
+    for key in (ONE, TWO) * 10:
+        path = tmp_path / f"{key}.ipynb"
+        path.write_bytes(synthetic.to_bytes(synthetic.solved(key)))
+        submission = read_submission(Found("a", "a", path))
+        grade = grade_submission(submission, bundles[key], 0, "", run=forge)
+        assert grade.points == 0
+        assert Grade.from_json(grade.to_json()).points == 0
+        write_gradebook(tmp_path / "out", [grade], bundles)
+
+
+def test_a_damaged_submission_is_named_whatever_is_damaged(tmp_path):
+    """Bytes changed and cut off at random, in every packing that Python reads."""
+    chance = random.Random(0)
+    notebook = synthetic.to_bytes(synthetic.solved(ONE))
+    packed = {"a.ipynb": notebook}
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+            archive.writestr("a.ipynb", notebook)
+        packed[f"{method}.zip"] = (tmp_path / "a.zip").read_bytes()
+    for name, content in [*packed.items()] * 12:
+        damaged = bytearray(content)
+        for _ in range(chance.choice([1, 20])):
+            damaged[-1 - chance.randrange(chance.choice([200, len(damaged)]))] = 7
+        path = tmp_path / name
+        path.write_bytes(damaged[: chance.choice([len(damaged), 3000])])
+        submission = read_submission(Found("a", "a", path))
+        assert submission.readable or all(p.fix for p in submission.problems)
+
+
+def test_names_that_no_file_could_have_get_one(tmp_path):
+    names = ("a" * 240, "Ada", "ada", "???", "=x()")
+    for name in names:
+        (tmp_path / f"{name}.ipynb").write_text("{}")
+    (tmp_path / "pipe.ipynb").unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "pipe.ipynb")
+    found = find_submissions(tmp_path)
+    keys = {one.key.lower() for one in found}
+    assert len(keys) == len(names) + 1
+    assert all(0 < len(f"{key}.html".encode()) < 200 for key in keys)
+    (pipe,) = (one for one in found if one.path.name == "pipe.ipynb")
+    assert read_submission(pipe).problems[0].what == "not a plain file"
+
+
+def test_a_copied_blank_does_not_undo_a_number():
+    cells = ["LOG_Z = 7.1\nGAP = None", "LOG_Z = None  # your number here", "x = None"]
+    statements, _ = definitions.parse_cells(cells)
+    names, _ = definitions.define(
+        definitions.pick_definitions(statements, ("LOG_Z", "GAP")), 5.0
+    )
+    assert (names["LOG_Z"], names["GAP"], names["x"]) == (7.1, None, None)
 
 
 def test_the_last_solved_definition_counts_wherever_it_stands():
@@ -185,8 +373,9 @@ def test_marking_refuses_what_would_lose_something(tmp_path):
 
 
 def test_the_two_hundred_are_of_every_sort():
-    kinds = {*synthetic.ATTACKS, *synthetic.AT_THE_TOP, *synthetic.BROKEN_CELLS}
-    assert len(kinds) >= 25
+    kinds = {*hostile.ATTACKS, *hostile.AT_THE_TOP, *hostile.BROKEN_CELLS}
+    kinds |= {*hostile.CHEATING_TESTS, *hostile.TAKEN_OVER}
+    assert len(kinds) >= 39
     assert {"no reference", "renamed"} <= {
-        row[0] for key in (ONE, TWO) for row in synthetic.WRONG[key]
+        row[0] for key in (ONE, TWO) for row in WRONG[key]
     }

@@ -332,6 +332,29 @@ def test_the_solved_notebook_gets_full_marks_and_the_student_s_none(
         }
 
 
+@needs_sandbox
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("digit", [1, 3, 9])
+def test_every_variant_of_assignment_3_can_get_full_marks(tmp_path, digit):
+    """The solved notebook trains its six adapters for another banned digit."""
+    variant = next(
+        v for v in range(1, 99)
+        if load(SOURCES[2], v).problem["task_options"]["digit"] == digit
+    )  # fmt: skip
+    built = build_assignment(SOURCES[2], variant=variant)
+    key = built.key
+    (tmp_path / f"{key}.ipynb").write_text(built.solved, encoding="utf-8")
+    (tmp_path / f"{key}.json").write_text(built.handout, encoding="utf-8")
+    run_notebook(key, tmp_path / f"{key}.ipynb")
+    (found,) = tmp_path.glob("*.zip")
+    submission = read_submission(Found("ada", "ada", found))
+    bundle = read_bundle(ROOT / FOLDER / "instructor" / f"{key}.bundle.json")
+    grade = grade_submission(submission, bundle, variant, "")
+    notes = {n: [p.note for p in parts if p.note] for n, parts in grade.parts.items()}
+    assert (grade.variant, grade.points) == (variant, FULL_MARKS[key]), notes
+
+
 # ---------------------------------------------------------------------------- bad input
 
 

@@ -1,34 +1,26 @@
-"""Bundles for otter-grader and nbgrader, and what their tests call.
+"""Bundles for otter-grader and nbgrader.
 
-Both tools run a submission's cells in a kernel and then a test in the same kernel.  Our
-tests there do not trust that kernel: they read the submitted notebook and mark it as
-``assign grade`` does, in a process of its own.  So the marks are the same.
+Both tools run a submission's cells in a kernel and then a test in the same kernel.
+There a student's code could change what the test says, and training cells would
+overwrite the files that were handed in.  So the bundles leave the student's cells out,
+and their tests mark the submitted notebook as ``assign grade`` does: the same marks.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
-import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from flowrl_lab._validation import bad_input
 from flowrl_lab.assignments.build import Built, build_assignment
 from flowrl_lab.assignments.bundles import SUFFIX, is_by_hand, read_bundle
-from flowrl_lab.assignments.grading import Grade, grade_submission
 from flowrl_lab.assignments.spec import Question
-from flowrl_lab.assignments.submissions import Found, read_submission
 from flowrl_lab.checkpoints import write_atomically
-from flowrl_lab.sandbox import Limits, SandboxResult, run_python, sandbox_problem
 
-__all__ = ["earn", "export", "points_of"]
+__all__ = ["export"]
 
 FORMATS = ("otter", "nbgrader")
 # Zip files keep a time; a fixed one keeps the bytes the same.
@@ -87,10 +79,18 @@ OTTER_CASE = """
 
 @test_case(name={title!r}, points={points!r}, hidden=True)
 def test_part_{place}(env):
-    from flowrl_lab.assignments.exports import earn
+    import os
+    import sys
+
+    sys.path[:] = [p for p in sys.path if p not in ("", os.getcwd())]
+    from flowrl_lab.assignments.elsewhere import earn
 
     earn({bundle!r}, {variant}, {question!r}, {place})
 """
+OTTER_CONFIG = {
+    "lang": "python",
+    "plugins": ["flowrl_lab.assignments.elsewhere.WithoutStudentCells"],
+}
 
 
 def _write_otter(built: Built, out: Path, variant: int) -> list[str]:
@@ -99,7 +99,7 @@ def _write_otter(built: Built, out: Path, variant: int) -> list[str]:
     _save(out / "student" / f"{built.key}.ipynb", built.student)
     _save(out / "student" / f"{built.key}.json", built.handout)
     files = {
-        "otter_config.json": json.dumps({"lang": "python"}, indent=1) + "\n",
+        "otter_config.json": json.dumps(OTTER_CONFIG, indent=1) + "\n",
         "requirements.txt": "flowrl-lab[lm]\n",
         f"files/{bundle_name}": built.bundle,
         f"files/{built.key}.json": built.handout,
@@ -162,14 +162,54 @@ def _zipped(files: Mapping[str, str]) -> bytes:
 
 NBGRADER_CONFIG = '''"""The course; made by flowrl_lab."""
 
+from nbgrader.preprocessors import (
+    AssignLatePenalties,
+    CheckCellMetadata,
+    ClearMetadataPreprocessor,
+    Execute,
+    IgnorePattern,
+    LimitOutput,
+    SaveAutoGrades,
+)
+
+MARKER = "### BEGIN HIDDEN TESTS\\n"
+
+
+class ExecuteGraders(Execute):
+    """Runs the grader's cells only, and none of the student's."""
+
+    def preprocess_cell(self, cell, resources, index):
+        ours = cell.metadata.get("nbgrader", {}).get("locked") and MARKER in cell.source
+        if not ours:
+            return cell, resources
+        whole = cell.source
+        cell.source = whole.partition(MARKER)[2]
+        try:
+            return super().preprocess_cell(cell, resources, index)
+        finally:
+            cell.source = whole
+
+
 c = get_config()  # noqa: F821 - nbgrader gives it
+c.Autograde.autograde_preprocessors = [
+    ExecuteGraders,
+    IgnorePattern,
+    ClearMetadataPreprocessor,
+    LimitOutput,
+    SaveAutoGrades,
+    AssignLatePenalties,
+    CheckCellMetadata,
+]
 c.CourseDirectory.course_id = "flowrl"
 c.ExecutePreprocessor.timeout = 900
 c.ClearSolutions.code_stub = {"python": "raise NotImplementedError  # your code here"}
 '''
 NBGRADER_TEST = """{check}
 ### BEGIN HIDDEN TESTS
-from flowrl_lab.assignments.exports import points_of
+import os
+import sys
+sys.path[:] = [p for p in sys.path if p not in ("", os.getcwd())]
+from flowrl_lab.assignments.elsewhere import points_of
 points_of("../../../{folder}/{bundle}", {variant}, "{question}")
 ### END HIDDEN TESTS"""
 
@@ -204,89 +244,3 @@ def _write_nbgrader(built: Built, out: Path, variant: int) -> list[str]:
         f"  nbgrader generate_assignment {built.key}",
         f"  nbgrader autograde {built.key}",
     ]
-
-
-# ------------------------------------------------------------- called by their tests
-
-
-def earn(bundle: str, variant: int, question: str, place: int) -> None:
-    """An otter test: passes if one part of a question is earned in full.
-
-    Raises:
-        AssertionError: it is not; with the note that a student may read.
-    """
-    part = _grade_here(bundle, variant).parts[question][place]
-    assert part.earned == part.points, part.note or part.title
-
-
-def points_of(bundle: str, variant: int, question: str) -> float:
-    """The points of a question, as an nbgrader cell's value."""
-    return float(_grade_here(bundle, variant).earned(question))
-
-
-def _grade_here(bundle: str, variant: int) -> Grade:
-    """The grade of the notebook in the current folder; made once."""
-    notebooks = sorted(Path.cwd().glob("*.ipynb"))
-    if len(notebooks) != 1:
-        raise bad_input(
-            "the submission's folder",
-            f"holds {len(notebooks)} notebooks",
-            "one",
-            "hand in one notebook with its files",
-        )
-    total = hashlib.sha256()
-    for path in sorted(Path.cwd().iterdir()):
-        if path.is_file():
-            total.update(path.name.encode() + path.read_bytes())
-    return _grade(notebooks[0], Path(bundle).resolve(), variant, total.hexdigest())
-
-
-@functools.lru_cache(maxsize=4)
-def _grade(notebook: Path, bundle: Path, variant: int, digest: str) -> Grade:
-    # the folder's name makes its files count as handed in with the notebook
-    found = Found(notebook.stem, notebook.parent.name, notebook)
-    run = run_python if sandbox_problem() is None else _run_plainly
-    return grade_submission(
-        read_submission(found), read_bundle(bundle), variant, digest, run=run
-    )
-
-
-def _run_plainly(
-    source: str,
-    *,
-    limits: Limits,
-    files: Mapping[str, bytes],
-    readable: Sequence[Path],
-    collect: Sequence[str],
-) -> SandboxResult:
-    """The worker in a plain process: inside a grader's container, which is the fence.
-
-    ``assign grade`` never comes here: it refuses to run without the sandbox.
-    """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for file, content in {**files, "worker.py": source.encode()}.items():
-            (folder / file).write_bytes(content)
-        environment = {"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"}
-        environment["PYTHONPATH"] = os.pathsep.join(map(str, readable))
-        outcome, code = "ok", 0
-        try:
-            ended = subprocess.run(
-                [sys.executable, "-B", "worker.py"],
-                cwd=folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=limits.wall_seconds,
-            )
-            code = ended.returncode
-            outcome = "ok" if code == 0 else "error"
-        except subprocess.TimeoutExpired:
-            outcome, code = "timeout", -9
-        back = {
-            file: (folder / file).read_bytes()
-            for file in collect
-            if (folder / file).is_file() and not (folder / file).is_symlink()
-        }
-    return SandboxResult(outcome, code, "", "", 0.0, 0.0, back)

@@ -13,7 +13,7 @@ from pathlib import Path
 from flowrl_lab._validation import bad_input
 from flowrl_lab.assignments.handout import saved_stubs
 
-__all__ = ["MANIFEST", "plain_name", "write_submission"]
+__all__ = ["MANIFEST", "is_name", "plain_name", "write_submission"]
 
 MANIFEST = "manifest.json"
 OLD_SECONDS = 300
@@ -22,6 +22,11 @@ OLD_SECONDS = 300
 def plain_name(text: str) -> str:
     """A name in letters that every file system takes."""
     return re.sub(r"[^\w.-]+", "_", text.strip(), flags=re.UNICODE).strip("._")
+
+
+def is_name(text: str) -> bool:
+    """Whether a text could be a student's name: not empty, not the placeholder."""
+    return plain_name(text) not in ("", "your_name")
 
 
 def write_submission(
@@ -41,7 +46,7 @@ def write_submission(
         ValueError: no name, no notebook, or one that is no notebook.
     """
     name = plain_name(student)
-    if not name or name == "your_name":
+    if not is_name(student):
         raise bad_input(
             "student",
             f"is {student!r}",

@@ -157,7 +157,9 @@ class Assignment:
             found[title] = names[title]
         return found
 
-    def submit(self, student: str = "", notebook: str | Path | None = None) -> Path:
+    def submit(
+        self, student: str = "", notebook: str | Path | None = None
+    ) -> Path | None:
         """Write the file to hand in: the saved notebook with its recorded files.
 
         Args:
@@ -166,13 +168,17 @@ class Assignment:
             notebook: its path; by default the one beside the handout.
 
         Returns:
-            The file.  Your notebook and your files stay as they are.
+            The file, or None without a name (Run All goes on; what to do is printed).
+            Your notebook and your files stay as they are.
 
         Raises:
-            ValueError: no name, or no notebook.
+            ValueError: no notebook, or another one.
         """
-        from flowrl_lab.assignments.handing_in import write_submission
+        from flowrl_lab.assignments.handing_in import is_name, write_submission
 
+        if not is_name(student or self.student):
+            print('○ Put your name in: assignment.submit(student="Ada Lovelace")')
+            return None
         path, notes = write_submission(
             self.folder / f"{self.key}.ipynb" if notebook is None else Path(notebook),
             student or self.student,
