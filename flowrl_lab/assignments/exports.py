@@ -162,10 +162,10 @@ def _zipped(files: Mapping[str, str]) -> bytes:
 
 NBGRADER_CONFIG = '''"""The course; made by flowrl_lab."""
 
+from nbconvert.preprocessors import ClearMetadataPreprocessor
 from nbgrader.preprocessors import (
     AssignLatePenalties,
     CheckCellMetadata,
-    ClearMetadataPreprocessor,
     Execute,
     IgnorePattern,
     LimitOutput,

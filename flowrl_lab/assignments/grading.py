@@ -279,7 +279,9 @@ def _judge_own_test(question: OwnTest, outcomes: Outcomes) -> list[Part]:
     spoilt = ""
     for row in rows[: len(question.right)]:
         if row.get("verdict") != "accepted":
-            spoilt = _WORDS.get(str(row.get("problem")), "rejects a right loss")
+            problem = str(row.get("problem"))
+            told = problem != CHANGES and problem in _WORDS
+            spoilt = _WORDS[problem] if told else "rejects a right loss"
             break
     parts = []
     wrong = rows[len(question.right) :]

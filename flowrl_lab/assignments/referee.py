@@ -47,7 +47,7 @@ def read_tensors(
         raise ValueError(f"the file holds more than {MAX_TENSORS} tensors")
     if shapes is not None:
         _check_shapes(found, shapes)
-    for name, value in found.items():
+    for name, value in sorted(found.items()):
         if not value.dtype.is_floating_point:
             raise ValueError(f"{name} holds {value.dtype}, expected floating point")
         if not bool(torch.isfinite(value.double()).all()):
