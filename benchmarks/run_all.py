@@ -21,7 +21,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -40,6 +40,11 @@ from flowrl_lab.results import describe_environment  # noqa: E402
 from flowrl_lab.session import choose_threads  # noqa: E402
 
 KEPT = ROOT / "data" / "results" / "benchmarks.json"
+TRL_NAMES = {
+    "trl": "TRL, float32, tuned",
+    "trl, checkpointing": "TRL, float32",
+    "trl, as it comes": "TRL, bfloat16",
+}
 
 
 def matmul_peak_of_all_cores() -> float:
@@ -53,7 +58,7 @@ def matmul_peak_of_all_cores() -> float:
 
 
 def step_lines(args: argparse.Namespace) -> list[dict]:
-    """Our step on the tiny LM against TRL's, both as it comes and at its fastest."""
+    """Our step on the tiny LM against TRL's, at its fastest and as it comes."""
     words = ["--rounds", "2", "--warmup", "1"] if args.quick else ["--rounds", "15"]
     if args.trl_python:
         words += ["--trl-python", args.trl_python]
@@ -65,19 +70,19 @@ def step_lines(args: argparse.Namespace) -> list[dict]:
     found = step_vs_trl.measure(step_vs_trl.parse(words))
     floor = sum(found["flops"].values()) / args.peak
     rows, lines = found["rows"], []
-    for side in ("ours, grpo", "ours, flowrl"):
+    for side in [name for name in rows if name.startswith("ours")]:
         lines += [
             {
                 "what": f"tiny LM, {side.removeprefix('ours, ')}",
                 "unit": "s",
                 "ours": rows[side]["median"],
-                "peer": {"trl": "TRL, no checkpointing"}.get(peer, "TRL, as it comes"),
-                "theirs": rows[peer]["median"],
+                "peer": peer,
+                "theirs": rows[key]["median"],
                 "floor": floor,
-                "cpu": [rows[side]["cpu"], rows[peer]["cpu"]],
+                "cpu": [rows[side]["cpu"], rows[key]["cpu"]],
                 "spread": [rows[side]["fastest"], rows[side]["slowest"]],
             }
-            for peer in step_vs_trl.PEERS
+            for key, peer in TRL_NAMES.items()
         ]
     return lines
 
@@ -90,12 +95,14 @@ def sweep_lines(args: argparse.Namespace) -> list[dict]:
 
 def log_prob_lines(args: argparse.Namespace) -> list[dict]:
     """Time and peak memory of token log-probs as T and V grow."""
-    sizes = ((512, 5000),) if args.quick else ((1024, 50_000), (2048, 150_000))
+    sizes = [(512, 5000)] if args.quick else [(1024, 50_000), (2048, 150_000)]
+    if args.large:
+        sizes.append((8192, 150_000))
     lines = []
     for tokens, vocab in sizes:
         words = ["--tokens", str(tokens), "--vocab", str(vocab)]
         ours, *peers = log_probs_memory.compare(
-            words, args.trl_python, rounds=1 if args.quick else 3
+            words, args.trl_python, rounds=1 if args.quick or tokens > 4096 else 3
         )
         flops = 8 * tokens * vocab * log_probs_memory.HIDDEN  # 4 products of 2
         shared = {"floor": flops / args.peak, "unit": "s"}
@@ -144,6 +151,9 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
 }
 
 
+ORDER = list(SECTIONS)
+
+
 def format_table(lines: list[dict]) -> str:
     """The table that is printed: ratio above 1 means that ours needs less."""
     rows = [
@@ -190,9 +200,11 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--quick", action="store_true", help="tiny sizes, for the tests")
     add("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    add("--large", action="store_true", help="8,192 tokens x 150,000, too: 16 GB")
     add("--trl-python", metavar="PATH", help="Python of an environment with TRL")
     add("--json", type=Path, metavar="FILE", help="also write everything there")
-    add("--keep", action="store_true", help=f"write {KEPT.relative_to(ROOT)}")
+    add("--keep", action="store_true", help=f"write {KEPT.relative_to(ROOT)}; with "
+        "--only its other sections stay")  # fmt: skip
     add("--note", default="", help="kept with the figures: how the machine was")
     add("--show", action="store_true", help="print the kept table, measure nothing")
     return parser.parse_args(words)
@@ -207,7 +219,7 @@ def main(words: list[str] | None = None) -> int:
     lines = []
     for name in args.only:
         print(f"measuring: {name}", file=sys.stderr, flush=True)
-        lines += SECTIONS[name](args)
+        lines += [line | {"section": name} for line in SECTIONS[name](args)]
     print(format_table(lines))
     found = {
         "date": datetime.date.today().isoformat(),
@@ -216,10 +228,23 @@ def main(words: list[str] | None = None) -> int:
         "note": args.note,
         "lines": lines,
     }
-    for file in (args.json, KEPT if args.keep else None):
-        if file is not None:
-            file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.json is not None:
+        write(args.json, found)
+    if args.keep:
+        write(KEPT, keep_others(found, args.only))
     return 0
+
+
+def keep_others(found: dict, measured: Sequence[str], kept: Path = KEPT) -> dict:
+    """What was found, with the kept lines of the sections that were not measured."""
+    before = json.loads(kept.read_text(encoding="utf-8"))["lines"]
+    others = [line for line in before if line["section"] not in measured]
+    lines = sorted(found["lines"] + others, key=lambda x: ORDER.index(x["section"]))
+    return found | {"lines": lines}
+
+
+def write(file: Path, found: dict) -> None:
+    file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ prompts, verifier, batch, completion length, adapter (rank 16, all linear layers
 optimiser settings and number of threads.  They take turns, one step each, in one
 run of this script, and medians are compared.
 
-TRL's side has what only costs time switched off (gradient checkpointing, bf16 on
-a CPU, logging, evaluation, saving), and its KL coefficient is above 0, because
-it skips the reference otherwise.  A second TRL keeps gradient checkpointing on,
-as it comes; ratios are against the faster first one.
+Three TRLs take part.  "trl" has gradient checkpointing and bfloat16 off; both are
+on by default, and on a CPU and a model of this size the first only costs time.
+"trl, checkpointing" keeps the first of them, "trl, as it comes" both.  Ours runs in
+float32 and, where the processor has it, in bfloat16.  Nobody logs, evaluates or
+saves, and TRL's KL coefficient is above 0, because it skips the reference otherwise.
+Ratios in the table are against the first TRL.
 
 TRL lives in an environment of its own, so that its dependencies cannot disturb
 the course::
@@ -46,13 +48,19 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from flowrl_lab.session import choose_threads  # noqa: E402 - after the path
+# after the path
+from flowrl_lab.pretraining import has_native_bfloat16  # noqa: E402
+from flowrl_lab.session import choose_threads  # noqa: E402
 
 WORKER = Path(__file__).with_name("trl_worker.py")
 ENDLESS = 1_000_000
 KL_COEF = 0.01
-# TRL with gradient checkpointing off, and as it comes (it is on by default).
-PEERS = {"trl": False, "trl, as it comes": True}
+# TRL in float32 at its fastest, and with what GRPOConfig switches on by default.
+PEERS = {
+    "trl": {"gradient_checkpointing": False, "bf16": False},
+    "trl, checkpointing": {"gradient_checkpointing": True, "bf16": False},
+    "trl, as it comes": {"gradient_checkpointing": True, "bf16": True},
+}
 
 
 class Peer:
@@ -117,7 +125,7 @@ class Ours:
         }
 
 
-def make_config(args: argparse.Namespace, algorithm: str):
+def make_config(args: argparse.Namespace, algorithm: str, dtype: str = "float32"):
     """Our side's settings; the same as TRL's wherever TRL has the setting."""
     from flowrl_lab.config import ExperimentConfig
 
@@ -125,6 +133,7 @@ def make_config(args: argparse.Namespace, algorithm: str):
         task="make_number",
         policy="tiny_lm",
         algorithm=algorithm,
+        dtype=dtype,
         kl_coef=KL_COEF if algorithm == "grpo" else 0.0,
         steps=ENDLESS,
         eval_every=ENDLESS,
@@ -141,6 +150,7 @@ def worker_settings(
     *,
     threads: int,
     gradient_checkpointing: bool = False,
+    bf16: bool = False,
 ) -> dict:
     """What TRL's worker needs to do the same work as ``config``."""
     from flowrl_lab.tasks.make_number import CHARACTERS, MakeNumber
@@ -164,6 +174,7 @@ def worker_settings(
         "seed": config.seed,
         "threads": threads,
         "gradient_checkpointing": gradient_checkpointing,
+        "bf16": bf16,
     }
 
 
@@ -305,14 +316,14 @@ def summarize(taken: dict[str, list[dict]], peer: str = "trl") -> dict[str, dict
 def format_rows(rows: dict[str, dict], floor_seconds: float) -> str:
     """The table that is printed."""
     lines = [
-        f"{'side':<17} {'median':>9} {'fastest':>9} {'slowest':>9} {'tokens':>7} "
+        f"{'side':<22} {'median':>9} {'fastest':>9} {'slowest':>9} {'tokens':>7} "
         f"{'reward':>7} {'faster':>8} {'x floor':>8} {'CPU':>9} {'less':>8}"
     ]
     for name, row in rows.items():
         seconds = [row[key] for key in ("median", "fastest", "slowest")]
         times = " ".join(f"{second:>7.3f} s" for second in seconds)
         lines.append(
-            f"{name:<17} {times} {row['tokens']:>7.0f} "
+            f"{name:<22} {times} {row['tokens']:>7.0f} "
             f"{row['reward']:>7.2f} {row['times_faster']:>7.2f}x "
             f"{row['median'] / floor_seconds:>7.1f}x {row['cpu']:>7.3f} s "
             f"{rows['trl']['cpu'] / row['cpu']:>7.2f}x"
@@ -346,18 +357,24 @@ def measure(args: argparse.Namespace) -> dict:
     threads = choose_threads() if args.threads == "own" else int(args.threads)
     torch.set_num_threads(threads)
     theirs = usual if args.threads == "own" else threads
-    configs = {f"ours, {name}": make_config(args, name) for name in args.algorithms}
+    configs = {
+        f"ours, {name}" + (f", {dtype}" if dtype != "float32" else ""): make_config(
+            args, name, dtype
+        )
+        for dtype in args.dtypes
+        for name in args.algorithms
+    }
     command = [find_trl(args.trl_python), str(WORKER)]
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(model_folder(args.random_weights))
         peers = {}
-        for name, checkpointing in PEERS.items():
+        for name, defaults in PEERS.items():
             log = stack.enter_context(tempfile.TemporaryFile("w+"))
             settings = worker_settings(
                 next(iter(configs.values())),
                 folder,
-                gradient_checkpointing=checkpointing,
                 threads=theirs,
+                **defaults,
             )
             peers[name] = Peer(command, settings, log)
             stack.callback(peers[name].close)
@@ -394,6 +411,12 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--trl-python", metavar="PATH", help="Python of an environment with TRL")
     add("--algorithms", nargs="+", default=["grpo", "flowrl"], help="our side's")
+    add(
+        "--dtypes",
+        nargs="+",
+        default=["float32", *(["bfloat16"] if has_native_bfloat16() else [])],
+        help="our side's (%(default)s)",
+    )
     add("--rounds", type=int, default=15, help="timed steps a side (%(default)s)")
     add("--warmup", type=int, default=3, help="untimed rounds before (%(default)s)")
     add(

@@ -62,7 +62,7 @@ def grpo_arguments(settings: dict, folder: str):
     return GRPOConfig(
         output_dir=folder,
         use_cpu=True,
-        bf16=False,
+        bf16=settings["bf16"],
         seed=settings["seed"],
         # One batch of all rows, one update of it; beta > 0: the reference runs.
         per_device_train_batch_size=rows,

@@ -13,6 +13,7 @@ import json
 import math
 import platform
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ __all__ = [
     "PretrainConfig",
     "build_corpus",
     "checkpoint_name",
+    "has_native_bfloat16",
     "load_base_model",
     "load_tiny_lm",
     "pretrain",
@@ -295,15 +297,23 @@ def load_tiny_lm(
     seed: int = 0,
     device: str | torch.device = "cpu",
     folder: str | Path | None = None,
+    dtype: str = "auto",
 ) -> LanguageModelPolicy:
     """The pretrained tiny LM with a fresh LoRA adapter, as a policy.
 
     On a CPU it computes every shared prefix once (``TreeLanguageModelPolicy``); a
     GPU is faster with plain rows.  Both give the same numbers.
 
+    Args:
+        dtype: "auto" and "float32" are the same.  "bfloat16", on a CPU: products with
+            the layers' weights are in it while sampling and training, everything
+            else, and the referee, in float32.
+
     Raises:
-        ValueError: a damaged checkpoint, or one with other tokens than the task's.
+        ValueError: a damaged checkpoint, or one with other tokens than the task's; a
+            dtype that the tiny model is not trained in.
     """
+    settings = _product_settings(dtype, torch.device(device))
     if folder is None and task.name in RECIPES:
         folder = data_path(checkpoint_name(task.name))
     base = load_base_model(folder)
@@ -322,4 +332,29 @@ def load_tiny_lm(
         eos_id=task.eos_id,
         pad_id=task.pad_id,
         max_completion_tokens=task.max_completion_tokens,
+        **settings,
+    )
+
+
+def _product_settings(dtype: str, device: torch.device) -> dict[str, torch.dtype]:
+    """What the policy is told of the dtype: nothing, where it is the model's own."""
+    if dtype in ("auto", "float32"):
+        return {}
+    if dtype == "bfloat16" and device.type == "cpu":
+        if not has_native_bfloat16():
+            warnings.warn(
+                "this processor has no bfloat16 products of its own: dtype='bfloat16' "
+                "is slower here than dtype='float32', not faster.", stacklevel=3,
+            )  # fmt: skip
+        return {"products": torch.bfloat16}
+    raise ValueError(
+        f"dtype is {dtype!r} for the tiny language model on {device.type}; expected "
+        "'auto' or 'float32', or 'bfloat16' on a CPU. Fix: use dtype='auto'."
+    )
+
+
+def has_native_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 itself (AVX-512 BF16, AMX)."""
+    return torch.backends.mkldnn.is_available() and (
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )

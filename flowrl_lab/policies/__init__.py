@@ -39,13 +39,20 @@ def make_task_and_policy(config, device):
         return load_hf_lm(task, config, device)
     policy = make_policy(
         config.policy, task, seed=config.seed, lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha, device=device,
+        lora_alpha=config.lora_alpha, device=device, dtype=config.dtype,
     )  # fmt: skip
     return task, policy
 
 
 def make_policy(
-    name: str, task, *, seed: int, lora_rank: int, lora_alpha: float, device
+    name: str,
+    task,
+    *,
+    seed: int,
+    lora_rank: int,
+    lora_alpha: float,
+    device,
+    dtype: str = "auto",
 ):
     """Build the policy that ``name`` names for ``task``.
 
@@ -57,22 +64,30 @@ def make_policy(
         lora_rank: r of the adapter.
         lora_alpha: its scale; the update is ``lora_alpha / lora_rank * B A``.
         device: where to put it.
+        dtype: as ``ExperimentConfig.dtype``.
 
     Raises:
-        ValueError: unknown name, or a table for a task that is not exhaustive.
+        ValueError: unknown name, a table for a task that is not exhaustive, or a
+            dtype that the policy is not trained in.
     """
     if name == "auto":
         name = "tiny_lm" if task.eos_id is not None else "tabular"
     if name == "tabular":
         from flowrl_lab.policies.tabular import TabularPolicy
 
+        if dtype not in ("auto", "float32"):
+            raise ValueError(
+                f"dtype is {dtype!r} for a table; expected 'auto' or 'float32'. Fix: "
+                "use dtype='auto'."
+            )
         return TabularPolicy(task, seed=seed).to(device)
     if name == "tiny_lm":
         from flowrl_lab.pretraining import load_tiny_lm
 
         return load_tiny_lm(
-            task, rank=lora_rank, alpha=lora_alpha, seed=seed, device=device
-        )
+            task, rank=lora_rank, alpha=lora_alpha, seed=seed, device=device,
+            dtype=dtype,
+        )  # fmt: skip
     close = difflib.get_close_matches(name, POLICIES, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {POLICIES}."
     raise ValueError(f"policy is {name!r}, which is not known. Fix: {hint}")

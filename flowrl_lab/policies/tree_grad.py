@@ -27,6 +27,7 @@ from flowrl_lab.policies.tree_layers import (
     mlp_gradient,
     rotate_,
     rotation,
+    times,
 )
 from flowrl_lab.policies.tree_llama import Adapter, Tape, TreeLlama
 from flowrl_lab.policies.workers import run_together
@@ -143,7 +144,7 @@ class _Backward:
         adapters = self.model.adapters[number]
         if "o" in adapters:
             found["o"] = _adapter_gradient(adapters["o"], tape.mixed, grad)
-        upstream = grad @ weight.out
+        upstream = times(grad, weight.out, True).to(grad.dtype)
         total = (upstream * tape.mixed).view(len(grad), self.model.heads, -1).sum(-1)
         put = self.grid.put
         grad_qkv = self.grid.gradient(put(tape.qkv), put(upstream), put(total))
@@ -152,7 +153,7 @@ class _Backward:
         parts = zip(("q", "k", "v"), grad_qkv.chunk(3, -1), strict=True)
         self._shared_input(number, parts, tape.normed_1, norm_weight, found)
         if number > 0:
-            inner = grad_qkv @ weight.qkv
+            inner = times(grad_qkv, weight.qkv, True).to(grad.dtype)
             grad.add_(_norm_gradient(inner, tape.normed_1, tape.scale_1))
 
     def _shared_input(self, number, parts, normed, norm_weight, found) -> None:

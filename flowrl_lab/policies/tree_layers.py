@@ -23,6 +23,7 @@ __all__ = [
     "rotation",
     "run_level",
     "run_tree",
+    "times",
     "weigh",
 ]
 
@@ -42,7 +43,10 @@ class Frame(NamedTuple):
 
 
 class LayerWeights(NamedTuple):
-    """The products of one layer, ``[out, in]``; norms are inside qkv and gate_up."""
+    """The products of one layer, ``[out, in]``; norms are inside qkv and gate_up.
+
+    They may be in narrower numbers than everything else: then only the products are.
+    """
 
     qkv: Tensor
     out: Tensor
@@ -106,13 +110,32 @@ def weigh(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
 
 
 @no_type_check
+def times(rows: Tensor, weight: Tensor, turned: bool) -> Tensor:
+    """``rows @ weightᵀ``, or ``rows @ weight`` where ``turned``, in the weight's dtype.
+
+    Where that is narrower than the rows', they are filled up to a multiple of 32:
+    each new shape costs such a product a preparation, so there should be few shapes.
+    What stands in the rows that fill up is never read.
+    """
+    count, narrow = rows.shape[0], rows
+    if weight.dtype != rows.dtype:
+        shape = [(count + 31) // 32 * 32, rows.shape[1]]
+        narrow = torch.empty(shape, dtype=weight.dtype, device=rows.device)
+        narrow[:count].copy_(rows)
+    return torch.mm(narrow, weight if turned else weight.t())[:count]
+
+
+@no_type_check
 def _before(
     hidden: Tensor, turn: Tensor, weight: LayerWeights, keep: LayerTape, frame: Frame
 ) -> Tensor:
     """What attention reads, ``[N, 3H]``."""
     normed = _normalize(hidden, keep.normed_1, keep.scale_1, frame.epsilon)
-    qkv = torch.mm(normed, weight.qkv.t(), out=keep.qkv)
-    return rotate_(qkv, turn, frame.heads)
+    if weight.qkv.dtype == normed.dtype:
+        torch.mm(normed, weight.qkv.t(), out=keep.qkv)
+    else:
+        keep.qkv.copy_(times(normed, weight.qkv, False))
+    return rotate_(keep.qkv, turn, frame.heads)
 
 
 @no_type_check
@@ -124,6 +147,8 @@ def _after(
     block: int = BLOCK,
 ) -> None:
     """Add what attention and the MLP say to ``hidden``, in place."""
+    if weight.out.dtype != hidden.dtype:
+        return _after_narrow(hidden, weight, keep, frame)
     hidden.addmm_(keep.mixed, weight.out.t())
     normed = _normalize(hidden, keep.normed_2, keep.scale_2, frame.epsilon)
     for first in range(0, hidden.shape[0], block):
@@ -132,6 +157,25 @@ def _after(
         gate, up = rows.chunk(2, -1)
         active = functional.silu(gate).mul_(up)
         hidden[first : first + block].addmm_(active, weight.down.t())
+
+
+@no_type_check
+def _after_narrow(
+    hidden: Tensor,
+    weight: LayerWeights,
+    keep: LayerTape,
+    frame: Frame,
+    block: int = BLOCK // 32 * 32,
+) -> None:
+    """``_after`` with products in the weights' numbers, sums in those of ``hidden``."""
+    hidden.add_(times(keep.mixed, weight.out, False))
+    normed = _normalize(hidden, keep.normed_2, keep.scale_2, frame.epsilon)
+    for first in range(0, hidden.shape[0], block):
+        rows = keep.gate_up[first : first + block]
+        rows.copy_(times(normed[first : first + block], weight.gate_up, False))
+        gate, up = rows.chunk(2, -1)
+        active = functional.silu(gate).mul_(up)
+        hidden[first : first + block].add_(times(active, weight.down, False))
 
 
 @no_type_check
@@ -153,14 +197,17 @@ def mlp_gradient(
         slope = torch.sigmoid(gate)
         silu = gate * slope
         torch.mul(silu, up, out=into[0][first:last])
-        grad_active = torch.mm(grad[first:last], weight.down)
+        grad_active = times(grad[first:last], weight.down, True)
         both = into[1][first:last]
         grad_gate, grad_up = both.chunk(2, -1)
         torch.mul(grad_active, silu, out=grad_up)
         # d silu / d gate = sigmoid + silu (1 - sigmoid)
         slope.addcmul_(silu, 1 - slope).mul_(up)
         torch.mul(slope, grad_active, out=grad_gate)
-        torch.mm(both, weight.gate_up, out=into[2][first:last])
+        if weight.gate_up.dtype == both.dtype:
+            torch.mm(both, weight.gate_up, out=into[2][first:last])
+        else:
+            into[2][first:last].copy_(times(both, weight.gate_up, True))
 
 
 @no_type_check

@@ -9,7 +9,9 @@ repeated tokens cost more than the arithmetic:
   (and gate, up) are one product each;
 * nothing here is differentiated by autograd: ``Tape`` keeps what ``tree_grad``
   needs for the backward pass, so that the activations of sampling serve the first
-  update, too.
+  update, too;
+* where the processor multiplies bfloat16 natively, the layers' products may be in it
+  (``narrow``); sums, norms, attention and the adapter's own gradients stay as they are.
 """
 
 from __future__ import annotations
@@ -78,6 +80,9 @@ class TreeLlama:
 
     It holds no weights of its own: it reads the model's, so training the model's
     adapter changes what it computes.
+
+    Attributes:
+        narrow: dtype of the layers' products; None is that of the model.
     """
 
     def __init__(self, model):
@@ -86,7 +91,8 @@ class TreeLlama:
         self.heads = config.num_attention_heads
         self.head_size = config.hidden_size // self.heads
         self.adapters = [_find_adapters(layer) for layer in self._body.layers]
-        self._reference: list[LayerWeights] | None = None
+        self.narrow: torch.dtype | None = None
+        self._references: dict[torch.dtype | None, list[LayerWeights]] = {}
 
     @staticmethod
     def supports(model) -> bool:
@@ -112,17 +118,19 @@ class TreeLlama:
         ]
 
     def versions(self) -> tuple[tuple[int, int], ...]:
-        """Changes whenever the adapter does: in place (torch counts), or replaced."""
-        return tuple((m._version, m.data_ptr()) for m in self.parameters())
+        """Changes whenever the adapter does: in place (torch counts), or replaced;
+        and with the products' dtype."""
+        own = ((m._version, m.data_ptr()) for m in self.parameters())
+        return (*own, (int(self.narrow is not None), 0))
 
     @torch.no_grad()
     def weights(self, *, reference: bool = False) -> list[LayerWeights]:
         """Fused weights of every layer; the reference's are made once and kept."""
         if not reference:
             return self._fuse(adapted=True)
-        if self._reference is None:
-            self._reference = self._fuse(adapted=False)
-        return self._reference
+        if self.narrow not in self._references:
+            self._references[self.narrow] = self._fuse(adapted=False)
+        return self._references[self.narrow]
 
     def _fuse(self, adapted: bool) -> list[LayerWeights]:
         fused = []
@@ -142,14 +150,14 @@ class TreeLlama:
             )
             value = merged(attention.v_proj, "v")
             gate_up = [merged(getattr(mlp, f"{n}_proj"), n) for n in ("gate", "up")]
-            fused.append(
-                LayerWeights(
-                    torch.cat([query, key, value]) * layer.input_layernorm.weight,
-                    merged(attention.o_proj, "o").contiguous(),
-                    torch.cat(gate_up) * layer.post_attention_layernorm.weight,
-                    merged(mlp.down_proj, "down").contiguous(),
-                )
+            wide = LayerWeights(
+                torch.cat([query, key, value]) * layer.input_layernorm.weight,
+                merged(attention.o_proj, "o").contiguous(),
+                torch.cat(gate_up) * layer.post_attention_layernorm.weight,
+                merged(mlp.down_proj, "down").contiguous(),
             )
+            dtype = self.narrow or wide.qkv.dtype
+            fused.append(LayerWeights(*(weight.to(dtype) for weight in wide)))
         return fused
 
     def norm_weights(self, layer: int) -> tuple[Tensor, Tensor]:

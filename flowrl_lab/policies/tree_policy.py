@@ -8,6 +8,8 @@ tokens are drawn and gradients added up.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,14 +65,29 @@ class _Grown:
 
 
 class TreeLanguageModelPolicy(LanguageModelPolicy):
-    """``LanguageModelPolicy`` for models that ``TreeLlama.supports``."""
+    """``LanguageModelPolicy`` for models that ``TreeLlama.supports``.
 
-    def __init__(self, model, **settings):
+    Args:
+        products: dtype of the layers' products, as ``TreeLlama.narrow``.
+    """
+
+    def __init__(self, model, *, products: torch.dtype | None = None, **settings):
         super().__init__(model, **settings)
         self._tree_model = TreeLlama(model)
+        self._tree_model.narrow = products
         self._decoder: TreeDecoder | None = None
         self._grown: _Grown | None = None
         self._rooms: list[Room | None] = []  # used again by the next rollout
+
+    @contextlib.contextmanager
+    def in_full(self) -> Iterator[None]:
+        """As in ``Policy``: products in the model's own dtype meanwhile."""
+        model = self._tree_model
+        narrow, model.narrow = model.narrow, None
+        try:
+            yield
+        finally:
+            model.narrow = narrow
 
     def sample(
         self,
