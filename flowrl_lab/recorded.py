@@ -54,6 +54,8 @@ def variant_label(config: ExperimentConfig) -> str:
     usual = preset(config.task, config.algorithm).learning_rate
     if config.learning_rate != usual:
         name += f" lr={config.learning_rate:g}"
+    if config.dtype not in ("auto", "float32"):
+        name += f" {config.dtype}"
     return name
 
 
