@@ -86,6 +86,34 @@ def test_readme_says_how_many_variants_each_study_has():
         assert shown.format(words[len(groups)]) in text, study
 
 
+def test_readme_says_of_speed_what_was_measured():
+    kept = json.loads((data_path("results") / "benchmarks.json").read_text("utf-8"))
+    lines = {(line["what"], line["peer"]): line for line in kept["lines"]}
+
+    def ours(what: str) -> str:
+        return f"{lines[what, 'TRL, bfloat16']['ours']:.3f} s"
+
+    def times(what: str, peer: str) -> str:
+        line = lines[what, peer]
+        return f"{line['theirs'] / line['ours']:.1f}"
+
+    narrow = "tiny LM, grpo, bfloat16", "tiny LM, flowrl, bfloat16"
+    wide = "tiny LM, grpo", "tiny LM, flowrl"
+    comes, plain, tuned = "TRL, bfloat16", "TRL, float32", "TRL, float32, tuned"
+    sentences = [
+        f"took {ours(narrow[0])} (GRPO) and {ours(narrow[1])} (FlowRL) with "
+        f'`dtype="bfloat16"`, {ours(wide[0])} and {ours(wide[1])} in float32',
+        f"as it comes (bfloat16, gradient checkpointing) {times(narrow[0], comes)} and "
+        f"{times(narrow[1], comes)} times as long as ours in bfloat16",
+        f"in float32 {times(wide[0], plain)} and {times(wide[1], plain)} times as long "
+        f"as ours in float32, and {times(wide[0], tuned)} and {times(wide[1], tuned)} "
+        "times without checkpointing",
+    ]
+    text = " ".join(README.split())
+    for sentence in sentences:
+        assert sentence in text, sentence
+
+
 def test_what_readme_says_of_pass_at_k_training_holds():
     rival, ours = "pass@4 training", "flowrl β=8"
     answers = [mean("make_number", n, "effective_answers") for n in (rival, ours)]
