@@ -43,6 +43,8 @@ def variant_label(config: ExperimentConfig) -> str:
         name = "flowrl paper form"
     elif name == "flowrl" and config.reward_form == "group_normalized":
         name = "flowrl z-scored sums"
+    if config.algorithm == "flowrl" and config.log_z == "vargrad":
+        name += " group log Z"
     if config.algorithm in ("flowrl", "vargrad"):
         name += f" β={config.reward_scale:g}"
     if config.algorithm == "kl_reinforce":

@@ -17,14 +17,6 @@ from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.experiment import Run
 from flowrl_lab.llm import wheel as wheels
 from flowrl_lab.llm.loading import load_language_model, pick_dtype
-from flowrl_lab.llm.presets import (
-    LLM_PRESETS,
-    Machine,
-    estimate_memory,
-    format_presets,
-    llm_config,
-    pick_preset,
-)
 from flowrl_lab.llm.wheel import SMOLLM2, ModelWheel, cache_folder, unpack_model
 from flowrl_lab.tasks.open_sets import QUESTIONS, OpenSets
 from flowrl_lab.tasks.text import Scored
@@ -335,44 +327,3 @@ def test_questions_are_checked():
         OpenSets().prompts("test")
     assert QUESTIONS["A prime number"](97) and not QUESTIONS["A prime number"](1)
     assert sum(map(QUESTIONS["A prime number"], range(1, 100))) == 25
-
-
-# ----------------------------------------------------------------------- presets
-
-
-def test_the_t4_preset_stays_below_14_gb():
-    assert 8 < LLM_PRESETS["t4"].memory_gb < 14
-    assert pick_preset(Machine("cuda", "Tesla T4", 15.6, False)).name == "t4"
-
-
-def test_less_memory_gets_a_smaller_model():
-    found = [
-        pick_preset(Machine("cuda", "GPU", free, True)).name for free in (8.0, 5.5, 1.0)
-    ]
-    assert found == ["gpu-8gb", "gpu-small", "cpu"]
-    assert pick_preset(Machine("cpu", "CPU", float("nan"), False)).name == "cpu"
-    assert "-> " in format_presets(Machine("cpu", "CPU", 16.0, False))
-    chosen = llm_config(LLM_PRESETS["t4"], "flowrl", steps=3)
-    assert chosen.model.startswith("Qwen/") and chosen.steps == 3
-    assert chosen.device == "cuda" and chosen.micro_batch == 16
-
-
-def test_the_estimate_counts_the_model_as_transformers_does():
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    for preset, kind in (("cpu", "llama"), ("t4", "qwen2")):
-        sizes = LLM_PRESETS[preset].sizes
-        config = AutoConfig.for_model(
-            kind, hidden_size=sizes.hidden, intermediate_size=sizes.inner,
-            num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
-            num_key_value_heads=sizes.kv_heads, vocab_size=sizes.vocabulary,
-            tie_word_embeddings=True,
-        )  # fmt: skip
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-        exact = sum(p.numel() for p in model.parameters())
-        assert sizes.parameters == pytest.approx(exact, rel=1e-3)
-    few, many = (
-        estimate_memory(sizes, rows=rows, tokens_per_row=100) for rows in (1, 9)
-    )
-    assert many > few + 1

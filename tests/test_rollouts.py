@@ -100,3 +100,20 @@ def test_a_reward_that_is_no_number_names_its_prompt(task, policy, value):
         )
     assert repr(prompts.texts[1]) in str(caught.value)
     assert str(value) in str(caught.value)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("shape", [(7,), (9,), (8, 1), ()])
+def test_rewards_of_the_wrong_length_are_refused(task, policy, shape):
+    class Short:
+        name = "short"
+
+        def score(self, *_given):
+            return torch.ones(shape)
+
+    prompts = task.encode(task.prompts("train")[:2])
+    message = rf"'short' gave rewards of shape \[{', '.join(map(str, shape))}\] for 8"
+    with pytest.raises(ValueError, match=message):
+        collect_rollout(
+            policy, Short(), prompts, 4, temperature=1.0, generator=seeded()
+        )

@@ -6,16 +6,18 @@ carry a note whether they were measured or follow from the operations to be done
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.machine import measure_memory
+from flowrl_lab.policies.packed import MAX_NODES
 from flowrl_lab.presets import preset
 
 __all__ = [
     "LLM_PRESETS", "Architecture", "LLMPreset", "Machine", "estimate_memory",
-    "format_presets", "llm_config", "pick_preset", "probe_machine",
+    "format_presets", "llm_config", "pick_preset", "probe_machine", "tokens_in_a_pass",
 ]  # fmt: skip
 
 GB = 1e9
@@ -95,24 +97,46 @@ class LLMPreset:
     @property
     def memory_gb(self) -> float:
         """What ``estimate_memory`` says."""
-        rows = self.settings.get("micro_batch") or (
-            self.settings.get("prompts_per_step", 4)
-            * self.settings.get("num_generations", 8)
-        )
+        config = llm_config(self, "flowrl")
+        rows = config.micro_batch or config.prompts_per_step * config.num_generations
+        tokens, attended = tokens_in_a_pass(
+            rows, num_generations=config.num_generations,
+            prompt_tokens=self.prompt_tokens, completion_tokens=self.completion_tokens,
+        )  # fmt: skip
         return estimate_memory(
-            self.sizes, rows=rows,
-            tokens_per_row=self.prompt_tokens + self.completion_tokens,
-            bytes_per_weight=self.bytes_per_weight,
-            rank=self.settings.get("lora_rank", 16),
+            self.sizes, tokens=tokens, attended=attended,
+            bytes_per_weight=self.bytes_per_weight, rank=config.lora_rank,
             overhead_gb=OVERHEAD_GB if self.device == "cuda" else 0.5,
         )  # fmt: skip
+
+
+def tokens_in_a_pass(
+    rows: int, *, num_generations: int, prompt_tokens: int, completion_tokens: int
+) -> tuple[int, int]:
+    """Tokens that go through the model at a time, and with how many each is compared.
+
+    Completions of one prompt share its tokens as long as all fit into one packed
+    sequence (``policies.packed``); beyond that each has its own.  Both numbers are
+    counted from above.
+
+    Args:
+        rows: completions in one pass (``micro_batch``).
+        num_generations: completions of one prompt.
+        prompt_tokens, completion_tokens: of the longest row.
+    """
+    prompts = math.ceil(rows / num_generations)
+    packed = prompts * prompt_tokens + rows * completion_tokens
+    if packed <= MAX_NODES:
+        return packed, packed
+    alone = prompt_tokens + completion_tokens
+    return rows * alone, alone
 
 
 def estimate_memory(
     sizes: Architecture,
     *,
-    rows: int,
-    tokens_per_row: int,
+    tokens: int,
+    attended: int,
     bytes_per_weight: int = 2,
     rank: int = 16,
     tokens_scored_at_once: int = 64,
@@ -123,20 +147,20 @@ def estimate_memory(
         base      parameters · bytes
         adapter   its parameters · 16   (float32 weight, gradient, two of Adam's)
         log Z     2 (hidden² + hidden) · 16
-        stored    rows · tokens · layers · (10 hidden + 4 kv + 4 inner) · bytes
-                  + the adapter's inputs in float32: rows · tokens · layers ·
-                  (6 hidden + inner + 7 rank) · 4
+        stored    tokens · layers · (10 hidden + 4 kv + 4 inner) · bytes
+                  + the adapter's inputs in float32: tokens · layers ·
+                  (6 hidden + inner + 7 rank) · 4    (float32: 7 rank · 4)
+        attention tokens · attended · heads · layers · 4
         scores    4 copies · tokens scored at once · vocabulary · 4
 
-    Every row counts with all its prompt tokens, although a shared beginning is
-    computed once; so the truth lies below.  "stored" is what autograd keeps of a
-    layer: normed input, queries, keys, values, attention's result, the sums, gate,
-    up, their product, and the adapter's float32 copies of its inputs.
+    "stored" is what autograd keeps of a layer: normed input, queries, keys, values,
+    attention's result, the sums, gate, up, their product, and the adapter's float32
+    copies of its inputs.  "attention" are the weights of every pair of tokens, which
+    only a device without a fused kernel for masks keeps.
 
     Args:
         sizes: of the model.
-        rows: completions in one pass (``micro_batch``).
-        tokens_per_row: prompt and completion.
+        tokens, attended: of one pass, as ``tokens_in_a_pass`` counts them.
         bytes_per_weight: 2 for half precision, 4 for float32.
         rank: of the adapter.
         tokens_scored_at_once: as in ``policies.hf_lm``.
@@ -148,12 +172,14 @@ def estimate_memory(
     base = sizes.parameters * bytes_per_weight
     adapter = sizes.adapter_parameters(rank) * 16
     log_z = 2 * (sizes.hidden**2 + sizes.hidden) * 16
-    places = rows * tokens_per_row * sizes.layers
+    places = tokens * sizes.layers
     stored = places * (10 * sizes.hidden + 4 * sizes.kv_width + 4 * sizes.inner)
-    inputs = places * (6 * sizes.hidden + sizes.inner + 7 * rank) * 4
+    copied = 6 * sizes.hidden + sizes.inner if bytes_per_weight < 4 else 0
+    inputs = places * (copied + 7 * rank) * 4
+    attention = places * attended * sizes.heads * 4
     scores = 4 * tokens_scored_at_once * sizes.vocabulary * 4
-    total = base + adapter + log_z + stored * bytes_per_weight + inputs + scores
-    return total / GB + overhead_gb
+    kept = stored * bytes_per_weight + inputs + attention
+    return (base + adapter + log_z + kept + scores) / GB + overhead_gb
 
 
 _OPEN_SETS = {"task": "open_sets"}
@@ -163,7 +189,7 @@ LLM_PRESETS: dict[str, LLMPreset] = {
     for preset in (
         LLMPreset(
             "cpu", "smollm2-135m", SMOLLM2_135M, "cpu", 4, 55, 4,
-            {"steps": 60}, minutes=3.2, measured=True, min_gb=4.0,
+            {"steps": 60}, minutes=4.6, measured=True, min_gb=4.0,
         ),
         LLMPreset(
             "mps", "smollm2-135m", SMOLLM2_135M, "mps", 2, 55, 4,
@@ -171,16 +197,16 @@ LLM_PRESETS: dict[str, LLMPreset] = {
         ),
         LLMPreset(
             "gpu-small", "smollm2-135m", SMOLLM2_135M, "cuda", 2, 55, 4,
-            {"steps": 60}, minutes=2, measured=False, min_gb=3.0,
+            {"steps": 60}, minutes=2, measured=False, min_gb=4.0,
         ),
         LLMPreset(
             "gpu-8gb", "Qwen/Qwen2.5-0.5B-Instruct", QWEN_05B, "cuda", 2, 55, 4,
-            {"steps": 60, "num_generations": 16, "micro_batch": 16},
+            {"steps": 60},
             minutes=3, measured=False, min_gb=7.0,
         ),
         LLMPreset(
             "t4", "Qwen/Qwen2.5-1.5B-Instruct", QWEN_15B, "cuda", 2, 55, 4,
-            {"steps": 60, "num_generations": 16, "micro_batch": 16},
+            {"steps": 60},
             minutes=6, measured=False, min_gb=13.0,
         ),
     )
