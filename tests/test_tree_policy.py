@@ -419,8 +419,7 @@ def test_narrow_sampling_serves_the_first_update(narrow):
     drawn = narrow.sample(prompts, 4, generator=generator)
     ids, mask = drawn.completion_ids, drawn.completion_mask
     now = narrow.evaluate(prompts, ids, mask).log_probs
-    old = narrow.evaluate(prompts, ids, mask).log_probs.detach()
-    assert torch.equal(now, old)
+    torch.testing.assert_close(now, drawn.log_probs, atol=1e-5, rtol=0)
     again = narrow.sample(prompts, 4, generator=torch.Generator().manual_seed(2))
     assert torch.equal(again.completion_ids, ids)
 
@@ -435,10 +434,11 @@ def test_a_narrow_policy_is_judged_in_full(policies, narrow):
             assert not torch.equal(narrow.evaluate(prompts, ids, mask).log_probs, wide)
 
 
-def test_what_stands_in_the_rows_that_fill_up_is_never_read():
+def test_what_stands_in_the_rows_that_fill_up_is_never_read(monkeypatch):
     """Also where it is no number."""
     rows, weight = torch.randn(33, 8), torch.randn(6, 8)
-    torch.full((64, 8), torch.nan, dtype=torch.bfloat16)  # left behind in memory
+    monkeypatch.setattr(torch, "empty", lambda shape, **kind: torch.full(
+        shape, torch.nan, **kind))  # fmt: skip
     for turned, matrix in ((False, weight), (True, weight.T.contiguous())):
         found = times(rows, matrix.bfloat16(), turned)
         assert found.shape == (33, 6) and found.dtype == torch.bfloat16

@@ -81,7 +81,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
 
     @contextlib.contextmanager
     def in_full(self) -> Iterator[None]:
-        """As in ``Policy``: products in the model's own dtype meanwhile."""
+        """Products in the model's own dtype meanwhile: how the referee judges."""
         model = self._tree_model
         narrow, model.narrow = model.narrow, None
         try:
