@@ -49,7 +49,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 # after the path
-from flowrl_lab.pretraining import has_native_bfloat16  # noqa: E402
+from flowrl_lab.machine import has_native_bfloat16  # noqa: E402
 from flowrl_lab.session import choose_threads  # noqa: E402
 
 WORKER = Path(__file__).with_name("trl_worker.py")
@@ -414,7 +414,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add(
         "--dtypes",
         nargs="+",
-        default=["float32", *(["bfloat16"] if has_native_bfloat16() else [])],
+        default=["float32", *(["bfloat16"] if has_native_bfloat16("cpu") else [])],
         help="our side's (%(default)s)",
     )
     add("--rounds", type=int, default=15, help="timed steps a side (%(default)s)")

@@ -14,7 +14,8 @@ from pathlib import Path
 
 __all__ = [
     "Check", "check_colab", "check_device", "check_disk", "check_dtypes",
-    "check_machine", "check_memory", "in_colab", "measure_memory",
+    "check_machine", "check_memory", "has_native_bfloat16", "in_colab",
+    "measure_memory",
 ]  # fmt: skip
 
 _MEMORY_NEEDED_GB = 4.0
@@ -89,19 +90,36 @@ def check_device() -> Check:
     return Check("device", "ok", found)
 
 
+def has_native_bfloat16(device) -> bool:
+    """Whether a device multiplies bfloat16 itself: where it does not, it is no faster.
+
+    Args:
+        device: "cpu" (AVX-512 BF16 or AMX), "cuda" (Ampere and later; a T4 is compute
+            capability 7.5 and emulates it), or "mps"; a name or a ``torch.device``.
+    """
+    torch = importlib.import_module("torch")
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        return torch.backends.mkldnn.is_available() and (
+            torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        )
+    return True
+
+
 def check_dtypes() -> Check:
     """In which number formats a gradient can be computed on the device."""
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError):
         return Check("number formats", "note", "unknown without torch")
-    device, emulated = "cpu", ()
+    device = "cpu"
     if torch.cuda.is_available():
         device = "cuda"
-        # Before Ampere (a T4 is compute capability 7.5) bfloat16 is only emulated.
-        emulated = () if torch.cuda.get_device_capability() >= (8, 0) else ("bfloat16",)
     elif torch.backends.mps.is_available():
         device = "mps"
+    emulated = () if has_native_bfloat16(device) else ("bfloat16",)
     works = [name for name in _DTYPES if computes_gradient(torch, name, device)]
     words = [f"{name} (emulated)" if name in emulated else name for name in works]
     found = f"{', '.join(words) or 'none'} on {device}"

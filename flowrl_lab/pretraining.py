@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from flowrl_lab.corpora import RECIPES, PretrainConfig, Recipe, build_corpus
+from flowrl_lab.machine import has_native_bfloat16
 from flowrl_lab.policies.language_model import (
     LanguageModelPolicy,
     add_lora,
@@ -35,7 +36,6 @@ __all__ = [
     "PretrainConfig",
     "build_corpus",
     "checkpoint_name",
-    "has_native_bfloat16",
     "load_base_model",
     "load_tiny_lm",
     "pretrain",
@@ -341,7 +341,7 @@ def _product_settings(dtype: str, device: torch.device) -> dict[str, torch.dtype
     if dtype in ("auto", "float32"):
         return {}
     if dtype == "bfloat16" and device.type == "cpu":
-        if not has_native_bfloat16():
+        if not has_native_bfloat16("cpu"):
             warnings.warn(
                 "this processor has no bfloat16 products of its own: dtype='bfloat16' "
                 "is slower here than dtype='float32', not faster.", stacklevel=3,
@@ -350,11 +350,4 @@ def _product_settings(dtype: str, device: torch.device) -> dict[str, torch.dtype
     raise ValueError(
         f"dtype is {dtype!r} for the tiny language model on {device.type}; expected "
         "'auto' or 'float32', or 'bfloat16' on a CPU. Fix: use dtype='auto'."
-    )
-
-
-def has_native_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (AVX-512 BF16, AMX)."""
-    return torch.backends.mkldnn.is_available() and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )

@@ -469,7 +469,7 @@ def test_make_policy_refuses_numbers_it_cannot_train_in(name, task, dtype, devic
 
 def test_a_processor_without_bfloat16_is_said(monkeypatch):
     settings = {"seed": 0, "lora_rank": 2, "lora_alpha": 2.0, "device": "cpu"}
-    monkeypatch.setattr("flowrl_lab.pretraining.has_native_bfloat16", lambda: False)
+    monkeypatch.setattr("flowrl_lab.pretraining.has_native_bfloat16", lambda _: False)
     with pytest.warns(UserWarning, match="is slower here"):
         make_policy("tiny_lm", load_task("make_number"), dtype="bfloat16", **settings)
 

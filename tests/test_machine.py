@@ -76,10 +76,13 @@ def test_an_apple_gpu_is_seen(monkeypatch):
 # -------------------------------------------------------------------- number formats
 
 
-def test_the_processor_computes_gradients_in_all_three():
+@pytest.mark.parametrize(("native", "said"), [(True, ""), (False, " (emulated)")])
+def test_the_processor_computes_gradients_in_all_three(monkeypatch, native, said):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     check = machine.check_dtypes()
     assert check.status == "ok"
-    assert check.found == "float32, bfloat16, float16 on cpu"
+    assert check.found == f"float32, bfloat16{said}, float16 on cpu"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import torch
 
 from flowrl_lab.llm.hub import cached_copy, hub_answers, loading_explained
 from flowrl_lab.llm.wheel import SMOLLM2, unpack_model
+from flowrl_lab.machine import has_native_bfloat16
 
 __all__ = ["DTYPES", "LoadedModel", "load_language_model", "pick_dtype"]
 
@@ -95,9 +96,7 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
     if dtype != "auto":
         return dtype
     if device.type == "cuda":
-        # Before Ampere (a T4 is compute capability 7.5) bfloat16 is only emulated.
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-        return "bfloat16" if native else "float16"
+        return "bfloat16" if has_native_bfloat16(device) else "float16"
     return "float16" if device.type == "mps" else "float32"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowrl_lab.config import ExperimentConfig
-from flowrl_lab.machine import measure_memory
+from flowrl_lab.machine import has_native_bfloat16, measure_memory
 from flowrl_lab.policies.packed import MAX_NODES
 from flowrl_lab.presets import preset
 
@@ -236,7 +236,7 @@ def probe_machine() -> Machine:
 
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
-        native = torch.cuda.get_device_capability() >= (8, 0)
+        native = has_native_bfloat16("cuda")
         return Machine("cuda", torch.cuda.get_device_name(), free / GB, native)
     free_gb = measure_memory()
     free_gb = float("nan") if free_gb is None else free_gb
