@@ -29,7 +29,7 @@ __all__ = [
 
 
 # Rows that go through an MLP together: what they need stays in the processor's cache.
-BLOCK = 450  # TorchScript knows it as the default of `block` only
+BLOCK = 448  # TorchScript knows it as the default of `block` only
 
 
 class Frame(NamedTuple):
@@ -126,15 +126,30 @@ def times(rows: Tensor, weight: Tensor, turned: bool) -> Tensor:
 
 
 @no_type_check
+def _put_times(rows: Tensor, weight: Tensor, turned: bool, into: Tensor) -> None:
+    """``times``, written to ``into``; directly where the numbers are the same."""
+    if weight.dtype == rows.dtype:
+        torch.mm(rows, weight if turned else weight.t(), out=into)
+    else:
+        into.copy_(times(rows, weight, turned))
+
+
+@no_type_check
+def _add_times(rows: Tensor, weight: Tensor, into: Tensor) -> None:
+    """``rows @ weightᵀ``, added to ``into``."""
+    if weight.dtype == rows.dtype:
+        into.addmm_(rows, weight.t())
+    else:
+        into.add_(times(rows, weight, False))
+
+
+@no_type_check
 def _before(
     hidden: Tensor, turn: Tensor, weight: LayerWeights, keep: LayerTape, frame: Frame
 ) -> Tensor:
     """What attention reads, ``[N, 3H]``."""
     normed = _normalize(hidden, keep.normed_1, keep.scale_1, frame.epsilon)
-    if weight.qkv.dtype == normed.dtype:
-        torch.mm(normed, weight.qkv.t(), out=keep.qkv)
-    else:
-        keep.qkv.copy_(times(normed, weight.qkv, False))
+    _put_times(normed, weight.qkv, False, keep.qkv)
     return rotate_(keep.qkv, turn, frame.heads)
 
 
@@ -147,35 +162,14 @@ def _after(
     block: int = BLOCK,
 ) -> None:
     """Add what attention and the MLP say to ``hidden``, in place."""
-    if weight.out.dtype != hidden.dtype:
-        return _after_narrow(hidden, weight, keep, frame)
-    hidden.addmm_(keep.mixed, weight.out.t())
+    _add_times(keep.mixed, weight.out, hidden)
     normed = _normalize(hidden, keep.normed_2, keep.scale_2, frame.epsilon)
     for first in range(0, hidden.shape[0], block):
         rows = keep.gate_up[first : first + block]
-        torch.mm(normed[first : first + block], weight.gate_up.t(), out=rows)
+        _put_times(normed[first : first + block], weight.gate_up, False, rows)
         gate, up = rows.chunk(2, -1)
         active = functional.silu(gate).mul_(up)
-        hidden[first : first + block].addmm_(active, weight.down.t())
-
-
-@no_type_check
-def _after_narrow(
-    hidden: Tensor,
-    weight: LayerWeights,
-    keep: LayerTape,
-    frame: Frame,
-    block: int = BLOCK // 32 * 32,
-) -> None:
-    """``_after`` with products in the weights' numbers, sums in those of ``hidden``."""
-    hidden.add_(times(keep.mixed, weight.out, False))
-    normed = _normalize(hidden, keep.normed_2, keep.scale_2, frame.epsilon)
-    for first in range(0, hidden.shape[0], block):
-        rows = keep.gate_up[first : first + block]
-        rows.copy_(times(normed[first : first + block], weight.gate_up, False))
-        gate, up = rows.chunk(2, -1)
-        active = functional.silu(gate).mul_(up)
-        hidden[first : first + block].add_(times(active, weight.down, False))
+        _add_times(active, weight.down, hidden[first : first + block])
 
 
 @no_type_check
@@ -204,10 +198,7 @@ def mlp_gradient(
         # d silu / d gate = sigmoid + silu (1 - sigmoid)
         slope.addcmul_(silu, 1 - slope).mul_(up)
         torch.mul(slope, grad_active, out=grad_gate)
-        if weight.gate_up.dtype == both.dtype:
-            torch.mm(both, weight.gate_up, out=into[2][first:last])
-        else:
-            into[2][first:last].copy_(times(both, weight.gate_up, True))
+        _put_times(both, weight.gate_up, True, into[2][first:last])
 
 
 @no_type_check
