@@ -245,6 +245,7 @@ def prepare_environment(folder, extras):
     install_project(folder, extras)
     if "test" in extras:
         install_optional(folder)
+    compile_passes(folder)
     write_state(folder, fingerprint=compute_fingerprint(), extras=extras)
     say(f"Environment ready after {time.perf_counter() - started:.0f} s")
     return find_python(folder)
@@ -300,6 +301,15 @@ def install_optional(folder):
     name = f"installing flowrl_lab[{extra}]"
     if not run_step(name, pip_command(folder, *target), folder / LOG_FILE, must=False):
         say(f"  {name}: not possible without {needed}; {skipped} are skipped")
+
+
+def compile_passes(folder):
+    """Compile for this processor what would otherwise be compiled in a lesson."""
+    code = "from flowrl_lab.policies.tree_passes import warm_up; warm_up()"
+    command = [find_python(folder), "-c", code]
+    if not run_step("compiling the tiny language model", command, folder / LOG_FILE,
+                    must=False):  # fmt: skip
+        say("  not now; it is tried again when a notebook needs it")
 
 
 def run_step(name, command, log, must=True):

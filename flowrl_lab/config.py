@@ -54,8 +54,7 @@ class ExperimentConfig:
         policy: "tabular", "tiny_lm", "hf_lm" (a model of your choice, for tasks in
             plain text), or "auto" (what suits the task).
         model: of "hf_lm": "smollm2-135m", a folder, or a name on the hub.
-        dtype: of its frozen weights; "auto" is float32 on a CPU, half on a GPU.  Of
-            "tiny_lm" on a CPU: "bfloat16" is faster where the processor has it.
+        dtype: of its frozen weights; "auto" is float32 on a CPU, half on a GPU.
         prompt_format: "plain", or "chat" (the model's chat template).
         algorithm: key in ``flowrl_lab.algorithms.ALGORITHMS``.
         name: for legends; empty means the algorithm's name.

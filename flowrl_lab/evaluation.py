@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,11 +14,6 @@ __all__ = ["Referee", "evaluate_policy"]
 
 # Small enough for a laptop's cache: 512 rows are 4 times as fast as 4096.
 ROWS_AT_ONCE = 512
-
-
-def _in_full(policy) -> contextlib.AbstractContextManager:
-    """A policy that trains in narrower numbers is judged in the model's own."""
-    return getattr(policy, "in_full", contextlib.nullcontext)()
 
 
 class Referee:
@@ -61,10 +55,6 @@ class Referee:
     @torch.no_grad()
     def _log_probs(self, *, reference: bool = False) -> dict[str, Tensor]:
         """Sequence log-prob of every answer, float64 on the CPU: text -> [N]."""
-        with _in_full(self.policy):
-            return self._score_chunks(reference)
-
-    def _score_chunks(self, reference: bool) -> dict[str, Tensor]:
         found = {}
         for chunk in self._chunks:
             widest = max(len(answers) for answers in chunk)

@@ -13,7 +13,6 @@ import json
 import math
 import platform
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +20,12 @@ import torch
 from torch import Tensor
 
 from flowrl_lab.corpora import RECIPES, PretrainConfig, Recipe, build_corpus
-from flowrl_lab.machine import has_native_bfloat16
 from flowrl_lab.policies.language_model import (
     LanguageModelPolicy,
     add_lora,
     build_tiny_llama,
 )
+from flowrl_lab.policies.tree_llama import TreeLlama
 from flowrl_lab.policies.tree_policy import TreeLanguageModelPolicy
 from flowrl_lab.session import data_path
 from flowrl_lab.tasks import load_task
@@ -301,19 +300,22 @@ def load_tiny_lm(
 ) -> LanguageModelPolicy:
     """The pretrained tiny LM with a fresh LoRA adapter, as a policy.
 
-    On a CPU it computes every shared prefix once (``TreeLanguageModelPolicy``); a
-    GPU is faster with plain rows.  Both give the same numbers.
+    On a CPU it computes every shared prefix once, in compiled passes
+    (``TreeLanguageModelPolicy``); a GPU is faster with plain rows.  Both give the same
+    numbers.
 
     Args:
-        dtype: "auto" and "float32" are the same.  "bfloat16", on a CPU: products with
-            the layers' weights are in it while sampling and training, everything
-            else, and the referee, in float32.
+        dtype: "auto" and "float32" are the same.
 
     Raises:
         ValueError: a damaged checkpoint, or one with other tokens than the task's; a
             dtype that the tiny model is not trained in.
     """
-    settings = _product_settings(dtype, torch.device(device))
+    if dtype not in ("auto", "float32"):
+        raise ValueError(
+            f"dtype is {dtype!r} for the tiny language model; expected 'auto' or "
+            "'float32'. Fix: use dtype='auto'."
+        )
     if folder is None and task.name in RECIPES:
         folder = data_path(checkpoint_name(task.name))
     base = load_base_model(folder)
@@ -325,29 +327,12 @@ def load_tiny_lm(
             "policy='auto', or a checkpoint that was trained for this task."
         )
     model = add_lora(base, rank=rank, alpha=alpha, seed=seed)
-    on_cpu = torch.device(device).type == "cpu"
-    policy_class = TreeLanguageModelPolicy if on_cpu else LanguageModelPolicy
+    model = model.to(device)
+    in_trees = TreeLlama.supports(model)
+    policy_class = TreeLanguageModelPolicy if in_trees else LanguageModelPolicy
     return policy_class(
-        model.to(device),
+        model,
         eos_id=task.eos_id,
         pad_id=task.pad_id,
         max_completion_tokens=task.max_completion_tokens,
-        **settings,
-    )
-
-
-def _product_settings(dtype: str, device: torch.device) -> dict[str, torch.dtype]:
-    """What the policy is told of the dtype: nothing, where it is the model's own."""
-    if dtype in ("auto", "float32"):
-        return {}
-    if dtype == "bfloat16" and device.type == "cpu":
-        if not has_native_bfloat16("cpu"):
-            warnings.warn(
-                "this processor has no bfloat16 products of its own: dtype='bfloat16' "
-                "is slower here than dtype='float32', not faster.", stacklevel=3,
-            )  # fmt: skip
-        return {"products": torch.bfloat16}
-    raise ValueError(
-        f"dtype is {dtype!r} for the tiny language model on {device.type}; expected "
-        "'auto' or 'float32', or 'bfloat16' on a CPU. Fix: use dtype='auto'."
     )

@@ -458,20 +458,13 @@ def test_make_policy_refuses_what_it_cannot_make():
     [
         ("tabular", "landscape", "bfloat16", "cpu"),
         ("tiny_lm", "make_number", "float16", "cpu"),
-        ("tiny_lm", "make_number", "bfloat16", "meta"),
+        ("tiny_lm", "make_number", "bfloat16", "cpu"),
     ],
 )
 def test_make_policy_refuses_numbers_it_cannot_train_in(name, task, dtype, device):
     settings = {"seed": 0, "lora_rank": 2, "lora_alpha": 2.0, "device": device}
     with pytest.raises(ValueError, match=rf"dtype is '{dtype}'.*Fix: use dtype='auto'"):
         make_policy(name, load_task(task), dtype=dtype, **settings)
-
-
-def test_a_processor_without_bfloat16_is_said(monkeypatch):
-    settings = {"seed": 0, "lora_rank": 2, "lora_alpha": 2.0, "device": "cpu"}
-    monkeypatch.setattr("flowrl_lab.pretraining.has_native_bfloat16", lambda _: False)
-    with pytest.warns(UserWarning, match="is slower here"):
-        make_policy("tiny_lm", load_task("make_number"), dtype="bfloat16", **settings)
 
 
 def test_make_policy_suits_the_task():

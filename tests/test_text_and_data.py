@@ -124,17 +124,6 @@ def test_what_readme_says_of_pass_at_k_training_holds():
         assert mean("make_number", few, "effective_answers") < 5
 
 
-@pytest.mark.parametrize("name", ["flowrl β=8", "grpo"])
-@pytest.mark.parametrize(
-    "key", ["accuracy", "pass@64", "effective_answers", "kl_target_policy"]
-)
-def test_bfloat16_trains_as_float32_does(name, key):
-    groups = group_runs(load_recorded("precision"))
-    wide, near = (compute_spread(groups[n], key) for n in (name, f"{name} bfloat16"))
-    assert len(groups[name]) == 5
-    assert abs(wide.mean - near.mean) <= wide.deviation + near.deviation
-
-
 def test_what_readme_says_of_code_holds():
     """FlowRL β = 8 leads the three maximisers, β = 4 everybody, on every line."""
     names = group_runs(load_recorded("programs"))

@@ -5,27 +5,21 @@ The oracle is ``LanguageModelPolicy``: the Hugging Face model, one row a complet
 
 from __future__ import annotations
 
-import sys
+import hashlib
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from flowrl_lab.policies import (
-    prefix_tree,
-    tree_attention,
-    tree_grad,
-    tree_llama,
-    tree_policy,
-)
+from flowrl_lab.policies import tree_kernels, tree_passes
 from flowrl_lab.policies.language_model import (
     LanguageModelPolicy,
     add_lora,
     build_tiny_llama,
 )
-from flowrl_lab.policies.prefix_tree import _grow_level, build_tree, plant_prompts
-from flowrl_lab.policies.torchscript import without_lock
-from flowrl_lab.policies.tree_attention import _gradient
-from flowrl_lab.policies.tree_layers import mlp_gradient, run_level, run_tree, times
+from flowrl_lab.policies.prefix_tree import build_tree, new_nodes, plant_prompts
 from flowrl_lab.policies.tree_llama import TreeLlama
 from flowrl_lab.policies.tree_policy import TreeLanguageModelPolicy
 from flowrl_lab.policies.workers import set_workers
@@ -95,91 +89,97 @@ def test_tree_has_one_node_for_each_prefix(padded):
     assert len(tree) < int(prompts.prompt_mask.sum()) + int(mask.sum()) - 12
 
 
+def path_of(tree, node: int) -> list[int]:
+    """A node and its ancestors, from the first token on."""
+    path = []
+    while node >= 0:
+        path.append(node)
+        node = int(tree.nodes.parents[node])
+    return path[::-1]
+
+
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_node_sees_its_own_prefix_and_nothing_else(padded):
+def test_the_way_to_a_node_is_its_own_prefix_and_nothing_else(padded):
     prompts, (ids, mask) = make_prompts(padded), make_completions()
     tree = build_tree(prompts, ids, mask, VOCAB)
-    level = tree.level
-    home = {
-        (prompt, slot): node
-        for node, (prompt, slot) in enumerate(
-            zip(level.prompts.tolist(), level.slots.tolist(), strict=True)
-        )
-    }
-    assert len(home) == len(tree)
     for row, place in mask.nonzero().tolist():
-        node = int(tree.predictor[row, place])
-        owner = row // 4
-        assert int(level.prompts[node]) == owner
-        seen = level.sees[node].nonzero().squeeze(-1).tolist()
-        nodes = sorted((home[owner, slot] for slot in seen),
-                       key=lambda n: int(level.positions[n]))  # fmt: skip
+        path, owner = path_of(tree, int(tree.predictor[row, place])), row // 4
         context = prompts.prompt_ids[owner][prompts.prompt_mask[owner]].tolist()
         context += ids[row, :place].tolist()
-        assert level.tokens[nodes].tolist() == context
-        assert level.positions[nodes].tolist() == list(range(len(context)))
+        assert tree.nodes.tokens[path].tolist() == context
+        assert tree.nodes.positions[path].tolist() == list(range(len(context)))
+        assert path == sorted(path)  # parents come first
 
 
 def test_prompts_end_at_their_last_token():
-    prompts = make_prompts(padded=True)
-    level, ends = plant_prompts(prompts, 9)
-    assert level.tokens[ends].tolist() == prompts.prompt_ids[:, -1].tolist()
-    assert level.filled.tolist() == [4, 2, 3]
+    prompts, nodes = make_prompts(padded=True), new_nodes(20)
+    count, ends = plant_prompts(prompts, nodes)
+    assert count == 9 and ends.tolist() == [3, 5, 8]
+    assert nodes.tokens[ends].tolist() == prompts.prompt_ids[:, -1].tolist()
+    assert nodes.parents[:count].tolist() == [-1, 0, 1, 2, -1, 4, -1, 6, 7]
 
 
-def test_a_sorted_tree_is_the_same_tree():
-    prompts, (ids, mask) = make_prompts(padded=True), make_completions()
-    tree = build_tree(prompts, ids, mask, VOCAB)
-    other = tree.sorted()
-    assert other.level.prompts.tolist() == sorted(tree.level.prompts.tolist())
-    assert other.sorted() is other
-    old, new = tree.predictor[mask], other.predictor[mask]
-    for name in ("tokens", "positions", "prompts", "slots", "sees"):
-        assert torch.equal(
-            getattr(tree.level, name)[old], getattr(other.level, name)[new]
-        )
+# ----------------------------------------------------------------------- kernels
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="no TorchScript there")
-@pytest.mark.parametrize(
-    "function", [_grow_level, run_level, run_tree, mlp_gradient, _gradient]
-)
-def test_the_busy_functions_run_without_pythons_lock(function):
-    assert isinstance(without_lock(function), torch.jit.ScriptFunction)
+def test_passes_are_compiled_anew_when_the_kernels_change():
+    source = Path(tree_kernels.__file__).read_bytes()
+    now = hashlib.sha256(source).hexdigest()[:12]
+    assert now == tree_passes.KERNELS, f"set KERNELS in tree_passes.py to {now!r}"
 
 
-def test_without_torchscript_the_functions_run_as_they_stand(policies, monkeypatch):
-    """As they will where this PyTorch has no TorchScript any more."""
-    plain, tree = policies
-    for module in (prefix_tree, tree_attention, tree_grad, tree_llama):
-        monkeypatch.setattr(module, "without_lock", lambda function: function)
-    prompts = make_prompts(padded=True)
-    expected, found = (
-        policy.sample(prompts, 5, generator=torch.Generator().manual_seed(3))
-        for policy in (plain, tree)
-    )
-    assert torch.equal(found.completion_ids, expected.completion_ids)
-    torch.testing.assert_close(found.log_probs, expected.log_probs)
-    batch = (prompts, expected.completion_ids, expected.completion_mask)
-    torch.testing.assert_close(
-        tree.evaluate(*batch, reference=True).log_probs,
-        plain.evaluate(*batch, reference=True).log_probs,
-    )
-    gradients = [
-        torch.autograd.grad(
-            policy.evaluate(*batch).log_probs.mean(),
-            policy.trainable_parameters(),
-        )
-        for policy in (plain, tree)
-    ]
-    torch.testing.assert_close(gradients[1], gradients[0])
+def test_who_waits_for_the_compiler_is_told_why(monkeypatch, capsys):
+    monkeypatch.setattr(tree_passes, "_run_small", lambda: time.sleep(0.2))
+    tree_passes.warm_up.__wrapped__(patience=0.01)
+    assert "once" in capsys.readouterr().out
+    monkeypatch.setattr(tree_passes, "_run_small", lambda: None)
+    tree_passes.warm_up.__wrapped__(patience=0.01)
+    time.sleep(0.05)
+    assert not capsys.readouterr().out
 
 
-def test_what_torchscript_cannot_read_runs_as_it_stands():
-    def strange(value):
-        return {**value}
+def test_passes_are_compiled_once(policies):
+    """What ``warm_up`` compiles is what a training step calls."""
+    tree_passes.warm_up()
+    passes = tree_passes.forward, tree_passes.grow_forward, tree_passes.backward
+    before = [len(one.signatures) for one in passes]
+    assert before == [1, 1, 1]
+    prompts, ids, mask, weights = sample_and_weigh(policies)
+    (policies[1].evaluate(prompts, ids, mask).log_probs * weights).sum().backward()
+    policies[1].evaluate(prompts, ids, mask, reference=True)
+    assert [len(one.signatures) for one in passes] == before
 
-    assert without_lock(strange) is strange
+
+def test_without_a_place_to_keep_it_the_compiler_works_too(monkeypatch):
+    def njit(function, **settings):
+        if settings.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return function, settings
+
+    monkeypatch.setattr(tree_kernels, "njit", njit)
+    function, settings = tree_kernels.compiled(abs)
+    assert function is abs and settings["nogil"]
+
+
+def test_exponentials_are_right_to_rounding():
+    numbers = np.linspace(-87, 88, 100_001, dtype=np.float32)
+    found = np.array([tree_kernels._exp(number) for number in numbers])
+    assert np.abs(found / np.exp(numbers.astype(np.float64)) - 1).max() < 4e-7
+    assert tree_kernels._exp(np.float32(-1e9)) < 1e-37
+    assert np.isnan(tree_kernels._exp(np.float32("nan")))
+
+
+@pytest.mark.parametrize("where", ["gate", "query"])
+def test_a_number_that_is_none_stays_none(policies, where):
+    """A diverged adapter must be noticed, whatever the compiler may reorder."""
+    _, tree = policies
+    layer = tree.model.get_base_model().model.layers[1]
+    module = layer.mlp.gate_proj if where == "gate" else layer.self_attn.q_proj
+    with torch.no_grad():
+        module.lora_B["default"].weight[3, 1] = torch.nan
+    ids, mask = make_completions()
+    with pytest.raises(ValueError, match=r"`logits` has (\d+) NaN .* among \1;"):
+        tree.evaluate(make_prompts(True), ids, mask)
 
 
 # ------------------------------------------------------------------------ policy
@@ -237,7 +237,7 @@ def test_activations_of_sampling_serve_the_first_update(policies, monkeypatch):
         (expected.log_probs * weights + expected.entropies).sum(),
         plain.trainable_parameters(),
     )
-    monkeypatch.setattr(TreeLlama, "tree_states", None)  # would fail if it were used
+    monkeypatch.setattr(TreeLlama, "states", None)  # would fail if it were used
     found = tree.evaluate(prompts, ids, mask)
     torch.testing.assert_close(found.log_probs, expected.log_probs)
     gradients = torch.autograd.grad(
@@ -298,9 +298,9 @@ def test_nothing_of_an_earlier_rollout_is_left(policies):
     """The memory is used again, be it full of NaN, by batches of other shapes."""
     plain, tree = policies
     for padded, copies in ((False, 5), (True, 3), (False, 2)):
-        for room in tree._rooms:
-            for tensor in (*room.cache, room.tape.states, *room.tape.layers[0]):
-                tensor.fill_(float("nan"))
+        for tape in (*tree._tapes, *tree._scratch):
+            for table in (*tape.tables, *tape.scratch):
+                table.fill(np.nan)
         prompts = make_prompts(padded)
         expected, found = (
             policy.sample(prompts, copies, generator=torch.Generator().manual_seed(3))
@@ -308,6 +308,18 @@ def test_nothing_of_an_earlier_rollout_is_left(policies):
         )
         assert torch.equal(found.completion_ids, expected.completion_ids)
         torch.testing.assert_close(found.log_probs, expected.log_probs)
+        batch = prompts, found.completion_ids, found.completion_mask
+        reference = tree.evaluate(*batch, reference=True).log_probs
+        torch.testing.assert_close(
+            reference, plain.evaluate(*batch, reference=True).log_probs
+        )
+        gradients = [
+            torch.autograd.grad(
+                policy.evaluate(*batch).log_probs.sum(), policy.trainable_parameters()
+            )
+            for policy in policies
+        ]
+        torch.testing.assert_close(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("spoil", ["update", "sample"])
@@ -320,7 +332,7 @@ def test_no_gradient_from_activations_that_are_gone(policies, spoil):
     else:
         with torch.no_grad():
             tree.trainable_parameters()[0].add_(0.1)
-    with pytest.raises(RuntimeError, match=r"modified by an inplace|evaluate again"):
+    with pytest.raises(RuntimeError, match="evaluate again"):
         loss.backward()
 
 
@@ -353,16 +365,6 @@ def test_sampling_notices_a_trained_adapter(policies):
     assert torch.equal(again.log_probs, kept.log_probs)
 
 
-def test_wide_trees_take_the_plain_way(policies, monkeypatch):
-    plain, tree = policies
-    prompts, (ids, mask) = make_prompts(padded=False), make_completions()
-    monkeypatch.setattr(tree_policy, "MAX_SLOTS", 3)
-    monkeypatch.setattr(TreeLlama, "tree_states", None)  # would fail if it were used
-    expected = plain.evaluate(prompts, ids, mask)
-    found = tree.evaluate(prompts, ids, mask)
-    torch.testing.assert_close(found.log_probs, expected.log_probs)
-
-
 @pytest.mark.bad_input
 def test_the_kept_tree_belongs_to_its_prompts_and_completions(policies):
     """The same completions under other prompts, and after a change in place."""
@@ -380,89 +382,52 @@ def test_the_kept_tree_belongs_to_its_prompts_and_completions(policies):
     torch.testing.assert_close(tree.evaluate(first, ids, mask).log_probs, changed)
 
 
-# ----------------------------------------------------------- products in bfloat16
-
-
-@pytest.fixture(name="narrow")
-def fixture_narrow(policies):
-    """The same model as ``policies``, its products in bfloat16."""
-    model, settings = policies[1].model, {"eos_id": EOS, "pad_id": PAD}
-    return TreeLanguageModelPolicy(
-        model, products=torch.bfloat16, max_completion_tokens=WIDTH, **settings
-    )
-
-
-def gradient_of(policy, ids, mask) -> torch.Tensor:
-    policy.model.zero_grad()
-    policy.evaluate(make_prompts(True), ids, mask).log_probs.sum().backward()
-    return torch.cat([p.grad.flatten() for p in policy.trainable_parameters()])
-
-
-def test_narrow_products_change_little(policies, narrow):
-    """bfloat16 keeps 8 bits: 0.4 % a number, here 0.05 nats a token at the most."""
-    ids, mask = make_completions()
-    for reference in (False, True):
-        wide, near = (
-            policy.evaluate(make_prompts(True), ids, mask, reference=reference)
-            for policy in (policies[1], narrow)
-        )
-        gap = (wide.log_probs - near.log_probs).abs().max()
-        assert 0 < gap < 0.05
-    exact, near = (gradient_of(p, ids, mask) for p in (policies[1], narrow))
-    assert torch.nn.functional.cosine_similarity(exact, near, dim=0) > 0.999
-    assert 0.98 < near.norm() / exact.norm() < 1.02
-
-
-def test_narrow_sampling_serves_the_first_update(narrow):
-    """The draws' own log-probs come back, so the first ratio is 1 to rounding."""
-    prompts, generator = make_prompts(True), torch.Generator().manual_seed(2)
-    drawn = narrow.sample(prompts, 4, generator=generator)
-    ids, mask = drawn.completion_ids, drawn.completion_mask
-    now = narrow.evaluate(prompts, ids, mask).log_probs
-    torch.testing.assert_close(now, drawn.log_probs, atol=1e-5, rtol=0)
-    again = narrow.sample(prompts, 4, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(again.completion_ids, ids)
-
-
-def test_a_narrow_policy_is_judged_in_full(policies, narrow):
-    prompts, (ids, mask) = make_prompts(True), make_completions()
-    wide = policies[1].evaluate(prompts, ids, mask).log_probs
-    for _ in range(2):  # also after a pass in bfloat16 of the same completions
-        with narrow.in_full(), torch.no_grad():
-            assert torch.equal(narrow.evaluate(prompts, ids, mask).log_probs, wide)
-        with torch.no_grad():
-            assert not torch.equal(narrow.evaluate(prompts, ids, mask).log_probs, wide)
-
-
-def test_what_stands_in_the_rows_that_fill_up_is_never_read(monkeypatch):
-    """Also where it is no number."""
-    rows, weight = torch.randn(33, 8), torch.randn(6, 8)
-    monkeypatch.setattr(torch, "empty", lambda shape, **kind: torch.full(
-        shape, torch.nan, **kind))  # fmt: skip
-    for turned, matrix in ((False, weight), (True, weight.T.contiguous())):
-        found = times(rows, matrix.bfloat16(), turned)
-        assert found.shape == (33, 6) and found.dtype == torch.bfloat16
-        torch.testing.assert_close(found.float(), rows @ weight.T, rtol=0.05, atol=0.1)
-        torch.testing.assert_close(times(rows, matrix, turned), rows @ weight.T)
-
-
 def test_temperature_must_be_above_zero(policies):
     with pytest.raises(ValueError, match="temperature"):
         policies[1].sample(make_prompts(False), 2, temperature=0.0,
                            generator=torch.Generator())  # fmt: skip
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize(
-    ("name", "value", "supported"),
+    ("name", "value", "reason"),
     [
-        ("hidden_act", "silu", True),
-        ("hidden_act", "gelu", False),
-        ("attention_bias", True, False),
-        ("num_key_value_heads", 2, False),
-        ("model_type", "qwen2", False),
+        ("hidden_act", "silu", ""),
+        ("hidden_act", "gelu", "'gelu' in its MLP"),
+        ("attention_bias", True, "biases"),
+        ("num_key_value_heads", 2, "shares keys"),
+        ("model_type", "qwen2", "a qwen2"),
+        ("rope_parameters", {"rope_type": "linear"}, "'linear'"),
     ],
 )
-def test_supports_only_what_it_computes(policies, name, value, supported):
+def test_supports_only_what_it_computes(policies, name, value, reason):
     model = policies[1].model
     setattr(model.get_base_model().config, name, value)
-    assert TreeLlama.supports(model) == supported
+    assert TreeLlama.supports(model) == (not reason)
+    if reason:
+        with pytest.raises(ValueError, match=f"{reason}.*Fix: use LanguageModelPolicy"):
+            TreeLlama(model)
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*:UserWarning")
+@pytest.mark.parametrize(
+    ("targets", "patterns", "reason"),
+    [
+        (["q_proj", "v_proj"], {}, "only some"),
+        ("all-linear", {"q_proj": 2}, "several ranks"),
+    ],
+)
+def test_supports_only_adapters_of_one_kind(targets, patterns, reason):
+    from peft import LoraConfig, get_peft_model
+
+    model = build_tiny_llama(VOCAB, pad_id=PAD, eos_id=EOS)
+    assert not TreeLlama.supports(model)
+    lora = LoraConfig(target_modules=targets, rank_pattern=patterns,
+                      task_type="CAUSAL_LM")  # fmt: skip
+    with pytest.raises(ValueError, match=reason):
+        TreeLlama(get_peft_model(model, lora))
+    half = add_lora(build_tiny_llama(VOCAB, pad_id=PAD, eos_id=EOS), rank=2, alpha=4.0)
+    with pytest.raises(ValueError, match="not in float32"):
+        TreeLlama(half.bfloat16())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -224,24 +226,52 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(alone, tmp_path):
     assert_same_training(trained_weights(trainer), alone)
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(alone, tmp_path):
-    """``accelerate launch`` over gloo, on the same global batch."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def train_on_two_processes(folder, *arguments: str, **environment: str) -> dict:
+    """What ``trl_runs.py`` leaves when ``accelerate launch`` starts it, over gloo."""
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **environment,
+    }  # fmt: skip
     command = [
         # With --cpu accelerate 1.15 starts one process, whatever --num_processes says;
         # --multi_gpu starts as many as asked, and use_cpu keeps them on the CPU.
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
         *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
         *("--dynamo_backend", "no", "--main_process_port", "0"),
-        *(str(ROOT / "tests" / "trl_runs.py"), str(tmp_path)),
+        *(str(ROOT / "tests" / "trl_runs.py"), str(folder), *arguments),
     ]
     done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True
+        command, env=environment, cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.load(tmp_path / "weights.pt", weights_only=True)
+    found = torch.load(folder / "weights.pt", weights_only=True)
     assert found["processes"] == 2
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(alone, tmp_path):
+    """On the same global batch."""
+    assert_same_training(train_on_two_processes(tmp_path)["weights"], alone)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None,
+    reason="no DeepSpeed (pip install deepspeed; it needs a C++ compiler)",
+)
+def test_two_processes_of_deepspeed_train_as_one(alone, tmp_path):
+    """ZeRO 2: each process keeps half of the gradients and of the optimiser."""
+    settings = {
+        "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto",
+        "gradient_accumulation_steps": "auto", "zero_optimization": {"stage": 2},
+        # plain gradient descent is none of DeepSpeed's own optimisers
+        "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+    }  # fmt: skip
+    file = tmp_path / "zero2.json"
+    file.write_text(json.dumps(settings))
+    found = train_on_two_processes(tmp_path, str(file), DS_ACCELERATOR="cpu")
+    assert found["engine"] == "DeepSpeedEngine"
     assert_same_training(found["weights"], alone)
 
 

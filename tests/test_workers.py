@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info
 
 from flowrl_lab.policies.workers import count_workers, run_together, set_workers
 
@@ -28,9 +29,23 @@ def test_results_come_in_the_order_of_the_tasks(workers):
 
 
 def test_tasks_run_side_by_side_only_with_workers(workers):
-    names = run_together([lambda: threading.current_thread().name] * 2)
+    """The caller takes the first of them."""
+    first, *others = run_together([lambda: threading.current_thread().name] * 3)
     mine = threading.current_thread().name
-    assert all((name == mine) == (workers == 1) for name in names)
+    assert first == mine
+    assert all((name == mine) == (workers == 1) for name in others)
+
+
+def test_each_task_has_one_core_of_the_products_library(workers):
+    import scipy.linalg  # noqa: F401 - it brings the library
+
+    def count():
+        return [x["num_threads"] for x in threadpool_info() if x["user_api"] == "blas"]
+
+    before = count()
+    for found in run_together([count, count]):
+        assert found == ([1] * len(before) if workers > 1 else before)
+    assert count() == before
 
 
 def test_no_task_records_gradients():

@@ -2,7 +2,9 @@
 
 Started by ``accelerate launch`` it is one of several processes of such a run::
 
-    accelerate launch --multi_gpu --num_processes 2 tests/trl_runs.py FOLDER
+    accelerate launch --multi_gpu --num_processes 2 tests/trl_runs.py FOLDER [ZERO.json]
+
+The second argument is a configuration of DeepSpeed.
 """
 
 from __future__ import annotations
@@ -118,11 +120,15 @@ def main() -> None:
     import torch
     from accelerate import PartialState
 
-    folder = Path(sys.argv[1])
+    folder, engine = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else None
     processes = PartialState(cpu=True).num_processes
-    trainer = train_fixed(folder, processes=processes)
+    trainer = train_fixed(folder, processes=processes, deepspeed=engine)
     if trainer.accelerator.is_main_process:
-        found = {"processes": processes, "weights": trained_weights(trainer)}
+        found = {
+            "processes": processes,
+            "engine": type(trainer.model_wrapped).__name__,
+            "weights": trained_weights(trainer),
+        }
         torch.save(found, folder / "weights.pt")
 
 

@@ -6,33 +6,22 @@ level at a time, and they meet where the next tokens are drawn.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from flowrl_lab.policies.prefix_tree import (
-    Level,
-    PrefixTree,
-    grow_level,
-    join_levels,
-    plant_prompts,
-)
-from flowrl_lab.policies.tree_layers import LayerWeights
+from flowrl_lab.policies import tree_passes
+from flowrl_lab.policies.prefix_tree import PrefixTree, new_nodes, plant_prompts
+from flowrl_lab.policies.tree_grad import Grove
+from flowrl_lab.policies.tree_kernels import Nodes
 from flowrl_lab.policies.tree_llama import Tape, TreeLlama
+from flowrl_lab.policies.tree_passes import Weights
 from flowrl_lab.policies.workers import run_together, share
 from flowrl_lab.types import PromptBatch
 
-__all__ = ["Room", "TreeDecoder", "cut_prompts"]
-
-
-@dataclass(frozen=True)
-class Room:
-    """Memory for one worker's part of a rollout; the next rollout uses it again."""
-
-    tape: Tape
-    cache: list[Tensor]
+__all__ = ["TreeDecoder", "cut_prompts", "find_tape"]
 
 
 class TreeDecoder:
@@ -43,11 +32,13 @@ class TreeDecoder:
         prompts: P.
         copies: G, completions of each.
         width: T, the most tokens of a completion.
-        rooms: of the last rollout, or empty; this one's are put there.
+        tapes: of the last rollout, or empty; they are used again if they are large
+            enough, and this one's are put there.
 
     Attributes:
         logits: one row for each distinct prefix, ``[M, V]``.
-        node: which of them each completion is at, ``[P * G]``.
+        node: which of them each completion is at, ``[P * G]``; any for one that has
+            ended.
         weights: the weights of the policy that samples.
     """
 
@@ -57,111 +48,115 @@ class TreeDecoder:
         prompts: PromptBatch,
         copies: int,
         width: int,
-        rooms: list[Room | None],
+        tapes: list[Tape],
     ):
         self.weights = model.weights()
         parts = share(len(prompts))
         self._rows = [slice(p.start * copies, p.stop * copies) for p in parts]
-        rooms += [None] * (len(parts) - len(rooms))
-        longest = prompts.prompt_ids.shape[1]
-        slots = longest + copies * (width - 1)
+        most = prompts.prompt_ids.shape[1] + copies * (width - 1)
         tasks = []
         for number, part in enumerate(parts):
             mine = cut_prompts(prompts, part)
-            shape = len(mine), slots, max(longest, copies)
-            rooms[number] = room = _find_room(model, rooms[number], *shape)
+            tape = find_tape(model, tapes, number, len(mine) * most)
             tasks.append(
-                partial(_Grower, model, self.weights, mine, copies, slots, room)
+                partial(_Grower, model, self.weights, mine, copies, width, tape)
             )
         self._growers = run_together(tasks)
         self._gather()
 
     def _gather(self) -> None:
         """What the workers have found, as one."""
-        growers = self._growers
-        starts, first = [], 0
-        for grower in growers:
-            starts.append(first)
+        logits, nodes, first = [], [], 0
+        for grower in self._growers:
+            logits.append(grower.logits)
+            nodes.append(grower.node + first)
             first += len(grower.logits)
-        self.logits = torch.cat([grower.logits for grower in growers])
-        self.node = torch.cat(
-            [grower.node + start for grower, start in zip(growers, starts, strict=True)]
-        )
+        self.logits = torch.from_numpy(np.concatenate(logits))
+        self.node = torch.from_numpy(np.concatenate(nodes))
 
     def step(self, token: Tensor, alive: Tensor) -> None:
         """Append a token to every live row."""
         run_together(
             [
-                partial(grower.step, token[rows], alive[rows])
+                partial(grower.step, token[rows].numpy(), alive[rows].numpy())
                 for grower, rows in zip(self._growers, self._rows, strict=True)
             ]
         )
         self._gather()
 
-    def harvest(self, mask: Tensor) -> list[tuple[PrefixTree, Tape]]:
+    def harvest(self, mask: Tensor) -> list[Grove]:
         """Each worker's trees, grown while sampling, and their activations."""
         return [
-            (grower.tree(mask[rows]), grower.tape.rows(0, grower.tape.length))
+            grower.grove(mask[rows])
             for grower, rows in zip(self._growers, self._rows, strict=True)
         ]
 
 
 class _Grower:
-    """One worker's prompts: their levels so far, and which node each row is at."""
+    """One worker's prompts: their tree so far, and which node each row is at."""
 
     def __init__(
         self,
         model: TreeLlama,
-        weights: list[LayerWeights],
+        weights: Weights,
         prompts: PromptBatch,
         copies: int,
-        slots: int,
-        room: Room,
+        width: int,
+        tape: Tape,
     ):
-        self._model, self._weights = model, weights
-        self.tape, self._cache = room.tape, room.cache
-        self.tape.length, self.tape.versions = 0, model.versions()
-        for table in self._cache:
-            table.zero_()  # what an earlier rollout left could be NaN
-        self._levels: list[Level] = []
-        self._visited: list[Tensor] = []  # node of the tree, for each row
-        level, ends = plant_prompts(prompts, slots)
-        self._enter(level, ends.repeat_interleave(copies))
-
-    def _enter(self, level: Level, node: Tensor) -> None:
-        self._visited.append(self.tape.length + node)
-        states = self._model.level_states(level, self._weights, self._cache, self.tape)
-        self.logits, self.node = self._model.logits(states), node
-        self._levels.append(level)
-
-    def step(self, token: Tensor, alive: Tensor) -> None:
-        """Append a token to every live row."""
-        live = alive.nonzero().squeeze(-1)
-        if not len(live):  # another worker's rows are still alive
-            self._visited.append(torch.zeros_like(self.node))
-            return
-        level, grown = grow_level(
-            self._levels[-1], self.node[live], token[live], self.logits.shape[-1]
+        self._frame, self._weights, self._tape = model.frame, weights, tape
+        tape.begin(model.versions())
+        self._nodes = new_nodes(tape.room)
+        self._depth = prompts.prompt_ids.shape[1] + width - 1
+        end, ends = plant_prompts(prompts, self._nodes)
+        self._level = 0, end
+        self._at = ends.repeat_interleave(copies).numpy()
+        self._visited = [self._at]  # node of the tree, for each row
+        states = tree_passes.forward(
+            self._nodes, 0, end, self._depth, self._frame, weights, tape.tables
         )
-        node = torch.zeros_like(self.node)
-        node[live] = grown
-        self._enter(level, node)
+        self._states = [states]
+        self.logits = states @ self._frame.head.T
 
-    def tree(self, mask: Tensor) -> PrefixTree:
-        """The tree of this worker's prompts."""
-        rows = torch.stack(self._visited[: mask.shape[1]], dim=1)
-        return PrefixTree(join_levels(self._levels), rows.where(mask, 0))
+    @property
+    def node(self) -> np.ndarray:
+        """Which of the logits each row is at; any for one that has ended."""
+        return np.maximum(self._at - self._level[0], 0)
+
+    def step(self, token: np.ndarray, alive: np.ndarray) -> None:
+        """Append a token to every live row."""
+        if not alive.any():  # another worker's rows are still alive
+            self._at = np.zeros_like(self._at)
+            self._visited.append(self._at)
+            return
+        at, self._at = self._at, np.empty_like(self._at)
+        end, states, self.logits = tree_passes.grow_forward(
+            self._level, at, token, alive, self._depth, self._nodes, self._frame,
+            self._weights, self._tape.tables, self._at,
+        )  # fmt: skip
+        self._level = self._level[1], end
+        self._visited.append(self._at)
+        self._states.append(states)
+
+    def grove(self, mask: Tensor) -> Grove:
+        """The tree of this worker's prompts, and its activations."""
+        rows = torch.from_numpy(np.stack(self._visited[: mask.shape[1]], axis=1))
+        nodes = Nodes(*(table[: self._level[1]] for table in self._nodes))
+        states = torch.from_numpy(np.concatenate(self._states))
+        return Grove(PrefixTree(nodes, rows.where(mask, 0)), self._tape, states)
 
 
-def _find_room(
-    model: TreeLlama, room: Room | None, prompts: int, slots: int, width: int
-) -> Room:
-    """The given room if it is large enough, else a new one."""
-    nodes = prompts * slots
-    rows = model.count_cache_rows(prompts, slots, width)
-    if room is None or room.tape.room < nodes or len(room.cache[0]) < rows:
-        return Room(model.new_tape(nodes), model.new_cache(rows))
-    return room
+def find_tape(
+    model: TreeLlama,
+    kept: list[Tape],
+    number: int,
+    nodes: int,
+    layers: int | None = None,
+) -> Tape:
+    """The kept tape of this number if it is large enough, else a new one instead."""
+    if number == len(kept) or kept[number].room < nodes:
+        kept[number : number + 1] = [model.new_tape(nodes, layers=layers)]
+    return kept[number]
 
 
 def cut_prompts(prompts: PromptBatch, part: slice) -> PromptBatch:

@@ -1,43 +1,44 @@
-"""A Llama forward pass over a tree of prefixes, with its LoRA adapter merged.
+"""A Llama with its LoRA adapter as tables that ``tree_passes`` can compute with.
 
 The same numbers as the Hugging Face model (the tests compare values and
 gradients), for small models on a CPU, where its many small operations and the
 repeated tokens cost more than the arithmetic:
 
 * every distinct prefix goes through the layers once (``prefix_tree``);
-* ``W + s·B·A`` is formed once a pass, with the norm's weight inside, and q, k, v
-  (and gate, up) are one product each;
-* nothing here is differentiated by autograd: ``Tape`` keeps what ``tree_grad``
-  needs for the backward pass, so that the activations of sampling serve the first
-  update, too;
-* where the processor multiplies bfloat16 natively, the layers' products may be in it
-  (``narrow``); sums, norms, attention and the adapter's own gradients stay as they are.
+* ``W + s·B·A`` is formed once a pass, with the norm's weight inside;
+* all layers are one compiled call (``tree_passes``);
+* nothing here is differentiated by autograd: ``Tape`` keeps what the backward pass
+  needs, so that the activations of sampling serve the first update, too.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flowrl_lab.policies.prefix_tree import Level
-from flowrl_lab.policies.torchscript import without_lock
-from flowrl_lab.policies.tree_attention import TreeGrid
-from flowrl_lab.policies.tree_layers import (
+from flowrl_lab.policies import tree_passes
+from flowrl_lab.policies.tree_kernels import Nodes
+from flowrl_lab.policies.tree_passes import (
+    Adapters,
     Frame,
-    LayerTape,
-    LayerWeights,
-    run_level,
-    run_tree,
+    Scratch,
+    TapeTables,
+    Weights,
 )
 
-__all__ = ["Adapter", "Tape", "TreeLlama"]
+__all__ = ["Tape", "TreeLlama"]
+
+# The linear layers of a block: what they read and are written to together.
+_ATTENTION, _MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
+_ALL = (*_ATTENTION, *_MLP)
 
 
 @dataclass(frozen=True)
-class Adapter:
+class _Adapter:
     """LoRA on one linear layer: ``scaling · B · A`` is added to its weight."""
 
     low: Tensor  # A [r, in]
@@ -47,230 +48,264 @@ class Adapter:
 
 @dataclass
 class Tape:
-    """Activations of the nodes of a tree, in their order, level after level.
+    """The nodes of a tree and their activations, parents first.
 
     Attributes:
-        layers: one entry for each layer.
-        states: final normalised states, ``[N, H]``.
-        final_scale: what the last norm multiplied with, ``[N, 1]``.
-        length: nodes so far; the tensors may have room for more.
+        tables: the activations; there may be room for more nodes.
+        scratch: for the way back.
         versions: of the adapter's parameters, when this was computed.
+        uses: how often it was begun anew; what was read before is gone then.
     """
 
-    layers: list[LayerTape]
-    states: Tensor
-    final_scale: Tensor
-    length: int = 0
+    tables: TapeTables
+    scratch: Scratch
     versions: tuple[tuple[int, int], ...] = ()
+    uses: int = 0
 
     @property
     def room(self) -> int:
         """How many nodes it can hold."""
-        return len(self.states)
+        return len(self.tables.turns)
 
-    def rows(self, start: int, stop: int) -> Tape:
-        """A part of it, as views."""
-        layers = [LayerTape(*(t[start:stop] for t in layer)) for layer in self.layers]
-        states, scale = self.states[start:stop], self.final_scale[start:stop]
-        return Tape(layers, states, scale, stop - start, self.versions)
+    def begin(self, versions: tuple[tuple[int, int], ...]) -> None:
+        """What it holds is of no use any more; from now on it is of this adapter."""
+        self.versions = versions
+        self.uses += 1
 
 
 class TreeLlama:
-    """Runs the layers of a ``LlamaForCausalLM`` (bare or peft-wrapped) on levels.
+    """Runs the layers of a peft-wrapped ``LlamaForCausalLM`` on levels of trees.
 
     It holds no weights of its own: it reads the model's, so training the model's
     adapter changes what it computes.
 
-    Attributes:
-        narrow: dtype of the layers' products; None is that of the model.
+    Raises:
+        ValueError: a model that is not of the plain shape that this pass is for.
     """
 
     def __init__(self, model):
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._model, self._body, config = base, base.model, base.config
-        self.heads = config.num_attention_heads
-        self.head_size = config.hidden_size // self.heads
-        self.adapters = [_find_adapters(layer) for layer in self._body.layers]
-        self.narrow: torch.dtype | None = None
-        self._references: dict[torch.dtype | None, list[LayerWeights]] = {}
+        reason = _find_obstacle(model)
+        if reason:
+            raise ValueError(
+                f"the model {reason}, and passes over trees are not written for that. "
+                "Fix: use LanguageModelPolicy."
+            )
+        base = model.get_base_model()
+        self._model, self._body = base, base.model
+        self._adapters = [_find_adapters(layer) for layer in self._body.layers]
+        self.frame = self._make_frame()
+        self._scaling = np.float32(self._adapters[0]["q"].scaling)
+        self._reference: Weights | None = None
 
     @staticmethod
     def supports(model) -> bool:
         """Whether the model is of the plain shape that this pass is written for."""
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        config = base.config
-        if config.model_type != "llama" or config.attention_bias or config.mlp_bias:
-            return False
-        rope = getattr(config, "rope_parameters", None) or {}
-        return (
-            config.num_key_value_heads == config.num_attention_heads
-            and rope.get("rope_type", "default") == "default"
-            and config.hidden_act == "silu"
+        return not _find_obstacle(model)
+
+    def _make_frame(self) -> Frame:
+        body, config = self._body, self._model.config
+        norms = [
+            torch.stack([x.input_layernorm.weight, x.post_attention_layernorm.weight])
+            for x in body.layers
+        ]
+        return Frame(
+            _table(self._model.lm_head.weight),
+            _table(body.embed_tokens.weight),
+            _table(body.rotary_emb.inv_freq),
+            _table(body.norm.weight),
+            _table(torch.stack(norms)),
+            config.num_attention_heads,
+            config.rms_norm_eps,
         )
 
     def parameters(self) -> list[Tensor]:
         """The adapter's A and B of every layer, in a fixed order."""
         return [
             matrix
-            for layer in self.adapters
-            for adapter in layer.values()
-            for matrix in (adapter.low, adapter.high)
+            for layer in self._adapters
+            for name in _ALL
+            for matrix in (layer[name].low, layer[name].high)
         ]
 
     def versions(self) -> tuple[tuple[int, int], ...]:
-        """Changes whenever the adapter does: in place (torch counts), or replaced;
-        and with the products' dtype."""
-        own = ((m._version, m.data_ptr()) for m in self.parameters())
-        return (*own, (int(self.narrow is not None), 0))
+        """Changes whenever the adapter does: in place (torch counts), or replaced."""
+        return tuple((m._version, m.data_ptr()) for m in self.parameters())
 
     @torch.no_grad()
-    def weights(self, *, reference: bool = False) -> list[LayerWeights]:
-        """Fused weights of every layer; the reference's are made once and kept."""
+    def weights(self, *, reference: bool = False) -> Weights:
+        """The weights of all layers; the reference's are made once and kept."""
         if not reference:
-            return self._fuse(adapted=True)
-        if self.narrow not in self._references:
-            self._references[self.narrow] = self._fuse(adapted=False)
-        return self._references[self.narrow]
+            return self._merge(adapted=True)
+        if self._reference is None:
+            self._reference = self._merge(adapted=False)
+        return self._reference
 
-    def _fuse(self, adapted: bool) -> list[LayerWeights]:
-        fused = []
-        for layer, adapters in zip(self._body.layers, self.adapters, strict=True):
-            attention, mlp = layer.self_attn, layer.mlp
+    def _merge(self, adapted: bool) -> Weights:
+        def merged(block, name: str, adapter: _Adapter) -> Tensor:
+            base = getattr(block, f"{name}_proj").base_layer.weight
+            if not adapted:
+                return base
+            return torch.addmm(base, adapter.high, adapter.low, alpha=adapter.scaling)
 
-            def merged(linear, name, adapters=adapters):
-                base = getattr(linear, "base_layer", linear).weight
-                if not adapted or name not in adapters:
-                    return base
-                a = adapters[name]
-                return torch.addmm(base, a.high, a.low, alpha=a.scaling)
-
-            query, key = (
-                self.interleave(merged(getattr(attention, f"{n}_proj"), n))
-                for n in ("q", "k")
+        found = []
+        for layer, adapters in zip(self._body.layers, self._adapters, strict=True):
+            attention = [merged(layer.self_attn, n, adapters[n]) for n in _ATTENTION]
+            gate, up, down = (merged(layer.mlp, n, adapters[n]) for n in _MLP)
+            found.append(
+                (
+                    torch.stack(attention[:3]) * layer.input_layernorm.weight,
+                    attention[3],
+                    torch.stack([gate, up]) * layer.post_attention_layernorm.weight,
+                    down,
+                )
             )
-            value = merged(attention.v_proj, "v")
-            gate_up = [merged(getattr(mlp, f"{n}_proj"), n) for n in ("gate", "up")]
-            wide = LayerWeights(
-                torch.cat([query, key, value]) * layer.input_layernorm.weight,
-                merged(attention.o_proj, "o").contiguous(),
-                torch.cat(gate_up) * layer.post_attention_layernorm.weight,
-                merged(mlp.down_proj, "down").contiguous(),
-            )
-            dtype = self.narrow or wide.qkv.dtype
-            fused.append(LayerWeights(*(weight.to(dtype) for weight in wide)))
-        return fused
-
-    def norm_weights(self, layer: int) -> tuple[Tensor, Tensor]:
-        """The weights of a layer's two norms."""
-        block = self._body.layers[layer]
-        return block.input_layernorm.weight, block.post_attention_layernorm.weight
-
-    @property
-    def frame(self) -> Frame:
-        """What surrounds the layers; the weights are the model's own."""
-        return Frame(
-            self._body.embed_tokens.weight,
-            self._body.rotary_emb.inv_freq,
-            self._body.norm.weight,
-            self.heads,
-            self._model.config.rms_norm_eps,
+        return Weights(
+            *(_table(torch.stack(part)) for part in zip(*found, strict=True))
         )
 
-    def count_cache_rows(self, prompts: int, slots: int, width: int) -> int:
-        """Rows ``[head size]`` of a cache: keys, values, and the queries of a level.
-
-        Args:
-            prompts: P.
-            slots: L, places for the nodes of each prompt.
-            width: the most nodes of one prompt in one level.
-        """
-        return prompts * self.heads * (2 * slots + width)
-
-    def new_cache(self, rows: int) -> list[Tensor]:
-        """Room for each layer's keys and values."""
-        weight = self._body.embed_tokens.weight
-        return [weight.new_zeros(rows, self.head_size) for _ in self._body.layers]
-
-    def new_tape(self, room: int, layers: int | None = None) -> Tape:
-        """An empty tape for up to ``room`` nodes, computed with today's adapter."""
-        like = self._body.embed_tokens.weight
-        hidden, inner = like.shape[1], self._model.config.intermediate_size
-        wide = (hidden, 1, 3 * hidden, hidden, hidden, 1, 2 * inner)
-
-        def empty(columns: int) -> Tensor:
-            dtype = torch.float32 if columns == 1 else like.dtype
-            return torch.empty(room, columns, dtype=dtype, device=like.device)
-
-        count = len(self._body.layers) if layers is None else layers
-        tapes = [LayerTape(*map(empty, wide)) for _ in range(count)]
-        return Tape(tapes, empty(hidden), empty(1), versions=self.versions())
-
     @torch.no_grad()
-    def level_states(
-        self, level: Level, weights: list[LayerWeights], cache: list[Tensor], tape: Tape
-    ) -> Tensor:
-        """Final (normalised) hidden states of the next level's nodes, ``[N, H]``.
+    def adapter_tables(self) -> Adapters:
+        """A and B of every layer as they are now."""
+        found = []
+        for layer in self._adapters:
+            matrices = []
+            for names in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)):
+                for kind in ("low", "high"):
+                    part = [getattr(layer[name], kind) for name in names]
+                    matrices.append(torch.stack(part) if len(part) > 1 else part[0])
+            found.append(matrices)
+        return Adapters(
+            *(_table(torch.stack(part)) for part in zip(*found, strict=True))
+        )
+
+    def new_tape(self, room: int, *, layers: int | None = None) -> Tape:
+        """An empty tape for up to ``room`` nodes, to be computed with today's adapter.
+
+        ``layers=1``: all layers write to the same rows, where only the result counts.
+        """
+        config = self._model.config
+        hidden, inner = config.hidden_size, config.intermediate_size
+        count = layers or config.num_hidden_layers
+        half = hidden // config.num_attention_heads // 2
+
+        def empty(*shape: int):
+            return np.empty(shape, np.float32)
+
+        tables = TapeTables(
+            empty(room, 2, half),
+            empty(count, room, hidden), empty(count, room, 1),
+            empty(count, 3, room, hidden), empty(count, room, hidden),
+            empty(count, room, hidden), empty(count, room, 1),
+            empty(count, 2, room, inner), empty(room, hidden), empty(room, 1),
+        )  # fmt: skip
+        rows = room if layers is None else 0  # with one layer there is no way back
+        scratch = Scratch(
+            empty(rows, hidden), empty(3, rows, hidden), empty(rows, inner),
+            empty(rows, inner), empty(2, rows, inner), empty(3, rows, hidden),
+        )  # fmt: skip
+        tape = Tape(tables, scratch)
+        tape.begin(self.versions())
+        return tape
+
+    def states(self, nodes: Nodes, weights: Weights, tape: Tape) -> Tensor:
+        """Final (normalised) hidden states of all nodes of a tree, ``[N, H]``.
 
         Args:
-            level: the nodes; their ancestors have been here before.
+            nodes: of the tree.
             weights: as ``weights()`` gives them.
-            cache: of ``new_cache``; gets this level's keys and values.
-            tape: gets what the backward pass needs, after what it holds already.
+            tape: gets the activations.
         """
-        first, ends = tape.length, (tape.states, tape.final_scale)
-        tape.length += len(level.tokens)
-        run = without_lock(run_level)
-        return run(level, self.frame, weights, cache, tape.layers, ends, first)
+        end, depth = len(nodes.tokens), int(nodes.positions.max()) + 1
+        found = tree_passes.forward(
+            nodes, 0, end, depth, self.frame, weights, tape.tables
+        )
+        return torch.from_numpy(found)
 
-    @torch.no_grad()
-    def tree_states(
-        self, grid: TreeGrid, weights: list[LayerWeights], tape: Tape | None = None
-    ) -> Tensor:
-        """Final hidden states of all nodes of a tree, ``[N, H]``, prompt after prompt.
+    def gradients(
+        self,
+        grad_states: Tensor,
+        nodes: Nodes,
+        weights: Weights,
+        tape: Tape,
+        adapters: Adapters,
+    ) -> Adapters:
+        """Those of every layer's A and B, given that of ``states``.
 
         Args:
-            grid: of the tree.
-            weights: as ``weights()`` gives them.
-            tape: an empty one, for a sorted tree; gets what the backward pass needs.
+            grad_states: of all nodes of the tree, ``[N, H]``.
+            nodes, weights, tape: as they were for the states; a tape of all layers.
+            adapters: as ``adapter_tables`` gives them.
         """
-        level, layers = grid.level, len(weights)
-        if tape is None:  # all layers write to the same few tensors
-            tape = self.new_tape(len(level.tokens), layers=1)
-            tape.layers *= layers
-        tape.length, ends = len(level.tokens), (tape.states, tape.final_scale)
-        run = without_lock(run_tree)
-        return run(level, grid.biases, self.frame, weights, tape.layers, ends)
-
-    def tree_grid(self, level: Level) -> TreeGrid:
-        """Where the nodes of a whole tree stand; policy and reference share it."""
-        return TreeGrid(level, self.heads, self._body.embed_tokens.weight.dtype)
+        found = Adapters(*(np.empty_like(table) for table in adapters))
+        tree_passes.backward(
+            grad_states.contiguous().numpy(), nodes, int(nodes.positions.max()) + 1,
+            self.frame, weights, tape.tables, adapters, self._scaling,
+            tape.scratch, found,
+        )  # fmt: skip
+        return found
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits of states."""
         return functional.linear(states, self._model.lm_head.weight)
 
-    def interleave(self, weight: Tensor) -> Tensor:
-        """Reorder a query or key weight: pair (i, i + size/2) becomes (2i, 2i + 1).
 
-        Scores do not change when queries and keys are reordered alike.
-        """
-        halves = weight.view(self.heads, 2, self.head_size // 2, -1)
-        return halves.transpose(1, 2).reshape(weight.shape)
+def in_order(gradients: Adapters) -> list[Tensor]:
+    """Gradients in the order of ``TreeLlama.parameters``."""
+    found = []
+    for layer in range(len(gradients.low_out)):
+        at = [torch.from_numpy(table[layer]) for table in gradients]
+        low_qkv, high_qkv, low_out, high_out, low_gate_up, high_gate_up, *down = at
+        found += [m for pair in zip(low_qkv, high_qkv, strict=True) for m in pair]
+        found += [low_out, high_out]
+        found += [
+            m for pair in zip(low_gate_up, high_gate_up, strict=True) for m in pair
+        ]
+        found += down
+    return found
 
-    def deinterleave(self, weight: Tensor) -> Tensor:
-        """Undo ``interleave``."""
-        pairs = weight.view(self.heads, self.head_size // 2, 2, -1)
-        return pairs.transpose(1, 2).reshape(weight.shape)
+
+def _table(tensor: Tensor):
+    """A tensor's memory as numba reads it."""
+    return tensor.detach().contiguous().numpy()
 
 
-def _find_adapters(layer) -> dict[str, Adapter]:
+def _find_obstacle(model) -> str:
+    """Why a model is not of the plain shape; empty if it is."""
+    if not hasattr(model, "get_base_model"):
+        return "has no LoRA adapter"
+    base = model.get_base_model()
+    config = base.config
+    if config.model_type != "llama":
+        return f"is a {config.model_type}, not a Llama"
+    if config.attention_bias or config.mlp_bias:
+        return "has biases"
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default":
+        return f"turns its positions by {rope['rope_type']!r}"
+    if config.num_key_value_heads != config.num_attention_heads:
+        return "shares keys among heads"
+    if config.hidden_act != "silu":
+        return f"has {config.hidden_act!r} in its MLP"
+    weight = base.model.embed_tokens.weight
+    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return f"is in {weight.dtype} on {weight.device.type}, not in float32 on a CPU"
+    adapters = [_find_adapters(layer) for layer in base.model.layers]
+    if any(set(layer) != set(_ALL) for layer in adapters):
+        return "adapts only some of its linear layers"
+    kinds = {(len(x.low), x.scaling) for layer in adapters for x in layer.values()}
+    if len(kinds) > 1:
+        return "has adapters of several ranks or scales"
+    return ""
+
+
+def _find_adapters(layer) -> dict[str, _Adapter]:
     """The LoRA parts of one layer, by the short names of its linear layers."""
-    linears = {n: getattr(layer.self_attn, f"{n}_proj") for n in ("q", "k", "v", "o")}
-    linears |= {n: getattr(layer.mlp, f"{n}_proj") for n in ("gate", "up", "down")}
+    linears = {name: getattr(layer.self_attn, f"{name}_proj") for name in _ATTENTION}
+    linears |= {name: getattr(layer.mlp, f"{name}_proj") for name in _MLP}
     found = {}
     for name, linear in linears.items():
         if hasattr(linear, "lora_A"):
             (key,) = linear.active_adapters
             low, high = linear.lora_A[key].weight, linear.lora_B[key].weight
-            found[name] = Adapter(low, high, linear.scaling[key])
+            found[name] = _Adapter(low, high, linear.scaling[key])
     return found

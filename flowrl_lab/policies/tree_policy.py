@@ -8,27 +8,24 @@ tokens are drawn and gradients added up.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from flowrl_lab.policies import tree_passes
 from flowrl_lab.policies.language_model import LanguageModelPolicy, pool_features
-from flowrl_lab.policies.prefix_tree import PrefixTree, build_tree
-from flowrl_lab.policies.tree_decoder import Room, TreeDecoder, cut_prompts
+from flowrl_lab.policies.prefix_tree import build_tree
+from flowrl_lab.policies.tree_decoder import TreeDecoder, cut_prompts, find_tape
 from flowrl_lab.policies.tree_grad import Grove, differentiable_states
-from flowrl_lab.policies.tree_layers import LayerWeights
 from flowrl_lab.policies.tree_llama import Tape, TreeLlama
+from flowrl_lab.policies.tree_passes import Weights
 from flowrl_lab.policies.workers import run_together, share
+from flowrl_lab.tokens import entropy_from_logits
 from flowrl_lab.types import Completions, PromptBatch
 
 __all__ = ["TreeLanguageModelPolicy"]
-
-# Attention over a tree costs slots x slots; beyond this, plain rows are cheaper.
-MAX_SLOTS = 1024
 
 
 @dataclass
@@ -46,7 +43,7 @@ class _Grown:
     tensors: tuple[Tensor, ...]
     versions: list[int]
     groves: list[Grove]
-    weights: list[LayerWeights] | None = None
+    weights: Weights | None = None
     prompt_states: Tensor | None = None
 
     def holds(self, *tensors: Tensor) -> bool:
@@ -67,27 +64,19 @@ class _Grown:
 class TreeLanguageModelPolicy(LanguageModelPolicy):
     """``LanguageModelPolicy`` for models that ``TreeLlama.supports``.
 
-    Args:
-        products: dtype of the layers' products, as ``TreeLlama.narrow``.
+    Raises:
+        ValueError: another model.
     """
 
-    def __init__(self, model, *, products: torch.dtype | None = None, **settings):
+    def __init__(self, model, **settings):
         super().__init__(model, **settings)
         self._tree_model = TreeLlama(model)
-        self._tree_model.narrow = products
+        tree_passes.warm_up()
         self._decoder: TreeDecoder | None = None
         self._grown: _Grown | None = None
-        self._rooms: list[Room | None] = []  # used again by the next rollout
-
-    @contextlib.contextmanager
-    def in_full(self) -> Iterator[None]:
-        """Products in the model's own dtype meanwhile: how the referee judges."""
-        model = self._tree_model
-        narrow, model.narrow = model.narrow, None
-        try:
-            yield
-        finally:
-            model.narrow = narrow
+        # used again by the next rollout, and by the next pass that keeps nothing
+        self._tapes: list[Tape] = []
+        self._scratch: list[Tape] = []
 
     def sample(
         self,
@@ -103,63 +92,66 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         )
         decoder, self._decoder = self._decoder, None
         tensors = _key(prompts, completions.completion_ids, completions.completion_mask)
-        grown = decoder.harvest(completions.completion_mask)
-        groves = [self._plant(tree, tape) for tree, tape in grown]
+        groves = decoder.harvest(completions.completion_mask)
         self._grown = _Grown(tensors, _versions(tensors), groves, decoder.weights)
         return completions
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
         self._grown = None  # its tapes are about to be written over
         self._decoder = TreeDecoder(
-            self._tree_model, prompts, copies, self.max_completion_tokens, self._rooms
+            self._tree_model, prompts, copies, self.max_completion_tokens, self._tapes
         )
         return self._decoder
 
-    def _plant(self, tree: PrefixTree, tape: Tape | None = None) -> Grove:
-        return Grove(tree, self._tree_model.tree_grid(tree.level), tape)
-
-    def _score(
+    def _token_scores(
         self,
         prompts: PromptBatch,
         completion_ids: Tensor,
         completion_mask: Tensor,
+        temperature: float,
         reference: bool,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As in ``LanguageModelPolicy``; softmax and entropy once a node."""
         grown = self._grow(prompts, completion_ids, completion_mask)
-        if any(grove.tree.level.sees.shape[1] > MAX_SLOTS for grove in grown.groves):
-            return super()._score(prompts, completion_ids, completion_mask, reference)
         states = self._reference(grown) if reference else self._states(grown)
-        logits, place = self._tree_model.logits(states), grown.predictor()
-        return states[place], logits[place]
+        place, logits = grown.predictor(), self._tree_model.logits(states)
+        log_probs = (logits / temperature).log_softmax(-1)
+        entropies = entropy_from_logits(logits[None], temperature=temperature)[0]
+        picked = place * logits.shape[1] + completion_ids
+        return states[place], log_probs.flatten()[picked], entropies[place]
 
     def _reference(self, grown: _Grown) -> Tensor:
         """The frozen model's states of all nodes."""
         states = self._run(grown.groves, self._tree_model.weights(reference=True))
-        grown.prompt_states = _find_prompts(grown.tensors[1], grown.groves, states)
-        pairs = zip(grown.groves, states, strict=True)
-        return torch.cat([grove.grid.take(part) for grove, part in pairs])
+        grown.prompt_states = _find_prompts(grown.tensors[1], states)
+        return torch.cat(states)
 
     def _states(self, grown: _Grown) -> Tensor:
         """The policy's, from the tapes where they are of the adapter as it is."""
         model, now = self._tree_model, self._tree_model.versions()
         if any(g.tape is None or g.tape.versions != now for g in grown.groves):
             grown.weights = model.weights()
-            grown.groves = [self._plant(g.tree.sorted()) for g in grown.groves]
             if not torch.is_grad_enabled():
                 return torch.cat(self._run(grown.groves, grown.weights))
-            for grove in grown.groves:
-                grove.tape = model.new_tape(len(grove.tree))
-            self._run(grown.groves, grown.weights, keep=True)
+            trees = [grove.tree for grove in grown.groves]
+            tapes = [model.new_tape(len(tree)) for tree in trees]
+            states = run_together(
+                [
+                    partial(model.states, tree.nodes, grown.weights, tape)
+                    for tree, tape in zip(trees, tapes, strict=True)
+                ]
+            )
+            grown.groves = list(map(Grove, trees, tapes, states))
         return differentiable_states(model, grown.groves, grown.weights)
 
-    def _run(
-        self, groves: list[Grove], weights: list[LayerWeights], keep: bool = False
-    ) -> list[Tensor]:
-        """States of each grove's nodes, prompt after prompt; ``keep`` fills tapes."""
-        run = self._tree_model.tree_states
-        return run_together(
-            [partial(run, g.grid, weights, g.tape if keep else None) for g in groves]
-        )
+    def _run(self, groves: list[Grove], weights: Weights) -> list[Tensor]:
+        """States of each grove's nodes; nothing else is kept."""
+        model, passes = self._tree_model, []
+        for number, grove in enumerate(groves):
+            nodes = grove.tree.nodes
+            tape = find_tape(model, self._scratch, number, len(grove.tree), layers=1)
+            passes.append(partial(model.states, nodes, weights, tape))
+        return run_together(passes)
 
     def _grow(self, prompts: PromptBatch, ids: Tensor, mask: Tensor) -> _Grown:
         """The batch's trees, kept: policy and reference score a batch in turn."""
@@ -172,9 +164,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         def plant(part: slice) -> Grove:
             rows = slice(part.start * copies, part.stop * copies)
             mine = cut_prompts(here, part)
-            return self._plant(
-                build_tree(mine, ids[rows], mask[rows], vocab_size).sorted()
-            )
+            return Grove(build_tree(mine, ids[rows], mask[rows], vocab_size))
 
         groves = run_together([partial(plant, part) for part in share(len(prompts))])
         self._grown = _Grown(tensors, _versions(tensors), groves)
@@ -189,12 +179,20 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         return pool_features(grown.prompt_states, prompts.prompt_mask, pooling)
 
 
-def _find_prompts(mask: Tensor, groves: list[Grove], states: list[Tensor]) -> Tensor:
-    """States of the prompts' own tokens, left-padded as the prompts are."""
-    filled = torch.cat([grove.grid.level.filled for grove in groves])
-    first = filled.cumsum(0) - filled  # prompt after prompt, its own tokens first
-    place = first[:, None] + (mask.cumsum(-1) - 1).clamp(min=0)
-    return torch.cat(states)[place]
+def _find_prompts(mask: Tensor, states: list[Tensor]) -> Tensor:
+    """States of the prompts' own tokens, left-padded as the prompts are.
+
+    Args:
+        mask: of the prompts, ``[P, S]``.
+        states: of the trees of each worker's share of them; the prompts come first.
+    """
+    parts = []
+    for part, rows in zip(share(len(mask)), states, strict=True):
+        mine = mask[part]
+        first = mine.sum(-1).cumsum(0) - mine.sum(-1)
+        place = first[:, None] + (mine.cumsum(-1) - 1).clamp(min=0)
+        parts.append(rows[place])
+    return torch.cat(parts)
 
 
 def _key(prompts: PromptBatch, ids: Tensor, mask: Tensor) -> tuple[Tensor, ...]:

@@ -2,12 +2,13 @@
 
 PyTorch's own threads share every single operation and wait for each other after it.
 On small tensors the waiting costs more than the sharing saves.  Here each worker
-gets a part of the rows and does a dozen operations with it alone; PyTorch lets go of
-Python's lock while it computes, so the workers do run side by side.
+gets a part of the rows and computes with it alone; compiled passes let go of
+Python's lock from beginning to end, so the workers do run side by side.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -65,11 +66,22 @@ def run_together(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
         _pool = ThreadPoolExecutor(
             _workers, "flowrl", initializer=torch.set_num_threads, initargs=(1,)
         )
-    futures = [_pool.submit(_without_gradients, task) for task in tasks]
-    try:
-        return [future.result() for future in futures]
-    finally:
-        wait(futures)  # an interrupt must not leave one at work on shared buffers
+    first, *others = tasks  # the caller has a core, too
+    with _blas().limit(limits=1):
+        futures = [_pool.submit(_without_gradients, task) for task in others]
+        try:
+            return [_without_gradients(first), *(f.result() for f in futures)]
+        finally:
+            wait(futures)  # an interrupt must not leave one at work on shared buffers
+
+
+@functools.cache
+def _blas():
+    """The libraries that compiled passes call for their products."""
+    import scipy.linalg  # noqa: F401 - numba calls the one that comes with it
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 def _without_gradients(task: Callable[[], Result]) -> Result:

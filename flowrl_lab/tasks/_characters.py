@@ -90,8 +90,9 @@ class CharacterTask:
             )
         texts = self.decode(completion_ids, completion_mask)
         ended = (completion_ids == self.eos_id) & completion_mask
+        reward_of = functools.cache(self.reward_of)  # samples repeat each other
         rewards = [
-            self.reward_of(prompts.texts[row // num_generations], text) if done else 0.0
+            reward_of(prompts.texts[row // num_generations], text) if done else 0.0
             for row, (text, done) in enumerate(
                 zip(texts, ended.any(-1).tolist(), strict=True)
             )

@@ -1,0 +1,412 @@
+"""A pass of a Llama over rows of a tree, forward or back, as one compiled call.
+
+Sampling sees a tree a level at a time: some hundred rows, on which an operation of
+PyTorch takes a few microseconds, most of them its own bookkeeping, and a layer has
+forty such operations.  Here numba compiles all layers into one function.  The products
+are the BLAS library's (numba calls the one that comes with scipy), what stands between
+them is in ``tree_kernels``, and Python's lock is free from beginning to end.
+
+The backward pass is written out: only the adapter learns.  Autograd would need a
+forward pass of its own, and would form the gradient of every full weight only to
+multiply it down to the adapter's rank.  Here the activations on a ``Tape`` serve (those
+of sampling, for the first update), and a linear layer ``y = x (W + s·B·A)ᵀ`` gets the
+gradients of its adapter directly:
+
+    dB = s · dyᵀ (x Aᵀ),   dA = s · (dy B)ᵀ x,   dx = dy (W + s·B·A)
+
+The tests compare every number with the Hugging Face model's.
+
+The first call on a machine compiles for some 20 s; what comes of it is kept beside
+this file.  ``warm_up`` does it at a time of one's own choosing.
+"""
+
+# no strings as annotations, and no checker's wrapper: numba reads these functions
+import functools
+import threading
+from typing import Any, NamedTuple, no_type_check
+
+import numpy as np
+
+from flowrl_lab.policies.tree_kernels import (
+    Nodes,
+    activate,
+    activate_gradient,
+    add,
+    attend,
+    attend_gradient,
+    clear,
+    compiled,
+    embed,
+    grow,
+    normalize,
+    normalize_gradient,
+    scale_columns,
+    turn,
+)
+
+__all__ = [
+    "Adapters",
+    "Frame",
+    "Scratch",
+    "TapeTables",
+    "Weights",
+    "backward",
+    "forward",
+    "grow_forward",
+    "warm_up",
+]
+
+# sha256 of tree_kernels.py, in short.  numba looks at the file of a function alone to
+# tell whether its compiled form is still good, and these call that file's functions: so
+# whoever changes those has to change this line (a test says what to).
+KERNELS = "4d611b1ceeb1"
+
+# Rows that go through a layer together: what they need stays in the processor's cache.
+_BLOCK = 256
+
+Table = Any  # numpy array, float32; a NamedTuple's fields need a type that can be read
+
+
+class Frame(NamedTuple):
+    """What surrounds the layers."""
+
+    head: Table  # from states to logits, [V, H]
+    embedding: Table  # [V, H]
+    frequencies: Table  # of the rotary embedding, [size / 2]
+    norm: Table  # weight of the last norm, [H]
+    norms: Table  # weights of each layer's norms, [layers, 2, H]
+    heads: int  # of the attention
+    epsilon: float  # of the norms
+
+
+class Weights(NamedTuple):
+    """The products of all layers, ``[layers, …, out, in]``.
+
+    The norms' weights are inside qkv and gate_up, and the adapter is in all.
+    """
+
+    qkv: Table  # [layers, 3, H, H]
+    out: Table  # [layers, H, H]
+    gate_up: Table  # [layers, 2, I, H]
+    down: Table  # [layers, H, I]
+
+
+class Adapters(NamedTuple):
+    """A ``[…, r, in]`` and B ``[…, out, r]`` of every product, or their gradients."""
+
+    low_qkv: Table  # [layers, 3, r, H]
+    high_qkv: Table  # [layers, 3, H, r]
+    low_out: Table  # [layers, r, H]
+    high_out: Table
+    low_gate_up: Table  # [layers, 2, r, H]
+    high_gate_up: Table  # [layers, 2, I, r]
+    low_down: Table  # [layers, r, I]
+    high_down: Table
+
+
+class Scratch(NamedTuple):
+    """Room for the gradients on their way back, of up to N nodes."""
+
+    grad: Table  # [N, H] of h
+    parts: Table  # [3, N, H] of what was normalised, one for each that read it
+    grad_active: Table  # [N, I]
+    active: Table  # [N, I]
+    grad_both: Table  # [2, N, I] of gate and up
+    grad_qkv: Table  # [3, N, H]
+
+
+class TapeTables(NamedTuple):
+    """What was computed of the nodes of a tree, with room for N.
+
+    One layer's room may serve all layers if only the result counts.
+    """
+
+    turns: Table  # [N, 2, size / 2] of the rotary embedding
+    normed_1: Table  # [layers, N, H] input of qkv, before the norm's weight
+    scale_1: Table  # [layers, N, 1] what it was multiplied with
+    qkv: Table  # [layers, 3, N, H] turned by the rotary embedding
+    mixed: Table  # [layers, N, H] attention's result
+    normed_2: Table
+    scale_2: Table
+    gate_up: Table  # [layers, 2, N, I]
+    normed: Table  # [N, H] after the last norm, before its weight
+    scale: Table  # [N, 1]
+
+
+@compiled
+@no_type_check
+def forward(nodes, first, end, depth, frame, weights, tape):
+    """Some nodes of a tree through all layers.
+
+    Args:
+        nodes: of the tree.
+        first, end: the rows to compute; the ancestors of these are on the tape already,
+            or among them.
+        depth: no node has more ancestors, itself included.
+        frame: of the model.
+        weights: to compute with.
+        tape: gets the activations.
+
+    Returns:
+        Their final, normalised states, ``[end - first, H]``.
+    """
+    count, width = end - first, frame.embedding.shape[1]
+    hidden = np.empty((count, width), np.float32)
+    embed(frame.embedding, nodes.tokens, first, hidden)
+    turn(nodes.positions, frame.frequencies, tape.turns, first, end)
+    path, scores = _room(depth, frame.heads)
+    rows = min(count, _BLOCK)
+    product = np.empty((rows, width), np.float32)
+    active = np.empty((rows, weights.down.shape[2]), np.float32)
+    for layer in range(len(weights.out)):
+        for start in range(0, count, _BLOCK):
+            block = start, first + start, min(_BLOCK, count - start)
+            places = tape.turns, nodes.parents, path, scores
+            _attention(hidden, layer, frame, weights, tape, block, places, product)
+            _mlp(hidden, layer, frame, weights, tape, block, product, active)
+    normalize(hidden, 0, tape.normed, tape.scale, first, count, frame.epsilon)
+    scale_columns(tape.normed[first:end], frame.norm, hidden)
+    return hidden
+
+
+@compiled
+@no_type_check
+def grow_forward(level, at, tokens, alive, depth, nodes, frame, weights, tape, grown):
+    """Append a token to every live completion, and run the new nodes.
+
+    Args:
+        level: rows of the level that they are at, (first, end).
+        at, tokens, alive, grown: as ``grow`` takes them.
+        depth, nodes, frame, weights, tape: as ``forward`` takes them.
+
+    Returns:
+        Row after the last new node, their states, and their logits.
+    """
+    first, end = level
+    last = grow(nodes, first, end, at, tokens, alive, len(frame.head), grown)
+    states = forward(nodes, end, last, depth, frame, weights, tape)
+    return last, states, np.dot(states, frame.head.T)
+
+
+@compiled
+@no_type_check
+def _room(depth, heads):
+    """Scratch of attention: ancestors, and a number for each head and ancestor."""
+    places = (depth + 15) // 16 * 16
+    return np.empty(places, np.int64), np.zeros((heads, places), np.float32)
+
+
+@compiled
+@no_type_check
+def _by_head(table, heads):
+    """``[…, N, H]`` as ``[…, N, heads, size]``."""
+    return table.reshape((*table.shape[:-1], heads, table.shape[-1] // heads))
+
+
+@compiled
+@no_type_check
+def _attention(hidden, layer, frame, weights, tape, block, places, product):
+    """``h + out(attend(qkv))`` for some rows, in place."""
+    here, first, count = block
+    last, mine = first + count, layer % len(tape.mixed)
+    normed, mixed = tape.normed_1[mine], tape.mixed[mine]
+    normalize(hidden, here, normed, tape.scale_1[mine], first, count, frame.epsilon)
+    for part in range(3):
+        into = tape.qkv[mine, part][first:last]
+        np.dot(normed[first:last], weights.qkv[layer, part].T, into)
+    turns, parents, path, scores = places
+    attend(
+        _by_head(tape.qkv[mine], frame.heads), turns, parents,
+        _by_head(mixed, frame.heads), path, scores, first, count,
+    )  # fmt: skip
+    np.dot(mixed[first:last], weights.out[layer].T, product[:count])
+    add(hidden, product, here, count)
+
+
+@compiled
+@no_type_check
+def _mlp(hidden, layer, frame, weights, tape, block, product, active):
+    """``h + down(silu(gate) · up)`` for some rows, in place."""
+    here, first, count = block
+    last, mine = first + count, layer % len(tape.mixed)
+    normed = tape.normed_2[mine]
+    normalize(hidden, here, normed, tape.scale_2[mine], first, count, frame.epsilon)
+    for part in range(2):
+        into = tape.gate_up[mine, part][first:last]
+        np.dot(normed[first:last], weights.gate_up[layer, part].T, into)
+    activate(tape.gate_up[mine], active, first, count)
+    np.dot(active[:count], weights.down[layer].T, product[:count])
+    add(hidden, product, here, count)
+
+
+@compiled
+@no_type_check
+def backward(
+    grad_states, nodes, depth, frame, weights, tape, adapters, scaling, room, found
+):
+    """Gradients of every layer's adapter.
+
+    Args:
+        grad_states: of ``forward``'s result for all nodes of a tree, ``[N, H]``.
+        nodes, depth, frame, weights, tape: as they were then; a tape of all layers.
+        adapters: A and B.
+        scaling: s.
+        room: for at least N nodes.
+        found: gets dA and dB.
+    """
+    count = len(grad_states)
+    grad = room.grad[:count]
+    clear(grad)
+    # states = normed · weight; the norm's weight is frozen
+    scale_columns(grad_states, frame.norm, room.parts[0])
+    normalize_gradient(room.parts[:1], tape.normed, tape.scale, grad)
+    path, scores = _room(depth, frame.heads)
+    for layer in range(len(weights.out) - 1, -1, -1):
+        _mlp_gradient(grad, layer, frame, weights, tape, adapters, scaling, room, found)
+        _attention_gradient(
+            grad, layer, nodes.parents, frame, weights, tape, adapters, scaling, room,
+            found, path, scores,
+        )  # fmt: skip
+
+
+@compiled
+@no_type_check
+def _mlp_gradient(grad, layer, frame, weights, tape, adapters, scaling, room, found):
+    """Back through ``h + down(silu(gate) · up)``; ``grad`` is of h, in place."""
+    count = len(grad)
+    normed, norm = tape.normed_2[layer], frame.norms[layer, 1]
+    active, above = room.active[:count], room.grad_active[:count]
+    np.dot(grad, weights.down[layer], above)
+    activate_gradient(tape.gate_up[layer], above, active, room.grad_both)
+    _adapter(
+        active, grad, adapters.low_down[layer], adapters.high_down[layer], scaling,
+        found.low_down[layer], found.high_down[layer],
+    )  # fmt: skip
+    for part in range(2):
+        mine = room.grad_both[part][:count]
+        np.dot(mine, weights.gate_up[layer, part], room.parts[part][:count])
+        _normed_adapter(
+            normed[:count], norm, mine, adapters.low_gate_up[layer, part],
+            adapters.high_gate_up[layer, part], scaling,
+            found.low_gate_up[layer, part], found.high_gate_up[layer, part],
+        )  # fmt: skip
+    normalize_gradient(room.parts[:2], normed, tape.scale_2[layer], grad)
+
+
+@compiled
+@no_type_check
+def _attention_gradient(
+    grad, layer, parents, frame, weights, tape, adapters, scaling, room, found, path,
+    scores,
+):  # fmt: skip
+    """Back through ``h + out(attend(qkv))``; ``grad`` is of h, in place."""
+    count = len(grad)
+    normed, norm = tape.normed_1[layer], frame.norms[layer, 0]
+    above = room.parts[0][:count]
+    _adapter(
+        tape.mixed[layer][:count], grad, adapters.low_out[layer],
+        adapters.high_out[layer], scaling, found.low_out[layer], found.high_out[layer],
+    )  # fmt: skip
+    np.dot(grad, weights.out[layer], above)
+    attend_gradient(
+        _by_head(tape.qkv[layer], frame.heads), tape.turns, parents,
+        _by_head(above, frame.heads), _by_head(room.grad_qkv, frame.heads), path,
+        scores,
+    )  # fmt: skip
+    for part in range(3):
+        mine = room.grad_qkv[part][:count]
+        _normed_adapter(
+            normed[:count], norm, mine, adapters.low_qkv[layer, part],
+            adapters.high_qkv[layer, part], scaling,
+            found.low_qkv[layer, part], found.high_qkv[layer, part],
+        )  # fmt: skip
+    if layer > 0:  # the embedding below layer 0 is frozen
+        for part in range(3):
+            mine = room.grad_qkv[part][:count]
+            np.dot(mine, weights.qkv[layer, part], room.parts[part][:count])
+        normalize_gradient(room.parts, normed, tape.scale_1[layer], grad)
+
+
+@compiled
+@no_type_check
+def _adapter(rows, grad, low, high, scaling, grad_low, grad_high):
+    """(dA, dB) of ``y = x (W + s·B·A)ᵀ`` from x ``[N, in]`` and dy ``[N, out]``."""
+    # (dy B)ᵀ x itself is a third slower: the result would be low and wide
+    turned = np.dot(rows.T, np.dot(grad, high))
+    np.dot(grad.T, np.dot(rows, low.T), grad_high)
+    for i in range(len(grad_low)):
+        for j in range(len(turned)):
+            grad_low[i, j] = turned[j, i] * scaling
+    for i in range(len(grad_high)):
+        for j in range(grad_high.shape[1]):
+            grad_high[i, j] *= scaling
+
+
+@compiled
+@no_type_check
+def _normed_adapter(normed, norm, grad, low, high, scaling, grad_low, grad_high):
+    """The same where x is ``normed · norm``, the weight of the norm before it."""
+    inside = np.empty_like(low)
+    scale_columns(low, norm, inside)
+    _adapter(normed, grad, inside, high, scaling, grad_low, grad_high)
+    scale_columns(grad_low, norm, grad_low)
+
+
+@functools.cache
+def warm_up(patience: float = 2.0) -> None:
+    """Compile all passes, or load what an earlier process has compiled.
+
+    Args:
+        patience: seconds until somebody who waits is told why.
+    """
+    text = "compiling the tiny language model for this processor (once; some 20 s)"
+    word = threading.Timer(patience, print, args=[text], kwargs={"flush": True})
+    word.daemon = True
+    word.start()
+    try:
+        _run_small()
+    finally:
+        word.cancel()
+
+
+def _run_small() -> None:
+    """Every pass once, on the smallest model there is."""
+    sizes = {"layers": 1, "V": 2, "H": 4, "I": 2, "r": 1, "N": 2}
+
+    def empty(*shape: int | str) -> np.ndarray:
+        return np.zeros([sizes.get(size, size) for size in shape], np.float32)
+
+    frame = Frame(
+        empty("V", "H"), empty("V", "H"), empty(1), empty("H"),
+        empty("layers", 2, "H"), 2, 1e-6,
+    )  # fmt: skip
+    weights = Weights(
+        empty("layers", 3, "H", "H"), empty("layers", "H", "H"),
+        empty("layers", 2, "I", "H"), empty("layers", "H", "I"),
+    )  # fmt: skip
+    low, high = ("layers", "r", "H"), ("layers", "H", "r")
+    adapters = Adapters(
+        empty("layers", 3, "r", "H"), empty("layers", 3, "H", "r"), empty(*low),
+        empty(*high), empty("layers", 2, "r", "H"), empty("layers", 2, "I", "r"),
+        empty("layers", "r", "I"), empty(*high),
+    )  # fmt: skip
+    rows, one = ("layers", "N", "H"), ("layers", "N", 1)
+    tape = TapeTables(
+        empty("N", 2, 1), empty(*rows), empty(*one), empty("layers", 3, "N", "H"),
+        empty(*rows), empty(*rows), empty(*one), empty("layers", 2, "N", "I"),
+        empty("N", "H"), empty("N", 1),
+    )  # fmt: skip
+    room = Scratch(
+        empty("N", "H"), empty(3, "N", "H"), empty("N", "I"), empty("N", "I"),
+        empty(2, "N", "I"), empty(3, "N", "H"),
+    )  # fmt: skip
+    nodes = Nodes(*np.array([[0, 0], [0, 1], [-1, 0]]))
+    forward(nodes, 0, 1, 2, frame, weights, tape)
+    grow_forward(
+        (0, 1), np.zeros(1, int), np.zeros(1, int), np.ones(1, bool), 2, nodes, frame,
+        weights, tape, np.zeros(1, int),
+    )  # fmt: skip
+    backward(
+        empty("N", "H"), nodes, 2, frame, weights, tape, adapters, np.float32(1), room,
+        adapters,
+    )  # fmt: skip
