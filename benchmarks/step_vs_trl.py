@@ -65,6 +65,9 @@ __all__ = [
     "step_flops", "summarize", "take_turns", "worker_settings",
 ]  # fmt: skip
 
+# PyTorch's own choice, from before anybody changes it.
+USUAL_THREADS = torch.get_num_threads()
+
 
 class Ours:
     """One of our runs, one step at a time."""
@@ -166,10 +169,9 @@ def measure(args: argparse.Namespace) -> dict:
         ValueError: sizes that do not go together, or no TRL.
         RuntimeError: a worker ended, or the sides do not do the same work.
     """
-    usual = torch.get_num_threads()
     threads = choose_threads() if args.threads == "own" else int(args.threads)
     torch.set_num_threads(threads)
-    theirs = usual if args.threads == "own" else threads
+    theirs = USUAL_THREADS if args.threads == "own" else threads
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(prepared(args))
         configs = our_configs(args)

@@ -39,6 +39,8 @@ class HFLanguageModelPolicy(PackedLanguageModelPolicy):
         settings: as for ``LanguageModelPolicy``.
     """
 
+    large_tensors = True  # see ``workers.threads_for``
+
     def __init__(self, loaded: LoadedModel, model, **settings):
         super().__init__(model, name="hf_lm", **settings)
         self.loaded = loaded
