@@ -6,7 +6,9 @@ import time
 
 import torch
 
-__all__ = ["count_weights", "forward_flops", "matmul_peak", "step_flops"]
+__all__ = [
+    "attention_shape", "count_weights", "forward_flops", "matmul_peak", "step_flops",
+]  # fmt: skip
 
 
 def matmul_peak(seconds: float = 1.0, size: int = 1024) -> float:

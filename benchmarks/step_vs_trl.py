@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.floors import (  # noqa: E402 - after the path
+    attention_shape,
     count_weights,
     forward_flops,
     matmul_peak,
@@ -57,12 +58,13 @@ from benchmarks.workloads import (  # noqa: E402
     worker_settings,
 )
 from flowrl_lab.machine import has_native_bfloat16  # noqa: E402
+from flowrl_lab.policies.workers import threads_for  # noqa: E402
 from flowrl_lab.session import choose_threads  # noqa: E402
 
 __all__ = [
-    "Ours", "Peer", "count_weights", "find_trl", "format_rows", "forward_flops", "main",
-    "make_config", "matmul_peak", "measure", "model_folder", "parse", "prepared",
-    "step_flops", "summarize", "take_turns", "worker_settings",
+    "Ours", "Peer", "attention_shape", "count_weights", "find_trl", "format_rows",
+    "forward_flops", "main", "make_config", "matmul_peak", "measure", "model_folder",
+    "parse", "prepared", "step_flops", "summarize", "take_turns", "worker_settings",
 ]  # fmt: skip
 
 # PyTorch's own choice, from before anybody changes it.
@@ -171,6 +173,7 @@ def measure(args: argparse.Namespace) -> dict:
     """
     threads = choose_threads() if args.threads == "own" else int(args.threads)
     torch.set_num_threads(threads)
+    usual = threads
     theirs = USUAL_THREADS if args.threads == "own" else threads
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(prepared(args))
@@ -181,10 +184,12 @@ def measure(args: argparse.Namespace) -> dict:
         run = next(iter(ours.values())).run
         trained = sum(p.numel() for p in run.policy.trainable_parameters())
         check_same_adapter(trained, peers)
+        with threads_for(run.policy):
+            threads = torch.get_num_threads()
         taken = take_turns(peers | ours, rounds=args.rounds, warmup=args.warmup)
         torch.set_num_threads(max(threads, theirs))
         peak = matmul_peak()
-        torch.set_num_threads(threads)
+        torch.set_num_threads(usual)
     row_count = args.prompts * args.generations
     rows = summarize(taken, row_count=row_count)
     length = rows[next(iter(configs))]["length"]
