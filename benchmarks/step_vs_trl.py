@@ -14,8 +14,9 @@ Three TRLs take part.  "trl" has gradient checkpointing and bfloat16 off; both a
 on by default, and on a CPU the first only costs time.  "trl, checkpointing" keeps the
 first of them, "trl, as it comes" both.  Ours runs in float32 and, where the processor
 has it, in bfloat16.  Nobody logs, evaluates or saves, and TRL's KL coefficient is
-above 0, because it skips the reference otherwise.  Ratios in the table are against
-the first TRL.
+above 0, because it skips the reference otherwise.  "faster" and
+"less" (processor time) in the table are against the first TRL, "of best" against
+whichever TRL was fastest: with a real model that can be the one in bfloat16.
 
 TRL lives in an environment of its own, so that its dependencies cannot disturb the
 course; README.md beside this file says how to make one.  Close other programs first:
@@ -122,6 +123,11 @@ def summarize(
         row_count: completions a step, for their mean length; 0: unknown.
     """
     rows = {}
+    best = min(
+        statistics.median(step["seconds"] for step in taken[name])
+        for name in taken
+        if name in PEERS
+    )
     for name, steps in taken.items():
         seconds = [step["seconds"] for step in steps]
         ratios = [
@@ -140,6 +146,7 @@ def summarize(
             "cpu": statistics.median(step["cpu_seconds"] for step in steps),
             "times_faster": statistics.median(step["seconds"] for step in taken[peer])
             / statistics.median(seconds),
+            "times_faster_than_best": best / statistics.median(seconds),
             "times_faster_by_pair": statistics.median(ratios),
         }
     return rows
@@ -149,8 +156,8 @@ def format_rows(rows: dict[str, dict], floor_seconds: float) -> str:
     """The table that is printed."""
     lines = [
         f"{'side':<22} {'median':>9} {'fastest':>9} {'slowest':>9} {'tokens':>7} "
-        f"{'length':>7} {'reward':>7} {'faster':>8} {'x floor':>8} {'CPU':>9} "
-        f"{'less':>8}"
+        f"{'length':>7} {'reward':>7} {'faster':>8} {'of best':>8} {'x floor':>8} "
+        f"{'CPU':>9} {'less':>8}"
     ]
     for name, row in rows.items():
         seconds = [row[key] for key in ("median", "fastest", "slowest")]
@@ -158,6 +165,7 @@ def format_rows(rows: dict[str, dict], floor_seconds: float) -> str:
         lines.append(
             f"{name:<22} {times} {row['tokens']:>7.0f} {row['length']:>7.2f} "
             f"{row['reward']:>7.2f} {row['times_faster']:>7.2f}x "
+            f"{row['times_faster_than_best']:>7.2f}x "
             f"{row['median'] / floor_seconds:>7.1f}x {row['cpu']:>7.3f} s "
             f"{rows['trl']['cpu'] / row['cpu']:>7.2f}x"
         )

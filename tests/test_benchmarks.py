@@ -90,9 +90,12 @@ def test_ratios_compare_medians():
             for s in seconds
         ]
 
-    rows = bench.summarize({"trl": steps(9, 10, 100), "ours": steps(2, 3, 1)})
+    taken = {"trl": steps(9, 10, 100), "trl, as it comes": steps(3, 3, 3)}
+    rows = bench.summarize(taken | {"ours": steps(2, 3, 1)}, row_count=5)
     assert rows["ours"]["times_faster"] == 5.0  # 10 / 2
     assert rows["ours"]["times_faster_by_pair"] == 4.5  # of 4.5, 3.3 and 100
+    assert rows["ours"]["times_faster_than_best"] == 1.5  # 3 / 2
+    assert rows["ours"]["length"] == 2.0  # 10 tokens, 5 completions
     assert rows["trl"]["times_faster"] == 1.0
     assert "5.00x" in bench.format_rows(rows, floor_seconds=0.5)
 
