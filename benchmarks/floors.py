@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch
 
 __all__ = [
-    "attention_shape", "count_weights", "forward_flops", "matmul_peak", "step_flops",
+    "attention_shape", "count_weights", "forward_flops", "matmul_peak",
+    "matmul_peak_of_all_cores", "step_flops",
 ]  # fmt: skip
 
 
@@ -20,6 +22,16 @@ def matmul_peak(seconds: float = 1.0, size: int = 1024) -> float:
         left @ right
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def matmul_peak_of_all_cores() -> float:
+    """The best rate of a matrix product when every core works at it, FLOP/s."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        return matmul_peak(seconds=1.0)
+    finally:
+        torch.set_num_threads(before)
 
 
 def count_weights(model) -> tuple[int, int, int]:

@@ -18,19 +18,17 @@ import contextlib
 import datetime
 import importlib.util
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402 - after the path
     cold_start,
+    floors,
     live_overhead,
     log_probs_memory,
     step_vs_trl,
@@ -47,16 +45,6 @@ TRL_NAMES = {
     "trl, checkpointing": "TRL, float32",
     "trl, as it comes": "TRL, bfloat16",
 }
-
-
-def matmul_peak_of_all_cores() -> float:
-    """The best rate of a matrix product when every core works at it, FLOP/s."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        return step_vs_trl.matmul_peak(seconds=1.0)
-    finally:
-        torch.set_num_threads(before)
 
 
 def step_lines(args: argparse.Namespace) -> list[dict]:
@@ -254,7 +242,7 @@ def main(words: list[str] | None = None) -> int:
     if args.show:
         return show()
     choose_threads()
-    args.peak = matmul_peak_of_all_cores()
+    args.peak = floors.matmul_peak_of_all_cores()
     lines = []
     for name in args.only:
         print(f"measuring: {name}", file=sys.stderr, flush=True)

@@ -45,7 +45,7 @@ from benchmarks.floors import (  # noqa: E402 - after the path
     attention_shape,
     count_weights,
     forward_flops,
-    matmul_peak,
+    matmul_peak_of_all_cores,
     step_flops,
 )
 from benchmarks.peers import PEERS, WORKER, Peer, find_trl  # noqa: E402
@@ -64,8 +64,8 @@ from flowrl_lab.session import choose_threads  # noqa: E402
 
 __all__ = [
     "Ours", "Peer", "attention_shape", "count_weights", "find_trl", "format_rows",
-    "forward_flops", "main", "make_config", "matmul_peak", "measure", "model_folder",
-    "parse", "prepared", "step_flops", "summarize", "take_turns", "worker_settings",
+    "forward_flops", "main", "make_config", "measure", "model_folder", "parse",
+    "prepared", "step_flops", "summarize", "take_turns", "worker_settings",
 ]  # fmt: skip
 
 # PyTorch's own choice, from before anybody changes it.
@@ -179,10 +179,7 @@ def measure(args: argparse.Namespace) -> dict:
         ValueError: sizes that do not go together, or no TRL.
         RuntimeError: a worker ended, or the sides do not do the same work.
     """
-    threads = choose_threads() if args.threads == "own" else int(args.threads)
-    torch.set_num_threads(threads)
-    usual = threads
-    theirs = USUAL_THREADS if args.threads == "own" else threads
+    theirs = set_threads(args.threads)
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(prepared(args))
         configs = our_configs(args)
@@ -195,9 +192,7 @@ def measure(args: argparse.Namespace) -> dict:
         with threads_for(run.policy):
             threads = torch.get_num_threads()
         taken = take_turns(peers | ours, rounds=args.rounds, warmup=args.warmup)
-        torch.set_num_threads(max(threads, theirs))
-        peak = matmul_peak()
-        torch.set_num_threads(usual)
+        peak = matmul_peak_of_all_cores()
     row_count = args.prompts * args.generations
     rows = summarize(taken, row_count=row_count)
     length = rows[next(iter(configs))]["length"]
@@ -218,6 +213,15 @@ def measure(args: argparse.Namespace) -> dict:
         "trl": peers["trl"].facts,
         "ours": {"torch": torch.__version__, "adapter_weights": trained},
     }
+
+
+def set_threads(wanted: str) -> int:
+    """Set our side's threads; returns TRL's."""
+    if wanted == "own":
+        choose_threads()
+        return USUAL_THREADS
+    torch.set_num_threads(int(wanted))
+    return int(wanted)
 
 
 def our_configs(args: argparse.Namespace) -> dict:
