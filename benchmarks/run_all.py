@@ -18,24 +18,24 @@ import contextlib
 import datetime
 import importlib.util
 import json
-import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402 - after the path
     cold_start,
+    floors,
     live_overhead,
     log_probs_memory,
     step_vs_trl,
     sweeps,
+    workloads,
 )
+from flowrl_lab.llm.wheel import cache_folder  # noqa: E402
 from flowrl_lab.results import describe_environment  # noqa: E402
 from flowrl_lab.session import choose_threads  # noqa: E402
 
@@ -47,44 +47,70 @@ TRL_NAMES = {
 }
 
 
-def matmul_peak_of_all_cores() -> float:
-    """The best rate of a matrix product when every core works at it, FLOP/s."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    try:
-        return step_vs_trl.matmul_peak(seconds=1.0)
-    finally:
-        torch.set_num_threads(before)
-
-
 def step_lines(args: argparse.Namespace) -> list[dict]:
     """Our step on the tiny LM against TRL's, at its fastest and as it comes."""
-    words = ["--rounds", "2", "--warmup", "1"] if args.quick else ["--rounds", "15"]
+    return compare_steps(args, "tiny_lm", "tiny LM", ["--rounds", "15"], [])
+
+
+def smollm2_step_lines(args: argparse.Namespace) -> list[dict]:
+    """The same on SmolLM2-135M; a quick run does not download it."""
+    if args.quick and not smollm2_is_here():
+        print("step on SmolLM2-135M: left out (SmolLM2 is not here; without --quick "
+              "it is fetched, 93 MB)")  # fmt: skip
+        return []
+    tiny = ["--completion-tokens", "3", "--algorithms", "grpo", "--peers", "trl"]
+    return compare_steps(args, "smollm2", "SmolLM2-135M", [], tiny)
+
+
+def smollm2_is_here() -> bool:
+    """Whether the model is in the cache, unpacked."""
+    return (cache_folder() / workloads.SMOLLM2 / "ready").is_file()
+
+
+def compare_steps(
+    args: argparse.Namespace, model: str, name: str, full: list[str], quick: list[str]
+) -> list[dict]:
+    """Run the step benchmark with more words for a full or a quick run."""
+    words = ["--model", model]
     if args.trl_python:
         words += ["--trl-python", args.trl_python]
     elif importlib.util.find_spec("trl") is None:
-        print("step against TRL: left out (no TRL; give --trl-python)")
+        print(f"step of {name} against TRL: left out (no TRL; give --trl-python)")
         return []
     if args.quick:
-        words += ["--prompts", "2", "--generations", "4"]
+        words += ["--rounds", "2", "--warmup", "1", "--prompts", "2"]
+        words += ["--generations", "4", *quick]
+    else:
+        words += full
     found = step_vs_trl.measure(step_vs_trl.parse(words))
-    floor = sum(found["flops"].values()) / args.peak
-    rows, lines = found["rows"], []
-    for side in [name for name in rows if name.startswith("ours")]:
-        lines += [
-            {
-                "what": f"tiny LM, {side.removeprefix('ours, ')}",
-                "unit": "s",
-                "ours": rows[side]["median"],
-                "peer": peer,
-                "theirs": rows[key]["median"],
-                "floor": floor,
-                "cpu": [rows[side]["cpu"], rows[key]["cpu"]],
-                "spread": [rows[side]["fastest"], rows[side]["slowest"]],
-            }
-            for key, peer in TRL_NAMES.items()
-        ]
-    return lines
+    return lines_of_step(found, name, args.peak)
+
+
+def lines_of_step(found: dict, name: str, peak: float) -> list[dict]:
+    """A line of the table for each of our sides and each TRL.
+
+    Args:
+        found: what ``step_vs_trl.measure`` gave.
+        name: of the model.
+        peak: of the machine's matrix products, FLOP/s.
+    """
+    rows, floor = found["rows"], sum(found["flops"].values()) / peak
+    return [
+        {
+            "what": f"{name}, {side.removeprefix('ours, ')}",
+            "unit": "s",
+            "ours": rows[side]["median"],
+            "peer": peer,
+            "theirs": rows[key]["median"],
+            "floor": floor,
+            "cpu": [rows[side]["cpu"], rows[key]["cpu"]],
+            "spread": [rows[side]["fastest"], rows[side]["slowest"]],
+        }
+        for side in rows
+        if side.startswith("ours")
+        for key, peer in TRL_NAMES.items()
+        if key in rows
+    ]
 
 
 def sweep_lines(args: argparse.Namespace) -> list[dict]:
@@ -144,6 +170,7 @@ def start_lines(args: argparse.Namespace) -> list[dict]:
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
     "step": step_lines,
+    "step_smollm2": smollm2_step_lines,
     "sweep": sweep_lines,
     "log_probs": log_prob_lines,
     "live": live_lines,
@@ -215,7 +242,7 @@ def main(words: list[str] | None = None) -> int:
     if args.show:
         return show()
     choose_threads()
-    args.peak = matmul_peak_of_all_cores()
+    args.peak = floors.matmul_peak_of_all_cores()
     lines = []
     for name in args.only:
         print(f"measuring: {name}", file=sys.stderr, flush=True)

@@ -1,42 +1,35 @@
-"""One training step on the tiny language model: flowrl_lab against TRL.
+"""One training step of a language model: flowrl_lab against TRL.
 
-A step is: sample 16 x 16 completions, score them, score them under the
-reference, and update the LoRA adapter once.  Both sides get the same model file,
-prompts, verifier, batch, completion length, adapter (rank 16, all linear layers),
-optimiser settings and number of threads.  They take turns, one step each, in one
-run of this script, and medians are compared.
+``--model tiny_lm``: the course's tiny model, 16 x 16 completions of ``make_number``.
+``--model smollm2``: SmolLM2-135M, 4 x 8 completions of the questions of
+``open_sets`` (``workloads.py`` says how long they are).
+
+A step is: sample, score the completions, score them under the reference, and update
+the LoRA adapter once.  Both sides get the same model file, prompts, verifier, batch,
+completion length, stop rule, adapter (rank 16, all linear layers) and optimiser
+settings.  They take turns, one step each, in one run of this script, and medians are
+compared.
 
 Three TRLs take part.  "trl" has gradient checkpointing and bfloat16 off; both are
-on by default, and on a CPU and a model of this size the first only costs time.
-"trl, checkpointing" keeps the first of them, "trl, as it comes" both.  Ours runs in
-float32 and, where the processor has it, in bfloat16.  Nobody logs, evaluates or
-saves, and TRL's KL coefficient is above 0, because it skips the reference otherwise.
-Ratios in the table are against the first TRL.
+on by default, and on a CPU the first only costs time.  "trl, checkpointing" keeps the
+first of them, "trl, as it comes" both.  Ours runs in float32; SmolLM2 in bfloat16,
+too, where the processor has it.  Nobody logs, evaluates or saves, and TRL's KL
+coefficient is above 0, because it skips the reference otherwise.  "faster" and "less"
+(processor time) in the table are against the first TRL, "of best" against whichever
+TRL was fastest: with a real model that can be the one in bfloat16.
 
-TRL lives in an environment of its own, so that its dependencies cannot disturb
-the course::
-
-    python3 -m venv trl-env
-    trl-env/bin/pip install torch==2.13.0 --index-url \\
-        https://download.pytorch.org/whl/cpu
-    trl-env/bin/pip install trl==1.16.0 transformers==5.23.0 peft==0.21.2 \\
-        datasets==5.2.0 jaxtyping==0.3.11
-    python benchmarks/step_vs_trl.py --trl-python trl-env/bin/python
-
-(on Windows: ``trl-env\\Scripts\\python``).  Close other programs first: on two
-busy cores every number is two to five times larger.  Time on the processor is
-printed beside time on the clock; the two agree on a quiet machine.
+TRL lives in an environment of its own, so that its dependencies cannot disturb the
+course; README.md beside this file says how to make one.  Close other programs first:
+on two busy cores every number is two to five times larger.  Time on the processor is
+printed beside time on the clock; with one thread the two agree on a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -48,59 +41,34 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-# after the path
-from flowrl_lab.machine import has_native_bfloat16  # noqa: E402
+from benchmarks.floors import (  # noqa: E402 - after the path
+    attention_shape,
+    count_weights,
+    forward_flops,
+    matmul_peak_of_all_cores,
+    step_flops,
+)
+from benchmarks.peers import PEERS, WORKER, Peer, find_trl  # noqa: E402
+from benchmarks.workloads import (  # noqa: E402
+    MODELS,
+    SMOLLM2,
+    fill_defaults,
+    make_config,
+    model_folder,
+    prepared,
+    worker_settings,
+)
+from flowrl_lab.policies.workers import threads_for  # noqa: E402
 from flowrl_lab.session import choose_threads  # noqa: E402
 
-WORKER = Path(__file__).with_name("trl_worker.py")
-ENDLESS = 1_000_000
-KL_COEF = 0.01
-# TRL in float32 at its fastest, and with what GRPOConfig switches on by default.
-PEERS = {
-    "trl": {"gradient_checkpointing": False, "bf16": False},
-    "trl, checkpointing": {"gradient_checkpointing": True, "bf16": False},
-    "trl, as it comes": {"gradient_checkpointing": True, "bf16": True},
-}
+__all__ = [
+    "Ours", "Peer", "attention_shape", "count_weights", "find_trl", "format_rows",
+    "forward_flops", "main", "make_config", "measure", "model_folder", "parse",
+    "prepared", "step_flops", "summarize", "take_turns", "worker_settings",
+]  # fmt: skip
 
-
-class Peer:
-    """TRL's worker process: ``step()`` asks for one step and returns its message."""
-
-    def __init__(self, command: list[str], settings: dict, log):
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-        self._log = log
-        self.facts = self._ask(settings)
-
-    def _ask(self, message: dict) -> dict:
-        """Send one line, wait for one line."""
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            last = self._log.read().strip().splitlines()[-1:] or ["it said nothing"]
-            raise RuntimeError(
-                f"TRL's worker ended with code {self._process.wait()}: {last[0]}. "
-                "Fix: make its environment as the top of this file says."
-            )
-        return json.loads(line)
-
-    def step(self) -> dict:
-        return self._ask({"command": "step"})
-
-    def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"command": "stop"}) + "\n")
-            self._process.stdin.close()
-        self._process.wait(timeout=60)
-        self._process.stdout.close()
+# PyTorch's own choice, from before anybody changes it.
+USUAL_THREADS = torch.get_num_threads()
 
 
 class Ours:
@@ -125,94 +93,6 @@ class Ours:
         }
 
 
-def make_config(args: argparse.Namespace, algorithm: str, dtype: str = "float32"):
-    """Our side's settings; the same as TRL's wherever TRL has the setting."""
-    from flowrl_lab.config import ExperimentConfig
-
-    return ExperimentConfig(
-        task="make_number",
-        policy="tiny_lm",
-        algorithm=algorithm,
-        dtype=dtype,
-        kl_coef=KL_COEF if algorithm == "grpo" else 0.0,
-        steps=ENDLESS,
-        eval_every=ENDLESS,
-        eval_prompts=1,
-        prompts_per_step=args.prompts,
-        num_generations=args.generations,
-        seed=args.seed,
-    )
-
-
-def worker_settings(
-    config,
-    model_folder: Path,
-    *,
-    threads: int,
-    gradient_checkpointing: bool = False,
-    bf16: bool = False,
-) -> dict:
-    """What TRL's worker needs to do the same work as ``config``."""
-    from flowrl_lab.tasks.make_number import CHARACTERS, MakeNumber
-
-    task = MakeNumber()
-    return {
-        "model": str(model_folder),
-        "texts": list(task.prompts("train")),
-        "characters": CHARACTERS,
-        "pad_id": task.pad_id,
-        "eos_id": task.eos_id,
-        "max_completion_tokens": task.max_completion_tokens,
-        "prompts": config.prompts_per_step,
-        "num_generations": config.num_generations,
-        "temperature": config.temperature,
-        "kl_coef": KL_COEF,
-        "learning_rate": config.learning_rate,
-        "max_grad_norm": config.max_grad_norm,
-        "lora_rank": config.lora_rank,
-        "lora_alpha": config.lora_alpha,
-        "seed": config.seed,
-        "threads": threads,
-        "gradient_checkpointing": gradient_checkpointing,
-        "bf16": bf16,
-    }
-
-
-@contextlib.contextmanager
-def model_folder(random_weights: bool) -> Iterator[Path]:
-    """Folder of the shared model: the shipped checkpoint, or random weights.
-
-    Random weights are put where our side looks for the checkpoint.
-    """
-    from flowrl_lab.pretraining import checkpoint_name, save_checkpoint
-    from flowrl_lab.session import data_path
-
-    name = checkpoint_name("make_number")
-
-    if not random_weights:
-        yield data_path(name)
-        return
-    from flowrl_lab.policies.language_model import build_tiny_llama
-    from flowrl_lab.tasks.make_number import MakeNumber
-
-    task, before = MakeNumber(), os.environ.get("FLOWRL_DATA")
-    with tempfile.TemporaryDirectory() as data:
-        folder = Path(data) / name
-        folder.mkdir()
-        model = build_tiny_llama(
-            task.vocab_size, pad_id=task.pad_id, eos_id=task.eos_id
-        )
-        save_checkpoint(model, folder, {"what": "random weights, for timing only"})
-        os.environ["FLOWRL_DATA"] = data
-        try:
-            yield folder
-        finally:
-            if before is None:
-                del os.environ["FLOWRL_DATA"]
-            else:
-                os.environ["FLOWRL_DATA"] = before
-
-
 def take_turns(sides: dict, *, rounds: int, warmup: int) -> dict[str, list[dict]]:
     """Step every side in turn; the order is turned round every time.
 
@@ -231,67 +111,22 @@ def take_turns(sides: dict, *, rounds: int, warmup: int) -> dict[str, list[dict]
     return taken
 
 
-def matmul_peak(seconds: float = 1.0, size: int = 1024) -> float:
-    """The best rate of a float32 matrix product here, FLOP/s."""
-    left, right = torch.randn(size, size), torch.randn(size, size)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+def summarize(
+    taken: dict[str, list[dict]], peer: str = "trl", *, row_count: int = 0
+) -> dict[str, dict]:
+    """Medians of each side, and how many times longer the peer takes.
 
-
-def count_weights(model) -> tuple[int, int]:
-    """Weights of the linear layers, and of their LoRA adapters."""
-    base = adapters = 0
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            if "lora_" in name:
-                adapters += module.weight.numel()
-            else:
-                base += module.weight.numel()
-    return base, adapters
-
-
-def forward_flops(
-    weights: int, layers: int, hidden: int, tokens: int, pairs: int
-) -> int:
-    """FLOPs of one pass: two a weight and token, attention 4·H a layer and pair.
-
-    ``pairs`` counts (token, token it attends to), itself included.
+    Args:
+        taken: side -> its step messages.
+        peer: the side that the others are compared with.
+        row_count: completions a step, for their mean length; 0: unknown.
     """
-    return 2 * weights * tokens + 4 * hidden * layers * pairs
-
-
-def step_flops(policy, prompts: int, prompt_tokens: int, rows: int, length: float):
-    """The least arithmetic of a step: every prompt read once, no padding.
-
-    Sampling and the reference are a forward pass each; the update is a forward
-    pass, a backward pass to the activations (the same products transposed, twice
-    for attention), and the gradients of the adapters alone.
-    """
-    base, lora = count_weights(policy.model)
-    config = policy.model.get_base_model().config
-    shape = (config.num_hidden_layers, config.hidden_size)
-    fed = length - 1  # the last token predicts nothing
-    tokens = prompts * prompt_tokens + rows * fed
-    pairs = prompts * prompt_tokens * (prompt_tokens + 1) / 2
-    pairs += rows * fed * (prompt_tokens + (fed + 1) / 2)
-    plain = forward_flops(base, *shape, tokens, pairs)
-    adapted = forward_flops(base + lora, *shape, tokens, pairs)
-    backward = forward_flops(base + 2 * lora, *shape, tokens, 2 * pairs)
-    return {
-        "sampling": adapted,
-        "reference": plain,
-        "forward": adapted,
-        "backward": backward,
-    }
-
-
-def summarize(taken: dict[str, list[dict]], peer: str = "trl") -> dict[str, dict]:
-    """Medians of each side, and how many times longer the peer takes."""
     rows = {}
+    best = min(
+        statistics.median(step["seconds"] for step in taken[name])
+        for name in taken
+        if name in PEERS
+    )
     for name, steps in taken.items():
         seconds = [step["seconds"] for step in steps]
         ratios = [
@@ -303,11 +138,14 @@ def summarize(taken: dict[str, list[dict]], peer: str = "trl") -> dict[str, dict
             "fastest": min(seconds),
             "slowest": max(seconds),
             "tokens": statistics.median(step["tokens"] for step in steps),
+            "length": statistics.fmean(step["tokens"] for step in steps)
+            / (row_count or 1),
             "reward": statistics.fmean(step["reward"] for step in steps),
             "steps": len(steps),
             "cpu": statistics.median(step["cpu_seconds"] for step in steps),
             "times_faster": statistics.median(step["seconds"] for step in taken[peer])
             / statistics.median(seconds),
+            "times_faster_than_best": best / statistics.median(seconds),
             "times_faster_by_pair": statistics.median(ratios),
         }
     return rows
@@ -317,78 +155,51 @@ def format_rows(rows: dict[str, dict], floor_seconds: float) -> str:
     """The table that is printed."""
     lines = [
         f"{'side':<22} {'median':>9} {'fastest':>9} {'slowest':>9} {'tokens':>7} "
-        f"{'reward':>7} {'faster':>8} {'x floor':>8} {'CPU':>9} {'less':>8}"
+        f"{'length':>7} {'reward':>7} {'faster':>8} {'of best':>8} {'x floor':>8} "
+        f"{'CPU':>9} {'less':>8}"
     ]
     for name, row in rows.items():
         seconds = [row[key] for key in ("median", "fastest", "slowest")]
         times = " ".join(f"{second:>7.3f} s" for second in seconds)
         lines.append(
-            f"{name:<22} {times} {row['tokens']:>7.0f} "
+            f"{name:<22} {times} {row['tokens']:>7.0f} {row['length']:>7.2f} "
             f"{row['reward']:>7.2f} {row['times_faster']:>7.2f}x "
+            f"{row['times_faster_than_best']:>7.2f}x "
             f"{row['median'] / floor_seconds:>7.1f}x {row['cpu']:>7.3f} s "
             f"{rows['trl']['cpu'] / row['cpu']:>7.2f}x"
         )
     return "\n".join(lines)
 
 
-def find_trl(given: str | None) -> str:
-    """The Python that has TRL.
+def measure(args: argparse.Namespace) -> dict:
+    """Run the comparison; returns everything that was measured.
 
     Raises:
-        ValueError: none was given and this one has no TRL.
+        ValueError: sizes that do not go together, or no TRL.
+        RuntimeError: a worker ended, or the sides do not do the same work.
     """
-    if given is not None:
-        if not Path(given).exists():
-            raise ValueError(f"--trl-python {given} does not exist. {_how()}")
-        return given
-    if importlib.util.find_spec("trl") is None:
-        raise ValueError(f"this Python has no TRL. {_how()}")
-    return sys.executable
-
-
-def _how() -> str:
-    recipe = __doc__.split("::\n\n", 1)[1].split("\n\n(on Windows", 1)[0]
-    return f"Fix: make an environment for it and name its Python:\n{recipe}"
-
-
-def measure(args: argparse.Namespace) -> dict:
-    """Run the comparison; returns everything that was measured."""
-    usual = torch.get_num_threads()
-    threads = choose_threads() if args.threads == "own" else int(args.threads)
-    torch.set_num_threads(threads)
-    theirs = usual if args.threads == "own" else threads
-    configs = {
-        f"ours, {name}" + (f", {dtype}" if dtype != "float32" else ""): make_config(
-            args, name, dtype
-        )
-        for dtype in args.dtypes
-        for name in args.algorithms
-    }
-    command = [find_trl(args.trl_python), str(WORKER)]
+    theirs = set_threads(args.threads)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(model_folder(args.random_weights))
-        peers = {}
-        for name, defaults in PEERS.items():
-            log = stack.enter_context(tempfile.TemporaryFile("w+"))
-            settings = worker_settings(
-                next(iter(configs.values())),
-                folder,
-                threads=theirs,
-                **defaults,
-            )
-            peers[name] = Peer(command, settings, log)
-            stack.callback(peers[name].close)
+        folder = stack.enter_context(prepared(args))
+        configs = our_configs(args)
+        first = next(iter(configs.values()))
+        peers = stack.enter_context(started_peers(args, first, folder, theirs))
         ours = {name: Ours(config) for name, config in configs.items()}
+        run = next(iter(ours.values())).run
+        trained = sum(p.numel() for p in run.policy.trainable_parameters())
+        check_same_adapter(trained, peers)
+        with threads_for(run.policy):
+            threads = torch.get_num_threads()
         taken = take_turns(peers | ours, rounds=args.rounds, warmup=args.warmup)
-        peak = matmul_peak()
-    rows = summarize(taken)
-    run = next(iter(ours.values())).run
+        peak = matmul_peak_of_all_cores()
     row_count = args.prompts * args.generations
-    length = rows[next(iter(configs))]["tokens"] / row_count
+    rows = summarize(taken, row_count=row_count)
+    length = rows[next(iter(configs))]["length"]
     flops = step_flops(
-        run.policy, args.prompts, run.task.max_prompt_tokens, row_count, length
+        run.policy, args.prompts, mean_prompt_tokens(run.task), row_count, length
     )
     return {
+        "model": args.model,
         "rows": rows,
         "flops": flops,
         "matmul_flops_per_second": peak,
@@ -399,51 +210,120 @@ def measure(args: argparse.Namespace) -> dict:
         "generations": args.generations,
         "mean_completion_tokens": length,
         "trl": peers["trl"].facts,
-        "ours": {"torch": torch.__version__, "adapter_weights": sum(
-            p.numel() for p in run.policy.trainable_parameters())},
-    }  # fmt: skip
+        "ours": {"torch": torch.__version__, "adapter_weights": trained},
+    }
+
+
+def set_threads(wanted: str) -> int:
+    """Set our side's threads; returns TRL's."""
+    if wanted == "own":
+        choose_threads()
+        return USUAL_THREADS
+    torch.set_num_threads(int(wanted))
+    return int(wanted)
+
+
+def our_configs(args: argparse.Namespace) -> dict:
+    """Our sides by name: every algorithm in every number format."""
+    return {
+        f"ours, {name}" + (f", {dtype}" if dtype != "float32" else ""): make_config(
+            args, name, dtype
+        )
+        for dtype in args.dtypes
+        for name in args.algorithms
+    }
+
+
+@contextlib.contextmanager
+def started_peers(args, config, folder, threads: int) -> Iterator[dict[str, Peer]]:
+    """TRL's workers by name, ready to step; they end with the block."""
+    command, peers = [find_trl(args.trl_python), str(WORKER)], {}
+    with contextlib.ExitStack() as stack:
+        for name in args.peers:
+            log = stack.enter_context(tempfile.TemporaryFile("w+"))
+            switches = PEERS[name]
+            settings = worker_settings(config, folder, threads=threads, **switches)
+            peers[name] = Peer(command, settings, log)
+            stack.callback(peers[name].close)
+        yield peers
+
+
+def check_same_adapter(trained: int, peers: dict[str, Peer]) -> None:
+    """Both sides train as many weights, or their times cannot be compared.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    for name, peer in peers.items():
+        if peer.facts["trainable"] != trained:
+            raise RuntimeError(
+                f"{name!r} trains {peer.facts['trainable']:,} weights, ours "
+                f"{trained:,}; expected as many. Fix: give both sides the same LoRA "
+                "(trl_worker.lora_config and policies.language_model.add_lora)."
+            )
+
+
+def mean_prompt_tokens(task) -> float:
+    """Tokens of a training prompt on average, padding left out."""
+    batch = task.encode(task.prompts("train"))
+    return batch.prompt_mask.sum().item() / len(batch)
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="One training step on the tiny LM: flowrl_lab against TRL."
+        description="One training step of a language model: flowrl_lab against TRL."
     )
     add = parser.add_argument
+    add("--model", choices=MODELS, default="tiny_lm", help="(%(default)s)")
     add("--trl-python", metavar="PATH", help="Python of an environment with TRL")
     add("--algorithms", nargs="+", default=["grpo", "flowrl"], help="our side's")
     add(
         "--dtypes",
         nargs="+",
-        default=["float32", *(["bfloat16"] if has_native_bfloat16("cpu") else [])],
-        help="our side's (%(default)s)",
+        help="our side's (float32; for smollm2 bfloat16, too, where it is native)",
     )
-    add("--rounds", type=int, default=15, help="timed steps a side (%(default)s)")
-    add("--warmup", type=int, default=3, help="untimed rounds before (%(default)s)")
+    add("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME",
+        help="TRLs to take part, 'trl' among them (all of %(choices)s)")  # fmt: skip
+    defaults = {
+        name: ", ".join(f"{model} {row[name]}" for model, row in MODELS.items())
+        for name in ("rounds", "warmup", "prompts", "generations")
+    }
+    add("--rounds", type=int, help=f"timed steps a side ({defaults['rounds']})")
+    add("--warmup", type=int, help=f"untimed rounds before ({defaults['warmup']})")
     add(
         "--threads",
         default="own",
         help="of both sides; 'own': ours as flowrl_lab.setup chooses, TRL's as "
         "PyTorch does (%(default)s)",
     )
-    add("--prompts", type=int, default=16)
-    add("--generations", type=int, default=16)
+    add("--prompts", type=int, help=f"a step ({defaults['prompts']})")
+    add("--generations", type=int, help=f"of each ({defaults['generations']})")
+    add("--completion-tokens", type=int, default=12, metavar="N",
+        help="smollm2: the most tokens of a completion (%(default)s)")  # fmt: skip
+    add("--stop-at-line", action="store_true",
+        help="smollm2: a completion is a number and the end of its line")  # fmt: skip
+    add("--weights", default=SMOLLM2, metavar="MODEL",
+        help="smollm2: another model, folder or name (%(default)s)")  # fmt: skip
     add("--seed", type=int, default=0)
-    add("--random-weights", action="store_true", help="instead of the checkpoint")
+    add("--random-weights", action="store_true", help="tiny_lm: no checkpoint")
     add("--json", type=Path, metavar="FILE", help="also write everything there")
     add("--at-least", type=float, metavar="X", help="exit 1 if a side is not X faster")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if "trl" not in args.peers:
+        parser.error("--peers lacks 'trl', which the others are compared with")
+    return fill_defaults(args)
 
 
 def main(words: list[str] | None = None) -> int:
     args = parse(words)
     try:
         found = measure(args)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     flops = sum(found["flops"].values())
     print(
-        f"{args.prompts} prompts x {args.generations} completions of "
+        f"{args.model}: {args.prompts} prompts x {args.generations} completions of "
         f"{found['mean_completion_tokens']:.1f} tokens on average, {args.rounds} "
         f"rounds; threads: TRL {found['trl_threads']}, ours {found['threads']}\n"
         f"arithmetic floor: {flops / 1e9:.1f} GFLOP at the measured matmul peak of "

@@ -5,7 +5,8 @@ meant to be started by hand.  Protocol, one JSON object a line:
 
 * standard input: first the settings, then ``{"command": "step"}`` for every
   step, ``{"command": "stop"}`` or the end of the input to finish;
-* standard output: ``{"event": "ready", "versions": {...}}`` once, then
+* standard output: ``{"event": "ready", "versions": {...}, "trainable": ...}`` once,
+  then
   ``{"event": "step", "seconds": ..., "cpu_seconds": ..., "tokens": ...}`` a step.
 
 Everything that TRL and its friends print goes to standard error.
@@ -54,6 +55,19 @@ def build_tokenizer(characters: str, pad_id: int, eos_id: int):
     )
 
 
+def lora_config(settings: dict):
+    """The adapter of ``add_lora``: all linear layers but the head, no dropout."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings["lora_rank"],
+        lora_alpha=settings["lora_alpha"],
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
 def grpo_arguments(settings: dict, folder: str):
     """GRPOConfig: the same work as ours, and nothing that only costs time."""
     from trl import GRPOConfig
@@ -72,6 +86,8 @@ def grpo_arguments(settings: dict, folder: str):
         max_completion_length=settings["max_completion_tokens"],
         temperature=settings["temperature"],
         beta=settings["kl_coef"],
+        epsilon=settings["clip_low"],
+        epsilon_high=settings["clip_high"],
         loss_type="grpo",
         learning_rate=settings["learning_rate"],
         lr_scheduler_type="constant",
@@ -90,15 +106,77 @@ def grpo_arguments(settings: dict, folder: str):
     )
 
 
-def make_reward(work: dict):
-    """The project's own verifier as a TRL reward; counts what was sampled."""
-    from flowrl_lab.tasks.make_number import verify_answer
+class TinyLM:
+    """The course's tiny model on ``make_number``, from a folder.
+
+    Attributes:
+        model: float32.
+        tokenizer: TRL's ``processing_class``.
+        texts: the prompts, as TRL gets them.
+    """
+
+    def __init__(self, settings: dict):
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(
+            settings["model"], dtype="float32", local_files_only=True
+        )
+        self.tokenizer = build_tokenizer(
+            settings["characters"], settings["pad_id"], settings["eos_id"]
+        )
+        self.texts = settings["texts"]
+
+    def score(self, prompts, completions, completion_ids) -> list[float]:  # noqa: ARG002
+        """The project's own verifier."""
+        from flowrl_lab.tasks.make_number import verify_answer
+
+        pairs = zip(prompts, completions, strict=True)
+        return [float(verify_answer(prompt, text)) for prompt, text in pairs]
+
+
+class TextLM:
+    """A model of ``flowrl_lab.llm`` on a text task; attributes as ``TinyLM``'s."""
+
+    def __init__(self, settings: dict):
+        import torch
+
+        from benchmarks.workloads import make_text_task
+        from flowrl_lab.llm import load_language_model
+
+        loaded = load_language_model(settings["model"], dtype="float32")
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
+        self._task = make_text_task(settings, loaded)
+        self._asked = {self._task.render(p): p for p in self._task.prompts("train")}
+        self.texts = list(self._asked)
+        every = torch.arange(self._task.vocab_size)[:, None]
+        ends = self._task.ended(every).nonzero().squeeze(-1).tolist()
+        # TRL stops at these, too, and masks what comes after them.
+        self.model.generation_config.eos_token_id = ends
+
+    def score(self, prompts, completions, completion_ids) -> list[float]:  # noqa: ARG002
+        """The project's own verifier, on tokens as in its own loop."""
+        import torch
+
+        width = max(map(len, completion_ids))
+        ids = torch.full((len(completion_ids), width), self._task.pad_id)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for row, tokens in enumerate(completion_ids):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = True
+        batch = self._task.encode([self._asked[prompt] for prompt in prompts])
+        return self._task.score(batch, ids, mask, num_generations=1).tolist()
+
+
+KINDS = {"tiny_lm": TinyLM, "smollm2": TextLM}
+
+
+def make_reward(work: dict, side):
+    """The verifier as a TRL reward; counts what was sampled."""
 
     def reward(prompts, completions, completion_ids, **_columns):
         work["tokens"] = sum(len(ids) for ids in completion_ids)
         work["rows"] = len(completions)
-        pairs = zip(prompts, completions, strict=True)
-        work["rewards"] = [float(verify_answer(p, c)) for p, c in pairs]
+        work["rewards"] = side.score(prompts, completions, completion_ids)
         return work["rewards"]
 
     return reward
@@ -132,30 +210,18 @@ def make_callback(commands, reply, work: dict):
 
 
 def make_trainer(settings: dict, folder: str, callback, work: dict):
-    """GRPOTrainer on the saved model, LoRA on all linear layers."""
+    """GRPOTrainer on the settings' model, LoRA on all linear layers."""
     from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM
     from trl import GRPOTrainer
 
-    model = AutoModelForCausalLM.from_pretrained(
-        settings["model"], dtype="float32", local_files_only=True
-    )
+    side = KINDS[settings["kind"]](settings)
     return GRPOTrainer(
-        model=model,
-        reward_funcs=make_reward(work),
+        model=side.model,
+        reward_funcs=make_reward(work, side),
         args=grpo_arguments(settings, folder),
-        train_dataset=Dataset.from_dict({"prompt": settings["texts"]}),
-        processing_class=build_tokenizer(
-            settings["characters"], settings["pad_id"], settings["eos_id"]
-        ),
-        peft_config=LoraConfig(
-            r=settings["lora_rank"],
-            lora_alpha=settings["lora_alpha"],
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+        train_dataset=Dataset.from_dict({"prompt": side.texts}),
+        processing_class=side.tokenizer,
+        peft_config=lora_config(settings),
         callbacks=[callback],
     )
 

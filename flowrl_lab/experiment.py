@@ -25,6 +25,7 @@ from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.evaluation import Referee
 from flowrl_lab.partition import start_log_z, unlearned_log_z
 from flowrl_lab.policies import make_task_and_policy
+from flowrl_lab.policies.workers import threads_for
 from flowrl_lab.records import (
     nothing_measured,
     record_from_dict,
@@ -119,10 +120,11 @@ class Run:
         config, start = self.config, time.perf_counter()
         self._set_learning_rate()
         self._updater.note = ""
-        rollout = self._fitting(self._collect)
-        batch = self._fitting(lambda: self._prepare(rollout))
-        for _ in range(config.updates_per_batch):
-            measured = self._fitting(lambda: self._update(batch))
+        with threads_for(self.policy):
+            rollout = self._fitting(self._collect)
+            batch = self._fitting(lambda: self._prepare(rollout))
+            for _ in range(config.updates_per_batch):
+                measured = self._fitting(lambda: self._update(batch))
         self.step += 1
         self.tokens += int(rollout.completion_mask.sum())
         self.seconds += time.perf_counter() - start
@@ -235,9 +237,10 @@ class Run:
 
     def evaluate(self) -> ExactReport:
         """The referee's exact report of the policy as it is now."""
-        return self.referee.report(
-            self.textbook_log_z, log_z_features=self.config.log_z_features
-        )
+        with threads_for(self.policy):
+            return self.referee.report(
+                self.textbook_log_z, log_z_features=self.config.log_z_features
+            )
 
     @property
     def textbook_log_z(self) -> nn.Module | None:

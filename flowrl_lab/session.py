@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from flowrl_lab.live import choose_backend
-from flowrl_lab.policies.workers import set_workers
+from flowrl_lab.policies.workers import set_threads_for_large, set_workers
 
 __all__ = ["BUDGETS", "Session", "choose_threads", "data_path", "setup"]
 
@@ -89,14 +89,16 @@ def choose_threads() -> int:
     The course's tensors are small.  Sharing each of a thousand operations a step
     among threads costs more than it saves, so on one or two cores PyTorch gets one
     thread; instead, up to four workers share a step's prompts, each with its own
-    part of the tiny language model's passes (``policies.workers``).  Where
-    OMP_NUM_THREADS is set, nothing is changed.  ``benchmarks/step_vs_trl.py``
-    measures what this brings.
+    part of the tiny language model's passes (``policies.workers``).  A real language
+    model's tensors are large: while one is at work, PyTorch has a thread for each
+    core (``policies.workers.threads_for``).  Where OMP_NUM_THREADS is set, nothing is
+    changed.  ``benchmarks/step_vs_trl.py`` measures what this brings.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         cores = os.cpu_count() or 1
         if cores <= 2:
             torch.set_num_threads(1)
+            set_threads_for_large(cores)
         set_workers(min(cores, 4))
     return torch.get_num_threads()
 

@@ -7,9 +7,11 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from llm_models import model_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,7 +24,7 @@ def load(name: str):
     return module
 
 
-bench = load("step_vs_trl")
+bench, worker = load("step_vs_trl"), load("trl_worker")
 
 # Answers as TRL's worker does: the settings, then one line for each step.
 FAKE_WORKER = """
@@ -88,9 +90,12 @@ def test_ratios_compare_medians():
             for s in seconds
         ]
 
-    rows = bench.summarize({"trl": steps(9, 10, 100), "ours": steps(2, 3, 1)})
+    taken = {"trl": steps(9, 10, 100), "trl, as it comes": steps(3, 3, 3)}
+    rows = bench.summarize(taken | {"ours": steps(2, 3, 1)}, row_count=5)
     assert rows["ours"]["times_faster"] == 5.0  # 10 / 2
     assert rows["ours"]["times_faster_by_pair"] == 4.5  # of 4.5, 3.3 and 100
+    assert rows["ours"]["times_faster_than_best"] == 1.5  # 3 / 2
+    assert rows["ours"]["length"] == 2.0  # 10 tokens, 5 completions
     assert rows["trl"]["times_faster"] == 1.0
     assert "5.00x" in bench.format_rows(rows, floor_seconds=0.5)
 
@@ -118,7 +123,7 @@ def test_counted_products_equal_what_torch_executes(reference):
     from torch.utils.flop_counter import FlopCounterMode
 
     _, policy = tiny_policy()
-    base, lora = bench.count_weights(policy.model)
+    layers, lora, head = bench.count_weights(policy.model)
     tokens = torch.randint(0, 16, (5, 9))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         if reference:
@@ -127,13 +132,13 @@ def test_counted_products_equal_what_torch_executes(reference):
         else:
             policy.model(input_ids=tokens)
     products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
-    weights = base if reference else base + lora
+    weights = layers + head if reference else layers + head + lora
     assert products == bench.forward_flops(weights, 0, 0, tokens.numel(), 0)
 
 
 def test_floor_counts_each_token_once():
     _, policy = tiny_policy()
-    base, lora = bench.count_weights(policy.model)
+    base, lora, head = bench.count_weights(policy.model)
     flops = bench.step_flops(policy, prompts=2, prompt_tokens=6, rows=8, length=4)
     tokens = 2 * 6 + 8 * 3
     pairs = sum(
@@ -142,11 +147,12 @@ def test_floor_counts_each_token_once():
         for context in range(1, 7)
     ) + 8 * (7 + 8 + 9)  # fmt: skip
     attention = 4 * 128 * 4 * pairs
-    assert (
-        flops["sampling"] == flops["forward"] == 2 * (base + lora) * tokens + attention
-    )
-    assert flops["reference"] == 2 * base * tokens + attention
-    assert flops["backward"] == 2 * (base + 2 * lora) * tokens + 2 * attention
+    scores = 2 * head * (2 + 8 * 3)  # where a completion's token is predicted
+    adapted = 2 * (base + lora) * tokens + attention + scores
+    assert flops["sampling"] == flops["forward"] == adapted
+    assert flops["reference"] == 2 * base * tokens + attention + scores
+    backward = 2 * (base + 2 * lora) * tokens + 2 * attention + scores
+    assert flops["backward"] == backward
 
 
 def test_both_sides_are_given_the_same_work(tmp_path):
@@ -163,6 +169,110 @@ def test_both_sides_are_given_the_same_work(tmp_path):
     assert ids == task.encode([settings["texts"][0]]).prompt_ids[0].tolist()
     assert config.updates_per_batch == 1
     json.dumps(settings)
+
+
+# ------------------------------------------------------- a real model's architecture
+
+
+@pytest.fixture(name="real")
+def fixture_real():
+    """Both sides on a small random model that stands for SmolLM2: our run, TRL's."""
+    words = ["--model", "smollm2", "--weights", model_folder(), "--prompts", "2"]
+    words += ["--generations", "3", "--completion-tokens", "5"]
+    args = bench.parse(words)
+    with bench.prepared(args) as name:
+        config = bench.make_config(args, "grpo")
+        settings = json.loads(
+            json.dumps(bench.worker_settings(config, name, threads=1))
+        )
+        yield bench.Ours(config), worker.TextLM(settings), settings
+
+
+def test_a_real_model_gets_the_same_prompts_on_both_sides(real):
+    ours, theirs, settings = real
+    task = ours.run.task
+    batch = task.encode(task.prompts("train"))
+    rows = zip(batch.prompt_ids, batch.prompt_mask, strict=True)
+    ids = [row[mask].tolist() for row, mask in rows]
+    assert theirs.tokenizer(theirs.texts)["input_ids"] == ids  # as TRL encodes them
+    assert settings["max_completion_tokens"] == task.max_completion_tokens == 5
+    config = ours.run.config
+    assert settings["kl_coef"] == config.kl_coef > 0
+    for name in ("learning_rate", "temperature", "lora_alpha", "clip_low", "clip_high"):
+        assert settings[name] == getattr(config, name)
+
+
+# peft asks transformers by an old name
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing")
+def test_a_real_model_gets_the_same_adapter_on_both_sides(real):
+    from peft import get_peft_model
+
+    ours, theirs, settings = real
+    model = get_peft_model(theirs.model, worker.lora_config(settings))
+    mine = {n: p.shape for n, p in ours.run.policy.model.named_parameters()
+            if p.requires_grad}  # fmt: skip
+    assert mine == {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
+    trained = sum(shape.numel() for shape in mine.values())
+    peer = SimpleNamespace(facts={"trainable": trained})
+    bench.check_same_adapter(trained, {"trl": peer})
+    with pytest.raises(RuntimeError, match=r"'trl' trains .* Fix: give both sides"):
+        bench.check_same_adapter(trained + 1, {"trl": peer})
+
+
+def test_a_real_model_stops_and_is_paid_alike_on_both_sides(real):
+    ours, theirs, _ = real
+    task, tokenizer = ours.run.task, theirs.tokenizer
+    assert set(theirs.model.generation_config.eos_token_id) == {
+        tokenizer.eos_token_id, tokenizer.pad_token_id
+    }  # fmt: skip
+    texts = ["13", "13\nA s", "14", "49\n", " 13", "88\n4"]
+    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    prompts = [theirs.texts[number // 3] for number in range(6)]  # prime, square
+    paid = theirs.score(prompts, texts, ids)
+    assert paid == [1.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+    width = max(map(len, ids))
+    mask = torch.tensor([[n < len(row) for n in range(width)] for row in ids])
+    padded = torch.tensor([row + [task.pad_id] * (width - len(row)) for row in ids])
+    batch = task.encode(task.prompts("train")[:2])
+    assert task.score(batch, padded, mask, num_generations=3).tolist() == paid
+
+
+def test_completions_as_in_the_course_end_with_their_line():
+    words = ["--model", "smollm2", "--weights", model_folder(), "--stop-at-line"]
+    args = bench.parse(words)
+    with bench.prepared(args) as name:
+        config = bench.make_config(args, "flowrl")
+        theirs = worker.TextLM(bench.worker_settings(config, name, threads=1))
+    assert config.task == "open_sets"
+    ends = theirs.model.generation_config.eos_token_id
+    assert theirs.tokenizer("\n")["input_ids"][0] in ends
+    line = theirs.tokenizer("13\n")["input_ids"]
+    assert theirs.score(theirs.texts[:2], [""] * 2, [line, line[:-1]]) == [1.0, 0.0]
+
+
+def test_more_prompts_than_questions_are_refused():
+    args = bench.parse(["--model", "smollm2", "--prompts", "9"])
+    with pytest.raises(ValueError, match=r"--prompts is 9.*Fix: --prompts 4"):
+        bench.make_config(args, "grpo")
+
+
+def test_floor_of_grouped_query_attention_counts_what_torch_executes(real):
+    """Fewer key heads: smaller maps, as many products of queries with keys."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    policy = real[0].run.policy
+    layers, lora, head = bench.count_weights(policy.model)
+    config = policy.model.get_base_model().config
+    assert config.num_key_value_heads < config.num_attention_heads
+    tokens = torch.randint(3, 50, (1, 7))
+    policy.model.set_attn_implementation("eager")  # products that can be counted
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        policy.model(input_ids=tokens)
+    counts = counter.get_flop_counts()["Global"]
+    assert counts[torch.ops.aten.mm] == 2 * 7 * (layers + lora + head)
+    shape = bench.attention_shape(config)
+    attention = bench.forward_flops(0, *shape, tokens=0, pairs=49)
+    assert counts[torch.ops.aten.bmm] == attention
 
 
 def test_missing_trl_says_how_to_get_it(monkeypatch):
@@ -206,6 +316,20 @@ def test_whole_comparison_with_trl(capsys):
     assert "arithmetic floor" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("trl") is None, reason="TRL is not in this environment"
+)
+def test_whole_comparison_of_a_real_models_architecture(capsys):
+    """One TRL and one of ours; unequal adapters would have been refused."""
+    words = ["--model", "smollm2", "--weights", model_folder(), "--threads", "1"]
+    words += ["--rounds", "1", "--warmup", "0", "--prompts", "2", "--generations", "4"]
+    words += ["--peers", "trl", "--algorithms", "grpo", "--dtypes", "float32"]
+    assert bench.main(words) == 0
+    theirs, ours = capsys.readouterr().out.splitlines()[-2:]
+    assert theirs.startswith("trl ") and ours.startswith("ours, grpo ")
+
+
 # ------------------------------------------------------------------ one command
 
 
@@ -247,8 +371,36 @@ def test_ratio_says_how_much_less_ours_needs(monkeypatch):
 def test_step_is_left_out_without_trl(monkeypatch, capsys):
     run_all = in_repository(monkeypatch)
     monkeypatch.setattr(run_all.importlib.util, "find_spec", lambda _name: None)
-    assert run_all.step_lines(run_all.parse(["--quick"])) == []
-    assert "give --trl-python" in capsys.readouterr().out
+    for section in ("step", "step_smollm2"):
+        assert run_all.SECTIONS[section](run_all.parse(["--quick"])) == []
+        assert "give --trl-python" in capsys.readouterr().out
+
+
+def test_quick_step_of_smollm2_never_downloads(monkeypatch, tmp_path, capsys):
+    run_all = in_repository(monkeypatch)
+    monkeypatch.setenv("FLOWRL_CACHE", str(tmp_path))
+    args = run_all.parse(["--quick", "--trl-python", sys.executable])
+    assert run_all.SECTIONS["step_smollm2"](args) == []
+    assert "SmolLM2 is not here" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_lines_of_a_step_name_model_side_and_every_trl(monkeypatch):
+    run_all = in_repository(monkeypatch)
+    row = {"median": 2.0, "cpu": 3.0, "fastest": 1.0, "slowest": 4.0}
+    found = {
+        "rows": {"trl": row | {"median": 8.0}, "trl, as it comes": row,
+                 "ours, grpo": row, "ours, flowrl, bfloat16": row},
+        "flops": {"sampling": 6.0, "forward": 4.0},
+    }  # fmt: skip
+    lines = run_all.lines_of_step(found, "SmolLM2-135M", peak=5.0)
+    assert [(line["what"], line["peer"]) for line in lines] == [
+        ("SmolLM2-135M, grpo", "TRL, float32, tuned"),
+        ("SmolLM2-135M, grpo", "TRL, bfloat16"),
+        ("SmolLM2-135M, flowrl, bfloat16", "TRL, float32, tuned"),
+        ("SmolLM2-135M, flowrl, bfloat16", "TRL, bfloat16"),
+    ]  # fmt: skip
+    assert (lines[0]["ours"], lines[0]["theirs"], lines[0]["floor"]) == (2.0, 8.0, 2.0)
 
 
 def test_cold_start_reports_what_failed(monkeypatch):

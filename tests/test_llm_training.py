@@ -33,6 +33,7 @@ def config(**changes) -> ExperimentConfig:
         "task": "open_sets", "policy": "hf_lm", "model": model_folder(), "steps": 4,
         "prompts_per_step": 2, "num_generations": 4, "eval_every": 2,
         "eval_prompts": 2, "learning_rate": 1e-2, "lora_rank": 2, "reward_scale": 4.0,
+        "seed": 3,  # its first batch has a right answer in every number format
     }  # fmt: skip
     return ExperimentConfig(**{**settings, **changes})
 

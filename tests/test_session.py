@@ -6,13 +6,19 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import flowrl_lab
-from flowrl_lab.policies.workers import count_workers, set_workers
+from flowrl_lab.policies.workers import (
+    count_workers,
+    set_threads_for_large,
+    set_workers,
+    threads_for,
+)
 from flowrl_lab.session import choose_threads, data_path, setup
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,16 +176,18 @@ def test_a_missing_module_of_our_own_is_not_called_optional(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("cores", "wanted", "expected"),
+    ("cores", "wanted", "expected", "for_large"),
     [
-        (1, None, (1, 1)),
-        (2, None, (1, 2)),
-        (8, None, (3, 4)),
-        (2, "3", (3, 1)),
-        (None, None, (1, 1)),
+        (1, None, (1, 1), 1),
+        (2, None, (1, 2), 2),
+        (8, None, (3, 4), 3),
+        (2, "3", (3, 1), 3),
+        (None, None, (1, 1), 1),
     ],
 )
-def test_threads_and_workers_follow_the_cores(monkeypatch, cores, wanted, expected):
+def test_threads_and_workers_follow_the_cores(
+    monkeypatch, cores, wanted, expected, for_large
+):
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if wanted is not None:
@@ -189,6 +197,12 @@ def test_threads_and_workers_follow_the_cores(monkeypatch, cores, wanted, expect
     try:
         assert (choose_threads(), count_workers()) == expected
         assert torch.get_num_threads() == expected[0]
+        with threads_for(SimpleNamespace(large_tensors=True)):
+            assert torch.get_num_threads() == for_large
+        with threads_for(SimpleNamespace()):
+            assert torch.get_num_threads() == expected[0]
+        assert torch.get_num_threads() == expected[0]
     finally:
         torch.set_num_threads(before)
         set_workers(1)
+        set_threads_for_large(None)

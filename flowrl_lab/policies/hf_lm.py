@@ -10,10 +10,10 @@ import contextlib
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.llm.loading import LoadedModel, load_language_model
+from flowrl_lab.policies.head_scores import frozen_head_scores
 from flowrl_lab.policies.language_model import add_lora
 from flowrl_lab.policies.packed import PackedLanguageModelPolicy
 from flowrl_lab.tasks.text import TextTask
@@ -22,22 +22,20 @@ from flowrl_lab.types import PromptBatch
 
 __all__ = ["HFLanguageModelPolicy", "load_hf_lm"]
 
-# Scores of the whole vocabulary are held for as many tokens at a time: with 150,000
-# words, 64 of them are 40 MB in float32.
-TOKENS_AT_ONCE = 64
-
 
 class HFLanguageModelPolicy(PackedLanguageModelPolicy):
     """A peft-wrapped model from ``load_language_model`` behind the ``Policy`` protocol.
 
     The scores ``[B, T, V]`` of a large vocabulary are never held as a whole: they are
-    made for a few tokens at a time, and again in the backward pass.
+    made for a few tokens at a time (``head_scores``).
 
     Args:
         loaded: where the model came from.
         model: its peft-wrapped form.
         settings: as for ``LanguageModelPolicy``.
     """
+
+    large_tensors = True  # see ``workers.threads_for``
 
     def __init__(self, loaded: LoadedModel, model, **settings):
         super().__init__(model, name="hf_lm", **settings)
@@ -59,34 +57,33 @@ class HFLanguageModelPolicy(PackedLanguageModelPolicy):
         """
         with self._as_reference() if reference else contextlib.nullcontext():
             states = self._completion_states(prompts, completion_ids, completion_mask)
-            scored = self._score_tokens(
-                states[completion_mask], completion_ids[completion_mask], temperature
-            )
-        if not torch.isfinite(scored).all():
+            scored = frozen_head_scores(
+                states[completion_mask], self._lm_head, completion_ids[completion_mask],
+                temperature,
+            )  # fmt: skip
+        if not all(torch.isfinite(numbers).all() for numbers in scored):
             raise FloatingPointError(
                 f"the scores of model {self.loaded.name!r} are not finite. Fix: lower "
                 "the learning rate, or set dtype='float32' (float16 ends at 65,504)."
             )
-        found = scored.new_zeros(2, *completion_ids.shape)
-        return states, *found.masked_scatter(completion_mask, scored)
-
-    def _score_tokens(
-        self, states: Tensor, token_ids: Tensor, temperature: float
-    ) -> Tensor:
-        """Log-probs and entropies ``[2, N]`` of tokens, from the states before them."""
-
-        def score(rows: Tensor, tokens: Tensor) -> Tensor:
-            scores = (self._lm_head(rows).float() / temperature).log_softmax(-1)
-            chosen = scores.gather(-1, tokens[:, None]).squeeze(-1)
-            return torch.stack([chosen, -(scores.exp() * scores).sum(-1)])
-
-        spans = zip(
-            states.split(TOKENS_AT_ONCE), token_ids.split(TOKENS_AT_ONCE), strict=True
+        # Apart, so that the entropy's gradient is only computed where it is wanted.
+        zeros = scored[0].new_zeros(completion_ids.shape)
+        return states, *(
+            zeros.masked_scatter(completion_mask, numbers) for numbers in scored
         )
-        if len(states) <= TOKENS_AT_ONCE or not torch.is_grad_enabled():
-            return torch.cat([score(*span) for span in spans], dim=1)
-        found = [checkpoint(score, *span, use_reentrant=False) for span in spans]
-        return torch.cat(found, dim=1)
+
+    def _draw(self, scaled: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
+        """By inverting the distribution function: one random number a row, not V.
+
+        Sums of 50,000 shares need float64; where a device has none, as elsewhere.
+        """
+        if scaled.device.type == "mps":
+            return super()._draw(scaled, node, generator)
+        reached = scaled.softmax(-1).double().cumsum(-1)[node]
+        drawn = reached.new_empty(len(node), 1).uniform_(generator=generator)
+        # right: a word of no probability reaches no further than the one before it
+        token = torch.searchsorted(reached, drawn * reached[:, -1:], right=True)
+        return token.squeeze(-1).clamp(max=reached.shape[-1] - 1)
 
 
 def load_hf_lm(

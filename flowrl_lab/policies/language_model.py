@@ -192,9 +192,7 @@ class LanguageModelPolicy:
         tokens, masks, log_probs = [], [], []
         for position in range(self.max_completion_tokens):
             scaled = decode.logits.float() / temperature
-            noise = scaled.new_empty(rows, scaled.shape[-1])
-            noise.exponential_(generator=generator)  # an exponential race
-            token = (scaled.softmax(-1)[decode.node] / noise).argmax(-1)
+            token = self._draw(scaled, decode.node, generator)
             token = torch.where(alive, token, self.pad_id)
             chosen = scaled.log_softmax(-1)[decode.node, token]
             tokens.append(token)
@@ -207,6 +205,12 @@ class LanguageModelPolicy:
         return Completions(
             *(torch.stack(rows, dim=1) for rows in (tokens, masks, log_probs))
         )
+
+    def _draw(self, scaled: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
+        """A token for each row: from scores ``[M, V]``, and each row's line in them."""
+        noise = scaled.new_empty(len(node), scaled.shape[-1])
+        noise.exponential_(generator=generator)  # an exponential race
+        return (scaled.softmax(-1)[node] / noise).argmax(-1)
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
         """A decoder: ``logits`` [M, V], ``node`` [B] (a row's logits), ``step``."""

@@ -8,9 +8,10 @@ Python's lock from beginning to end, so the workers do run side by side.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -18,11 +19,19 @@ import torch
 
 from flowrl_lab._validation import check_count
 
-__all__ = ["count_workers", "run_together", "set_workers", "share"]
+__all__ = [
+    "count_workers",
+    "run_together",
+    "set_threads_for_large",
+    "set_workers",
+    "share",
+    "threads_for",
+]
 
 Result = TypeVar("Result")
 
 _workers = 1
+_threads_for_large: int | None = None
 _pool: ThreadPoolExecutor | None = None
 
 
@@ -38,6 +47,36 @@ def set_workers(count: int) -> None:
         _pool.shutdown()
         _pool = None
     _workers = count
+
+
+def set_threads_for_large(count: int | None) -> None:
+    """PyTorch's threads while a model of large tensors is at work; None: as they are.
+
+    Raises:
+        ValueError: count below 1.
+    """
+    global _threads_for_large
+    if count is not None:
+        check_count("count", count)
+    _threads_for_large = count
+
+
+@contextlib.contextmanager
+def threads_for(policy) -> Iterator[None]:
+    """PyTorch's threads as suit the tensors of ``policy``, for the time of a block.
+
+    A policy with ``large_tensors`` gets those of ``set_threads_for_large``: products
+    with a real model's weights are worth sharing, a tiny one's are not.
+    """
+    before, wanted = torch.get_num_threads(), _threads_for_large
+    if wanted in (None, before) or not getattr(policy, "large_tensors", False):
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def count_workers() -> int:
