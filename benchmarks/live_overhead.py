@@ -1,13 +1,14 @@
 """What the live plot costs, as a share of the training it shows.
 
-    python benchmarks/live_overhead.py                 two runs of 400 steps
-    python benchmarks/live_overhead.py --steps 2000
+    python benchmarks/live_overhead.py                     the tiny LM, 150 steps
+    python benchmarks/live_overhead.py --task landscape --steps 400
 
-Trains FlowRL and GRPO on the landscape in a real notebook kernel, first without a
-plot, then with each back end, and prints the CPU time spent inside the plot's own
-calls (opening, updates, closing) over the CPU time of the whole cell: unlike wall
-time, the ratio does not depend on what else the machine does.  Importing plotly,
-once in a session, is counted apart.
+Trains FlowRL and GRPO side by side in a real notebook kernel, first without a plot,
+then with each back end, and prints the CPU time spent inside the plot's own calls
+(opening, updates, closing) over the CPU time of the whole cell: unlike wall time, the
+ratio does not depend on what else the machine does.  Importing plotly, once in a
+session, is counted apart.  A plot opens and closes once, whatever it shows, so its
+share of a run of a few seconds is larger.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ import json
 import os
 import sys
 
+STEPS = {"make_number": 150, "landscape": 400}
 CELL = """
 import json, time
 from contextlib import nullcontext
-from flowrl_lab.config import ExperimentConfig
+from flowrl_lab import preset
 from flowrl_lab.experiment import race
 from flowrl_lab.live import LivePlot
+from flowrl_lab.session import choose_threads
+
+choose_threads()
 
 def configs():
     return [
-        ExperimentConfig(task="landscape", algorithm=name, steps={steps}, eval_every=10)
+        preset("{task}", name, steps={steps}).replace(eval_every=10, eval_prompts=8)
         for name in ("flowrl", "grpo")
     ]
 
@@ -93,19 +98,23 @@ def run_in_kernel(code: str) -> str:
     return "".join(printed)
 
 
-def measure(steps: int) -> list[tuple[str, float, float, int]]:
+def measure(task: str, steps: int) -> list[tuple[str, float, float, int]]:
     """For each back end: CPU seconds of the cell, those in the plot, drawings."""
-    output = run_in_kernel(CELL.replace("{steps}", str(steps)))
+    cell = CELL.replace("{steps}", str(steps)).replace("{task}", task)
+    output = run_in_kernel(cell)
     line = next(text for text in output.splitlines() if text.startswith("ROWS"))
     return [tuple(row) for row in json.loads(line.removeprefix("ROWS"))]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=400, help="updates of each run")
+    parser.add_argument("--task", choices=STEPS, default="make_number")
+    parser.add_argument("--steps", type=int, help="updates of each run")
     arguments = parser.parse_args()
     print(f"{'':14}{'CPU s':>9}{'plot s':>9}{'share':>8}{'drawings':>10}")
-    for name, wall, spent, drawn in measure(arguments.steps):
+    for name, wall, spent, drawn in measure(
+        arguments.task, arguments.steps or STEPS[arguments.task]
+    ):
         share = f"{100 * spent / wall:.1f}%"
         print(f"{name:14}{wall:9.2f}{spent:9.2f}{share:>8}{drawn:10}")
     return 0

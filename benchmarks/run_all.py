@@ -48,8 +48,15 @@ TRL_NAMES = {
 
 
 def step_lines(args: argparse.Namespace) -> list[dict]:
-    """Our step on the tiny LM against TRL's, at its fastest and as it comes."""
-    return compare_steps(args, "tiny_lm", "tiny LM", ["--rounds", "15"], [])
+    """Our step on the tiny LM against TRL's, at its fastest and as it comes.
+
+    Twice: with the course's batch, and with larger groups, which share more prefixes.
+    """
+    lines = compare_steps(args, "tiny_lm", "tiny LM", ["--rounds", "15"], [])
+    if not args.quick:
+        groups = ["--rounds", "9", "--prompts", "8", "--generations", "64"]
+        lines += compare_steps(args, "tiny_lm", "tiny LM 8 x 64", groups, [])
+    return lines
 
 
 def smollm2_step_lines(args: argparse.Namespace) -> list[dict]:
@@ -152,7 +159,8 @@ def log_prob_lines(args: argparse.Namespace) -> list[dict]:
 def live_lines(args: argparse.Namespace) -> list[dict]:
     """Processor time of a watched run over that of the same run unwatched."""
     lines, alone = [], None
-    for name, spent, inside, _ in live_overhead.measure(20 if args.quick else 1500):
+    task, steps = ("landscape", 20) if args.quick else ("make_number", 150)
+    for name, spent, inside, _ in live_overhead.measure(task, steps):
         if name == "no plot":
             alone = spent
         if name in ("static", "svg", "widget"):
