@@ -141,7 +141,7 @@ def test_who_waits_for_the_compiler_is_told_why(monkeypatch, capsys):
 def test_passes_are_compiled_once(policies):
     """What ``warm_up`` compiles is what a training step calls."""
     tree_passes.warm_up()
-    passes = tree_passes.forward, tree_passes.grow_forward, tree_passes.backward
+    passes = tree_passes.forward, tree_passes.sample, tree_passes.backward
     before = [len(one.signatures) for one in passes]
     assert before == [1, 1, 1]
     prompts, ids, mask, weights = sample_and_weigh(policies)

@@ -24,11 +24,13 @@ __all__ = [
     "attend_gradient",
     "clear",
     "compiled",
+    "draw",
     "embed",
     "grow",
     "normalize",
     "normalize_gradient",
     "scale_columns",
+    "to_log_probs",
     "turn",
 ]
 
@@ -349,6 +351,48 @@ def normalize_gradient(parts, normed, scale, grad):
         along /= np.float32(width)
         for j in range(width):
             grad[n, j] += (parts[0, n, j] - normed[n, j] * along) * scale[n, 0]
+
+
+@compiled
+@no_type_check
+def to_log_probs(scores, temperature):
+    """Scores ``[M, V]`` to log softmax(scores / temperature), in place."""
+    for row in range(scores.shape[0]):
+        largest = np.float32(-np.inf)
+        for word in range(scores.shape[1]):
+            scores[row, word] /= temperature
+            largest = max(scores[row, word], largest)
+        total = np.float32(0)
+        for word in range(scores.shape[1]):
+            total += _exp(scores[row, word] - largest)
+        rest = largest + np.float32(math.log(total))
+        for word in range(scores.shape[1]):
+            scores[row, word] -= rest
+
+
+@compiled
+@no_type_check
+def draw(log_probs, at, first, noise, alive, tokens, chosen):
+    """A token for each live row: the one whose probability / noise is largest.
+
+    Args:
+        log_probs: of the words after the nodes of a level, ``[M, V]``.
+        at: row of the tree that each completion is at, ``[B]``.
+        first: row of the tree where the level begins.
+        noise: ``[B, V]``.
+        alive: which rows draw, ``[B]``.
+        tokens: gets what they draw, ``[B]``.
+        chosen: gets its log-prob, ``[B]``.
+    """
+    for row in range(len(at)):
+        if not alive[row]:
+            continue
+        node, best, lead = at[row] - first, 0, np.float32(-1)
+        for word in range(log_probs.shape[1]):
+            found = _exp(log_probs[node, word]) / noise[row, word]
+            if found > lead:
+                best, lead = word, found
+        tokens[row], chosen[row] = best, log_probs[node, best]
 
 
 @compiled

@@ -36,11 +36,13 @@ from flowrl_lab.policies.tree_kernels import (
     attend_gradient,
     clear,
     compiled,
+    draw,
     embed,
     grow,
     normalize,
     normalize_gradient,
     scale_columns,
+    to_log_probs,
     turn,
 )
 
@@ -52,14 +54,14 @@ __all__ = [
     "Weights",
     "backward",
     "forward",
-    "grow_forward",
+    "sample",
     "warm_up",
 ]
 
 # sha256 of tree_kernels.py, in short.  numba looks at the file of a function alone to
 # tell whether its compiled form is still good, and these call that file's functions: so
 # whoever changes those has to change this line (a test says what to).
-KERNELS = "4d611b1ceeb1"
+KERNELS = "4e54a9438369"
 
 # Rows that go through a layer together: what they need stays in the processor's cache.
 _BLOCK = 256
@@ -171,21 +173,48 @@ def forward(nodes, first, end, depth, frame, weights, tape):
 
 @compiled
 @no_type_check
-def grow_forward(level, at, tokens, alive, depth, nodes, frame, weights, tape, grown):
-    """Append a token to every live completion, and run the new nodes.
+def sample(
+    nodes, end, at, noise, temperature, eos_id, depth, frame, weights, tape, tokens,
+    mask, log_probs, predictor,
+):  # fmt: skip
+    """Draw completions to their ends, level by level.
 
     Args:
-        level: rows of the level that they are at, (first, end).
-        at, tokens, alive, grown: as ``grow`` takes them.
-        depth, nodes, frame, weights, tape: as ``forward`` takes them.
+        nodes: the prompts' tokens, with room for those that are drawn.
+        end: row after the last of them.
+        at: row of the last token of each completion's prompt, ``[B]``.
+        noise: exponential, for every token that could be drawn, ``[T, B, V]``.
+        temperature: of the draws.
+        eos_id: the token that ends a completion.
+        depth, frame, weights, tape: as ``forward`` takes them.
+        tokens: gets what is drawn, ``[T, B]``; the rest stays as it is, here and below.
+        mask: gets True for each token drawn.
+        log_probs: gets the log-prob of each.
+        predictor: gets the row whose state each was drawn from.
 
     Returns:
-        Row after the last new node, their states, and their logits.
+        Row after the last node, and how many levels were drawn.
     """
-    first, end = level
-    last = grow(nodes, first, end, at, tokens, alive, len(frame.head), grown)
-    states = forward(nodes, end, last, depth, frame, weights, tape)
-    return last, states, np.dot(states, frame.head.T)
+    width, rows, vocab_size = noise.shape
+    first, at, grown = np.int64(0), at.copy(), np.empty_like(at)
+    alive = np.ones(rows, np.bool_)
+    for place in range(width):
+        states = forward(nodes, first, end, depth, frame, weights, tape)
+        scores = np.dot(states, frame.head.T)
+        to_log_probs(scores, temperature)
+        draw(scores, at, first, noise[place], alive, tokens[place], log_probs[place])
+        left = 0
+        for row in range(rows):
+            if alive[row]:
+                mask[place, row], predictor[place, row] = True, at[row]
+                alive[row] = tokens[place, row] != eos_id
+                left += alive[row]
+        if left == 0 or place + 1 == width:
+            break
+        last = grow(nodes, first, end, at, tokens[place], alive, vocab_size, grown)
+        first, end = end, last
+        at, grown = grown, at
+    return end, place + 1
 
 
 @compiled
@@ -402,9 +431,10 @@ def _run_small() -> None:
     )  # fmt: skip
     nodes = Nodes(*np.array([[0, 0], [0, 1], [-1, 0]]))
     forward(nodes, 0, 1, 2, frame, weights, tape)
-    grow_forward(
-        (0, 1), np.zeros(1, int), np.zeros(1, int), np.ones(1, bool), 2, nodes, frame,
-        weights, tape, np.zeros(1, int),
+    levels = np.zeros((2, 1), int), np.zeros((2, 1), bool), empty(2, 1)
+    sample(
+        nodes, 1, np.zeros(1, int), empty(2, 1, "V") + np.float32(1), np.float32(1), 9,
+        2, frame, weights, tape, *levels, np.zeros((2, 1), int),
     )  # fmt: skip
     backward(
         empty("N", "H"), nodes, 2, frame, weights, tape, adapters, np.float32(1), room,

@@ -14,13 +14,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from flowrl_lab._validation import bad_input, check_count, check_number
 from flowrl_lab.policies import tree_passes
 from flowrl_lab.policies.language_model import LanguageModelPolicy, pool_features
 from flowrl_lab.policies.prefix_tree import build_tree
-from flowrl_lab.policies.tree_decoder import TreeDecoder, cut_prompts, find_tape
 from flowrl_lab.policies.tree_grad import Grove, differentiable_states
 from flowrl_lab.policies.tree_llama import Tape, TreeLlama
 from flowrl_lab.policies.tree_passes import Weights
+from flowrl_lab.policies.tree_sampler import Sampler, cut_prompts, find_tape
 from flowrl_lab.policies.workers import run_together, share
 from flowrl_lab.tokens import entropy_from_logits
 from flowrl_lab.types import Completions, PromptBatch
@@ -68,11 +69,15 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         ValueError: another model.
     """
 
-    def __init__(self, model, **settings):
-        super().__init__(model, **settings)
+    def __init__(self, model, *, eos_id: int, pad_id: int, **settings):
+        if settings.get("ended") is not None:
+            raise bad_input(
+                "ended", "is given", "None: here an end token ends a completion",
+                "use LanguageModelPolicy",
+            )  # fmt: skip
+        super().__init__(model, eos_id=eos_id, pad_id=pad_id, **settings)
         self._tree_model = TreeLlama(model)
         tree_passes.warm_up()
-        self._decoder: TreeDecoder | None = None
         self._grown: _Grown | None = None
         # used again by the next rollout, and by the next pass that keeps nothing
         self._tapes: list[Tape] = []
@@ -87,21 +92,18 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         generator: torch.Generator,
     ) -> Completions:
         """As in ``LanguageModelPolicy``; its activations serve ``evaluate``."""
-        completions = super().sample(
-            prompts, num_generations, temperature=temperature, generator=generator
-        )
-        decoder, self._decoder = self._decoder, None
-        tensors = _key(prompts, completions.completion_ids, completions.completion_mask)
-        groves = decoder.harvest(completions.completion_mask)
-        self._grown = _Grown(tensors, _versions(tensors), groves, decoder.weights)
-        return completions
-
-    def _start_decoding(self, prompts: PromptBatch, copies: int):
+        check_number("temperature", temperature, above=True)
+        check_count("num_generations", num_generations)
         self._grown = None  # its tapes are about to be written over
-        self._decoder = TreeDecoder(
-            self._tree_model, prompts, copies, self.max_completion_tokens, self._tapes
-        )
-        return self._decoder
+        weights = self._tree_model.weights()
+        sampler = Sampler(
+            self._tree_model, weights, num_generations, self.max_completion_tokens,
+            temperature, self.eos_id, self.pad_id,
+        )  # fmt: skip
+        drawn, groves = sampler.sample(prompts.to(self.device), self._tapes, generator)
+        tensors = _key(prompts, drawn.completion_ids, drawn.completion_mask)
+        self._grown = _Grown(tensors, _versions(tensors), groves, weights)
+        return drawn
 
     def _token_scores(
         self,

@@ -1,0 +1,130 @@
+"""Sampling on a tree: every distinct prefix goes through the model once.
+
+The prompts are shared out among the workers; each grows the trees of its own, from
+the prompts to the last token, in one compiled call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from flowrl_lab.policies import tree_passes
+from flowrl_lab.policies.prefix_tree import PrefixTree, new_nodes, plant_prompts
+from flowrl_lab.policies.tree_grad import Grove
+from flowrl_lab.policies.tree_kernels import Nodes
+from flowrl_lab.policies.tree_llama import Tape, TreeLlama
+from flowrl_lab.policies.tree_passes import Weights
+from flowrl_lab.policies.workers import run_together, share
+from flowrl_lab.types import Completions, PromptBatch
+
+__all__ = ["Sampler", "cut_prompts", "find_tape"]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How completions are drawn.
+
+    Args:
+        model: that draws them.
+        weights: it draws with.
+        copies: G, completions of each prompt.
+        width: T, the most tokens of a completion.
+        temperature: of the draws.
+        eos_id: the token that ends a completion.
+        pad_id: the token that fills up finished rows.
+    """
+
+    model: TreeLlama
+    weights: Weights
+    copies: int
+    width: int
+    temperature: float
+    eos_id: int
+    pad_id: int
+
+    def sample(
+        self, prompts: PromptBatch, tapes: list[Tape], generator: torch.Generator
+    ) -> tuple[Completions, list[Grove]]:
+        """Completions of all prompts, and each worker's trees with their activations.
+
+        Args:
+            prompts: P.
+            tapes: of the last rollout, or empty; they are used again if they are large
+                enough, and this one's are put there.
+            generator: the same draws as ``LanguageModelPolicy`` takes from it.
+        """
+        rows = len(prompts) * self.copies
+        before = generator.get_state()
+        noise = torch.empty(self.width, rows, len(self.model.frame.head))
+        for level in noise:
+            level.exponential_(generator=generator)  # an exponential race
+        most = prompts.prompt_ids.shape[1] + self.copies * (self.width - 1)
+        tasks = []
+        for number, part in enumerate(share(len(prompts))):
+            mine = cut_prompts(prompts, part)
+            tape = find_tape(self.model, tapes, number, len(mine) * most)
+            cut = slice(part.start * self.copies, part.stop * self.copies)
+            draws = noise[:, cut].contiguous().numpy()
+            tasks.append(partial(self._grow, mine, draws, tape))
+        trees, drawn, used = zip(*run_together(tasks), strict=True)
+        if max(used) < self.width:  # as if nobody had drawn further
+            generator.set_state(before)
+            for level in noise[: max(used)]:
+                level.exponential_(generator=generator)
+        tokens, mask, log_probs, predictor = (
+            torch.from_numpy(np.concatenate(levels, axis=1)[: max(used)].T.copy())
+            for levels in zip(*drawn, strict=True)
+        )
+        parts = predictor.split([levels[0].shape[1] for levels in drawn])
+        groves = [
+            Grove(PrefixTree(nodes, part), tape, states)
+            for part, (nodes, tape, states) in zip(parts, trees, strict=True)
+        ]
+        return Completions(tokens, mask, log_probs), groves
+
+    def _grow(self, prompts: PromptBatch, noise: np.ndarray, tape: Tape):
+        """One worker's nodes, tape and states; what it drew; for how many levels."""
+        tape.begin(self.model.versions())
+        nodes = new_nodes(tape.room)
+        end, ends = plant_prompts(prompts, nodes)
+        shape = noise.shape[:2]
+        tokens = np.full(shape, self.pad_id, np.int64)
+        mask, log_probs = np.zeros(shape, bool), np.zeros(shape, np.float32)
+        predictor = np.zeros(shape, np.int64)
+        end, used = tree_passes.sample(
+            nodes, end, ends.repeat_interleave(self.copies).numpy(), noise,
+            np.float32(self.temperature), self.eos_id,
+            prompts.prompt_ids.shape[1] + self.width - 1, self.model.frame,
+            self.weights, tape.tables, tokens, mask, log_probs, predictor,
+        )  # fmt: skip
+        nodes = Nodes(*(table[:end] for table in nodes))
+        states = tape.tables.normed[:end] * self.model.frame.norm
+        drawn = tokens, mask, log_probs, predictor
+        return (nodes, tape, torch.from_numpy(states)), drawn, used
+
+
+def find_tape(
+    model: TreeLlama,
+    kept: list[Tape],
+    number: int,
+    nodes: int,
+    layers: int | None = None,
+) -> Tape:
+    """The kept tape of this number if it is large enough, else a new one instead."""
+    if number == len(kept) or kept[number].room < nodes:
+        kept[number : number + 1] = [model.new_tape(nodes, layers=layers)]
+    return kept[number]
+
+
+def cut_prompts(prompts: PromptBatch, part: slice) -> PromptBatch:
+    """Some of the prompts."""
+    return PromptBatch(
+        prompts.texts[part],
+        prompts.prompt_ids[part],
+        prompts.prompt_mask[part],
+        prompts.indices[part],
+    )
