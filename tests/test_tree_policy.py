@@ -382,6 +382,48 @@ def test_the_kept_tree_belongs_to_its_prompts_and_completions(policies):
     torch.testing.assert_close(tree.evaluate(first, ids, mask).log_probs, changed)
 
 
+@pytest.mark.bad_input
+@pytest.mark.parametrize("way", ["sample", "evaluate"])
+@pytest.mark.parametrize("wrong", ["a large token", "no token"])
+def test_prompts_that_compiled_code_could_not_read(policies, way, wrong):
+    prompts, (ids, mask) = make_prompts(True), make_completions()
+    if wrong == "no token":
+        prompts.prompt_mask[1] = False
+    else:
+        prompts.prompt_ids[2, 3] = VOCAB
+    with pytest.raises(ValueError, match=r"(prompt_ids.*0 to 6|without a token).*Fix:"):
+        if way == "sample":
+            policies[1].sample(prompts, 2, generator=torch.Generator())
+        else:
+            policies[1].evaluate(prompts, ids, mask)
+
+
+@pytest.mark.bad_input
+def test_a_tape_that_is_too_small_is_not_written_to(policies):
+    prompts, (ids, mask) = make_prompts(True), make_completions()
+    tree, model = build_tree(prompts, ids, mask, VOCAB), policies[1]._tree_model
+    for size in ((len(tree) - 1, 16), (len(tree), 3)):
+        tape = model.new_tape(*size)
+        tape.tables = tape.tables._replace(
+            attention=tape.tables.attention[..., : size[1]]
+        )
+        with pytest.raises(ValueError, match="too small"):
+            model.states(tree.nodes, model.weights(), tape)
+
+
+def test_random_numbers_are_used_up_as_by_the_plain_policy(policies):
+    """Also where all completions end before the last level."""
+    prompts, widths = make_prompts(True), []
+    for seed in range(20):
+        generators = [torch.Generator().manual_seed(seed) for _ in policies]
+        pairs = zip(policies, generators, strict=True)
+        plain, tree = (p.sample(prompts, 1, generator=g) for p, g in pairs)
+        assert torch.equal(plain.completion_ids, tree.completion_ids)
+        assert torch.equal(*(generator.get_state() for generator in generators))
+        widths.append(tree.completion_ids.shape[1])
+    assert min(widths) < WIDTH == max(widths)
+
+
 def test_temperature_must_be_above_zero(policies):
     with pytest.raises(ValueError, match="temperature"):
         policies[1].sample(make_prompts(False), 2, temperature=0.0,

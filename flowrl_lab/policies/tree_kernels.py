@@ -167,7 +167,8 @@ def attend(qkv, turns, parents, mixed, path, weights, first, count):
         parents: ``[N]``.
         mixed: ``[N, heads, size]``; gets attention's result.
         path: room for a node's ancestors.
-        weights: room for a number for each head and ancestor; see ``_weigh``.
+        weights: ``[N, heads, places]``; gets each node's attention to its ancestors,
+            the nearest first; see ``_weigh``.
         first: the first of the rows; their ancestors are done, or among them.
         count: how many rows.
     """
@@ -185,12 +186,12 @@ def attend(qkv, turns, parents, mixed, path, weights, first, count):
                     halves[part, node, h, 0, j] = left * cosine - right * sine
                     halves[part, node, h, 1, j] = right * cosine + left * sine
         seen = _climb(parents, node, path)
-        _weigh(qkv, node, path, seen, weights)
+        _weigh(qkv, node, path, seen, weights[node])
         for h in range(heads):
             for j in range(size):
                 mixed[node, h, j] = 0
             for k in range(seen):
-                other, weight = path[k], weights[h, k]
+                other, weight = path[k], weights[node, h, k]
                 for j in range(size):
                     mixed[node, h, j] += weight * qkv[2, other, h, j]
 
@@ -242,14 +243,14 @@ def _weigh(qkv, node, path, seen, weights):
 def attend_gradient(qkv, turns, parents, above, grad_qkv, path, weights):
     """The gradient of ``attend``: of queries, keys and values before they were turned.
 
-    With the weights P computed again, dV = Pᵀ dO, dP = dO Vᵀ,
-    dS = P (dP - Σ P dP), dQ = dS K, dK = dSᵀ Q.
+    With the weights P: dV = Pᵀ dO, dP = dO Vᵀ, dS = P (dP - Σ P dP), dQ = dS K,
+    dK = dSᵀ Q.
 
     Args:
-        qkv: as ``attend`` left it.
+        qkv, weights: as ``attend`` left them.
         above: dO, ``[N, heads, size]``.
         grad_qkv: ``[3, ≥ N, heads, size]``; gets the gradient.
-        path, weights: room, as for ``attend``.
+        path: room for a node's ancestors.
     """
     heads, size = qkv.shape[2:]
     factor = np.float32(1 / math.sqrt(size))
@@ -260,7 +261,6 @@ def attend_gradient(qkv, turns, parents, above, grad_qkv, path, weights):
     # children first: then a node's keys and values have heard from everybody
     for node in range(len(above) - 1, -1, -1):
         seen = _climb(parents, node, path)
-        _weigh(qkv, node, path, seen, weights)
         for h in range(heads):
             mean = np.float32(0)
             for k in range(seen):
@@ -268,9 +268,9 @@ def attend_gradient(qkv, turns, parents, above, grad_qkv, path, weights):
                 for j in range(size):
                     slope += above[node, h, j] * qkv[2, other, h, j]
                 slopes[k] = slope
-                mean += weights[h, k] * slope
+                mean += weights[node, h, k] * slope
             for k in range(seen):
-                other, weight = path[k], weights[h, k]
+                other, weight = path[k], weights[node, h, k]
                 slope = weight * (slopes[k] - mean) * factor
                 for j in range(size):
                     grad_qkv[0, node, h, j] += slope * qkv[1, other, h, j]

@@ -30,7 +30,7 @@ from flowrl_lab.policies.tree_passes import (
     Weights,
 )
 
-__all__ = ["Tape", "TreeLlama"]
+__all__ = ["Tape", "TreeLlama", "count_depth", "in_order"]
 
 # The linear layers of a block: what they read and are written to together.
 _ATTENTION, _MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
@@ -66,6 +66,13 @@ class Tape:
     def room(self) -> int:
         """How many nodes it can hold."""
         return len(self.tables.turns)
+
+    def holds(self, nodes: int, depth: int) -> bool:
+        """Whether there is room for so many, with so many on a way down.
+
+        Compiled code does not look where it writes, so ask before.
+        """
+        return nodes <= self.room and depth <= self.tables.attention.shape[3]
 
     def begin(self, versions: tuple[tuple[int, int], ...]) -> None:
         """What it holds is of no use any more; from now on it is of this adapter."""
@@ -178,10 +185,13 @@ class TreeLlama:
             *(_table(torch.stack(part)) for part in zip(*found, strict=True))
         )
 
-    def new_tape(self, room: int, *, layers: int | None = None) -> Tape:
-        """An empty tape for up to ``room`` nodes, to be computed with today's adapter.
+    def new_tape(self, room: int, depth: int, *, layers: int | None = None) -> Tape:
+        """An empty tape, to be computed with today's adapter.
 
-        ``layers=1``: all layers write to the same rows, where only the result counts.
+        Args:
+            room: the most nodes.
+            depth: the most nodes on a way from a first token down.
+            layers: 1: all layers write to the same rows, where only the result counts.
         """
         config = self._model.config
         hidden, inner = config.hidden_size, config.intermediate_size
@@ -194,7 +204,9 @@ class TreeLlama:
         tables = TapeTables(
             empty(room, 2, half),
             empty(count, room, hidden), empty(count, room, 1),
-            empty(count, 3, room, hidden), empty(count, room, hidden),
+            empty(count, 3, room, hidden),
+            empty(count, room, config.num_attention_heads, -(-depth // 16) * 16),
+            empty(count, room, hidden),
             empty(count, room, hidden), empty(count, room, 1),
             empty(count, 2, room, inner), empty(room, hidden), empty(room, 1),
         )  # fmt: skip
@@ -215,9 +227,10 @@ class TreeLlama:
             weights: as ``weights()`` gives them.
             tape: gets the activations.
         """
-        end, depth = len(nodes.tokens), int(nodes.positions.max()) + 1
+        if not tape.holds(len(nodes.tokens), count_depth(nodes)):
+            raise ValueError("the tape is too small. Fix: new_tape for these nodes.")
         found = tree_passes.forward(
-            nodes, 0, end, depth, self.frame, weights, tape.tables
+            nodes, 0, len(nodes.tokens), self.frame, weights, tape.tables
         )
         return torch.from_numpy(found)
 
@@ -238,15 +251,19 @@ class TreeLlama:
         """
         found = Adapters(*(np.empty_like(table) for table in adapters))
         tree_passes.backward(
-            grad_states.contiguous().numpy(), nodes, int(nodes.positions.max()) + 1,
-            self.frame, weights, tape.tables, adapters, self._scaling,
-            tape.scratch, found,
+            grad_states.contiguous().numpy(), nodes, self.frame, weights, tape.tables,
+            adapters, self._scaling, tape.scratch, found,
         )  # fmt: skip
         return found
 
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits of states."""
         return functional.linear(states, self._model.lm_head.weight)
+
+
+def count_depth(nodes: Nodes) -> int:
+    """The most nodes on a way from a first token down."""
+    return int(nodes.positions.max()) + 1
 
 
 def in_order(gradients: Adapters) -> list[Tensor]:

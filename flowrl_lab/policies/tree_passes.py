@@ -61,7 +61,7 @@ __all__ = [
 # sha256 of tree_kernels.py, in short.  numba looks at the file of a function alone to
 # tell whether its compiled form is still good, and these call that file's functions: so
 # whoever changes those has to change this line (a test says what to).
-KERNELS = "4e54a9438369"
+KERNELS = "ddf2950926e9"
 
 # Rows that go through a layer together: what they need stays in the processor's cache.
 _BLOCK = 256
@@ -127,6 +127,7 @@ class TapeTables(NamedTuple):
     normed_1: Table  # [layers, N, H] input of qkv, before the norm's weight
     scale_1: Table  # [layers, N, 1] what it was multiplied with
     qkv: Table  # [layers, 3, N, H] turned by the rotary embedding
+    attention: Table  # [layers, N, heads, places] weights, the nearest ancestor first
     mixed: Table  # [layers, N, H] attention's result
     normed_2: Table
     scale_2: Table
@@ -137,14 +138,13 @@ class TapeTables(NamedTuple):
 
 @compiled
 @no_type_check
-def forward(nodes, first, end, depth, frame, weights, tape):
+def forward(nodes, first, end, frame, weights, tape):
     """Some nodes of a tree through all layers.
 
     Args:
         nodes: of the tree.
         first, end: the rows to compute; the ancestors of these are on the tape already,
             or among them.
-        depth: no node has more ancestors, itself included.
         frame: of the model.
         weights: to compute with.
         tape: gets the activations.
@@ -156,14 +156,14 @@ def forward(nodes, first, end, depth, frame, weights, tape):
     hidden = np.empty((count, width), np.float32)
     embed(frame.embedding, nodes.tokens, first, hidden)
     turn(nodes.positions, frame.frequencies, tape.turns, first, end)
-    path, scores = _room(depth, frame.heads)
+    path = np.empty(tape.attention.shape[3], np.int64)
     rows = min(count, _BLOCK)
     product = np.empty((rows, width), np.float32)
     active = np.empty((rows, weights.down.shape[2]), np.float32)
     for layer in range(len(weights.out)):
         for start in range(0, count, _BLOCK):
             block = start, first + start, min(_BLOCK, count - start)
-            places = tape.turns, nodes.parents, path, scores
+            places = tape.turns, nodes.parents, path
             _attention(hidden, layer, frame, weights, tape, block, places, product)
             _mlp(hidden, layer, frame, weights, tape, block, product, active)
     normalize(hidden, 0, tape.normed, tape.scale, first, count, frame.epsilon)
@@ -174,7 +174,7 @@ def forward(nodes, first, end, depth, frame, weights, tape):
 @compiled
 @no_type_check
 def sample(
-    nodes, end, at, noise, temperature, eos_id, depth, frame, weights, tape, tokens,
+    nodes, end, at, noise, temperature, eos_id, frame, weights, tape, tokens,
     mask, log_probs, predictor,
 ):  # fmt: skip
     """Draw completions to their ends, level by level.
@@ -186,7 +186,7 @@ def sample(
         noise: exponential, for every token that could be drawn, ``[T, B, V]``.
         temperature: of the draws.
         eos_id: the token that ends a completion.
-        depth, frame, weights, tape: as ``forward`` takes them.
+        frame, weights, tape: as ``forward`` takes them.
         tokens: gets what is drawn, ``[T, B]``; the rest stays as it is, here and below.
         mask: gets True for each token drawn.
         log_probs: gets the log-prob of each.
@@ -199,7 +199,7 @@ def sample(
     first, at, grown = np.int64(0), at.copy(), np.empty_like(at)
     alive = np.ones(rows, np.bool_)
     for place in range(width):
-        states = forward(nodes, first, end, depth, frame, weights, tape)
+        states = forward(nodes, first, end, frame, weights, tape)
         scores = np.dot(states, frame.head.T)
         to_log_probs(scores, temperature)
         draw(scores, at, first, noise[place], alive, tokens[place], log_probs[place])
@@ -215,14 +215,6 @@ def sample(
         first, end = end, last
         at, grown = grown, at
     return end, place + 1
-
-
-@compiled
-@no_type_check
-def _room(depth, heads):
-    """Scratch of attention: ancestors, and a number for each head and ancestor."""
-    places = (depth + 15) // 16 * 16
-    return np.empty(places, np.int64), np.zeros((heads, places), np.float32)
 
 
 @compiled
@@ -243,10 +235,10 @@ def _attention(hidden, layer, frame, weights, tape, block, places, product):
     for part in range(3):
         into = tape.qkv[mine, part][first:last]
         np.dot(normed[first:last], weights.qkv[layer, part].T, into)
-    turns, parents, path, scores = places
+    turns, parents, path = places
     attend(
         _by_head(tape.qkv[mine], frame.heads), turns, parents,
-        _by_head(mixed, frame.heads), path, scores, first, count,
+        _by_head(mixed, frame.heads), path, tape.attention[mine], first, count,
     )  # fmt: skip
     np.dot(mixed[first:last], weights.out[layer].T, product[:count])
     add(hidden, product, here, count)
@@ -270,14 +262,12 @@ def _mlp(hidden, layer, frame, weights, tape, block, product, active):
 
 @compiled
 @no_type_check
-def backward(
-    grad_states, nodes, depth, frame, weights, tape, adapters, scaling, room, found
-):
+def backward(grad_states, nodes, frame, weights, tape, adapters, scaling, room, found):
     """Gradients of every layer's adapter.
 
     Args:
         grad_states: of ``forward``'s result for all nodes of a tree, ``[N, H]``.
-        nodes, depth, frame, weights, tape: as they were then; a tape of all layers.
+        nodes, frame, weights, tape: as they were then; a tape of all layers.
         adapters: A and B.
         scaling: s.
         room: for at least N nodes.
@@ -289,12 +279,12 @@ def backward(
     # states = normed · weight; the norm's weight is frozen
     scale_columns(grad_states, frame.norm, room.parts[0])
     normalize_gradient(room.parts[:1], tape.normed, tape.scale, grad)
-    path, scores = _room(depth, frame.heads)
+    path = np.empty(tape.attention.shape[3], np.int64)
     for layer in range(len(weights.out) - 1, -1, -1):
         _mlp_gradient(grad, layer, frame, weights, tape, adapters, scaling, room, found)
         _attention_gradient(
             grad, layer, nodes.parents, frame, weights, tape, adapters, scaling, room,
-            found, path, scores,
+            found, path,
         )  # fmt: skip
 
 
@@ -326,7 +316,6 @@ def _mlp_gradient(grad, layer, frame, weights, tape, adapters, scaling, room, fo
 @no_type_check
 def _attention_gradient(
     grad, layer, parents, frame, weights, tape, adapters, scaling, room, found, path,
-    scores,
 ):  # fmt: skip
     """Back through ``h + out(attend(qkv))``; ``grad`` is of h, in place."""
     count = len(grad)
@@ -340,7 +329,7 @@ def _attention_gradient(
     attend_gradient(
         _by_head(tape.qkv[layer], frame.heads), tape.turns, parents,
         _by_head(above, frame.heads), _by_head(room.grad_qkv, frame.heads), path,
-        scores,
+        tape.attention[layer],
     )  # fmt: skip
     for part in range(3):
         mine = room.grad_qkv[part][:count]
@@ -422,21 +411,21 @@ def _run_small() -> None:
     rows, one = ("layers", "N", "H"), ("layers", "N", 1)
     tape = TapeTables(
         empty("N", 2, 1), empty(*rows), empty(*one), empty("layers", 3, "N", "H"),
-        empty(*rows), empty(*rows), empty(*one), empty("layers", 2, "N", "I"),
-        empty("N", "H"), empty("N", 1),
+        empty("layers", "N", 2, 16), empty(*rows), empty(*rows), empty(*one),
+        empty("layers", 2, "N", "I"), empty("N", "H"), empty("N", 1),
     )  # fmt: skip
     room = Scratch(
         empty("N", "H"), empty(3, "N", "H"), empty("N", "I"), empty("N", "I"),
         empty(2, "N", "I"), empty(3, "N", "H"),
     )  # fmt: skip
     nodes = Nodes(*np.array([[0, 0], [0, 1], [-1, 0]]))
-    forward(nodes, 0, 1, 2, frame, weights, tape)
+    forward(nodes, 0, 1, frame, weights, tape)
     levels = np.zeros((2, 1), int), np.zeros((2, 1), bool), empty(2, 1)
     sample(
         nodes, 1, np.zeros(1, int), empty(2, 1, "V") + np.float32(1), np.float32(1), 9,
-        2, frame, weights, tape, *levels, np.zeros((2, 1), int),
+        frame, weights, tape, *levels, np.zeros((2, 1), int),
     )  # fmt: skip
     backward(
-        empty("N", "H"), nodes, 2, frame, weights, tape, adapters, np.float32(1), room,
+        empty("N", "H"), nodes, frame, weights, tape, adapters, np.float32(1), room,
         adapters,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from flowrl_lab.policies import tree_passes
 from flowrl_lab.policies.language_model import LanguageModelPolicy, pool_features
 from flowrl_lab.policies.prefix_tree import build_tree
 from flowrl_lab.policies.tree_grad import Grove, differentiable_states
-from flowrl_lab.policies.tree_llama import Tape, TreeLlama
+from flowrl_lab.policies.tree_llama import Tape, TreeLlama, count_depth
 from flowrl_lab.policies.tree_passes import Weights
 from flowrl_lab.policies.tree_sampler import Sampler, cut_prompts, find_tape
 from flowrl_lab.policies.workers import run_together, share
@@ -94,6 +94,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         """As in ``LanguageModelPolicy``; its activations serve ``evaluate``."""
         check_number("temperature", temperature, above=True)
         check_count("num_generations", num_generations)
+        _check_words(prompts, len(self._tree_model.frame.head))
         self._grown = None  # its tapes are about to be written over
         weights = self._tree_model.weights()
         sampler = Sampler(
@@ -136,7 +137,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
             if not torch.is_grad_enabled():
                 return torch.cat(self._run(grown.groves, grown.weights))
             trees = [grove.tree for grove in grown.groves]
-            tapes = [model.new_tape(len(tree)) for tree in trees]
+            tapes = [model.new_tape(len(t), count_depth(t.nodes)) for t in trees]
             states = run_together(
                 [
                     partial(model.states, tree.nodes, grown.weights, tape)
@@ -151,7 +152,8 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         model, passes = self._tree_model, []
         for number, grove in enumerate(groves):
             nodes = grove.tree.nodes
-            tape = find_tape(model, self._scratch, number, len(grove.tree), layers=1)
+            size = len(grove.tree), count_depth(nodes)
+            tape = find_tape(model, self._scratch, number, size, layers=1)
             passes.append(partial(model.states, nodes, weights, tape))
         return run_together(passes)
 
@@ -160,6 +162,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         tensors = _key(prompts, ids, mask)
         if self._grown is not None and self._grown.holds(*tensors):
             return self._grown
+        _check_words(prompts, self._lm_head.out_features)
         here, copies = prompts.to(self.device), len(ids) // len(prompts)
         vocab_size = self._lm_head.out_features
 
@@ -179,6 +182,24 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         if grown is None or grown.prompt_states is None or not grown.holds(*tensors):
             return super().prompt_features(prompts, pooling)
         return pool_features(grown.prompt_states, prompts.prompt_mask, pooling)
+
+
+def _check_words(prompts: PromptBatch, vocab_size: int) -> None:
+    """Compiled code does not look where it reads, so look before.
+
+    Raises:
+        ValueError: a token that is not in the vocabulary, or a prompt without any.
+    """
+    if not prompts.prompt_mask.any(-1).all():
+        raise bad_input(
+            "prompts", "have one without a token", "at least one each", "leave it out"
+        )
+    low, high = torch.stack(prompts.prompt_ids.aminmax()).tolist()
+    if low < 0 or high >= vocab_size:
+        raise bad_input(
+            "prompt_ids", f"range from {low} to {high}", f"0 to {vocab_size - 1}",
+            "encode the prompts with this model's task",
+        )  # fmt: skip
 
 
 def _find_prompts(mask: Tensor, states: list[Tensor]) -> Tensor:

@@ -62,11 +62,12 @@ class Sampler:
         noise = torch.empty(self.width, rows, len(self.model.frame.head))
         for level in noise:
             level.exponential_(generator=generator)  # an exponential race
-        most = prompts.prompt_ids.shape[1] + self.copies * (self.width - 1)
+        longest = prompts.prompt_ids.shape[1]
+        most, depth = longest + self.copies * (self.width - 1), longest + self.width - 1
         tasks = []
         for number, part in enumerate(share(len(prompts))):
             mine = cut_prompts(prompts, part)
-            tape = find_tape(self.model, tapes, number, len(mine) * most)
+            tape = find_tape(self.model, tapes, number, (len(mine) * most, depth))
             cut = slice(part.start * self.copies, part.stop * self.copies)
             draws = noise[:, cut].contiguous().numpy()
             tasks.append(partial(self._grow, mine, draws, tape))
@@ -97,9 +98,8 @@ class Sampler:
         predictor = np.zeros(shape, np.int64)
         end, used = tree_passes.sample(
             nodes, end, ends.repeat_interleave(self.copies).numpy(), noise,
-            np.float32(self.temperature), self.eos_id,
-            prompts.prompt_ids.shape[1] + self.width - 1, self.model.frame,
-            self.weights, tape.tables, tokens, mask, log_probs, predictor,
+            np.float32(self.temperature), self.eos_id, self.model.frame, self.weights,
+            tape.tables, tokens, mask, log_probs, predictor,
         )  # fmt: skip
         nodes = Nodes(*(table[:end] for table in nodes))
         states = tape.tables.normed[:end] * self.model.frame.norm
@@ -111,12 +111,20 @@ def find_tape(
     model: TreeLlama,
     kept: list[Tape],
     number: int,
-    nodes: int,
+    size: tuple[int, int],
     layers: int | None = None,
 ) -> Tape:
-    """The kept tape of this number if it is large enough, else a new one instead."""
-    if number == len(kept) or kept[number].room < nodes:
-        kept[number : number + 1] = [model.new_tape(nodes, layers=layers)]
+    """The kept tape of this number if it is large enough, else a new one instead.
+
+    Args:
+        model: of the policy.
+        kept: tapes by number.
+        number: at most one more than there are.
+        size: nodes, and how many on a way down.
+        layers: as ``TreeLlama.new_tape``.
+    """
+    if number == len(kept) or not kept[number].holds(*size):
+        kept[number : number + 1] = [model.new_tape(*size, layers=layers)]
     return kept[number]
 
 
