@@ -66,7 +66,8 @@ def smollm2_step_lines(args: argparse.Namespace) -> list[dict]:
               "it is fetched, 93 MB)")  # fmt: skip
         return []
     tiny = ["--completion-tokens", "3", "--algorithms", "grpo", "--peers", "trl"]
-    return compare_steps(args, "smollm2", "SmolLM2-135M", [], tiny)
+    few = ["--rounds", "3", "--warmup", "1"]  # a step of TRL takes half a minute
+    return compare_steps(args, "smollm2", "SmolLM2-135M", few, tiny)
 
 
 def smollm2_is_here() -> bool:

@@ -90,24 +90,25 @@ def test_readme_says_of_speed_what_was_measured():
     kept = json.loads((data_path("results") / "benchmarks.json").read_text("utf-8"))
     lines = {(line["what"], line["peer"]): line for line in kept["lines"]}
 
-    def ours(what: str) -> str:
-        return f"{lines[what, 'TRL, bfloat16']['ours']:.3f} s"
+    def ours(what: str, digits: int = 3) -> str:
+        return f"{lines[what, 'TRL, bfloat16']['ours']:.{digits}f} s"
 
     def times(what: str, peer: str) -> str:
         line = lines[what, peer]
         return f"{line['theirs'] / line['ours']:.1f}"
 
-    narrow = "tiny LM, grpo, bfloat16", "tiny LM, flowrl, bfloat16"
-    wide = "tiny LM, grpo", "tiny LM, flowrl"
+    grpo, flowrl, groups = "tiny LM, grpo", "tiny LM, flowrl", "tiny LM 8 x 64, flowrl"
+    real, narrow = "SmolLM2-135M, flowrl", "SmolLM2-135M, flowrl, bfloat16"
     comes, plain, tuned = "TRL, bfloat16", "TRL, float32", "TRL, float32, tuned"
+    a, b, c = (times(groups, peer) for peer in (comes, plain, tuned))
     sentences = [
-        f"took {ours(narrow[0])} (GRPO) and {ours(narrow[1])} (FlowRL) with "
-        f'`dtype="bfloat16"`, {ours(wide[0])} and {ours(wide[1])} in float32',
-        f"as it comes (bfloat16, gradient checkpointing) {times(narrow[0], comes)} and "
-        f"{times(narrow[1], comes)} times as long as ours in bfloat16",
-        f"in float32 {times(wide[0], plain)} and {times(wide[1], plain)} times as long "
-        f"as ours in float32, and {times(wide[0], tuned)} and {times(wide[1], tuned)} "
-        "times without checkpointing",
+        f"float32) took {ours(grpo)} (GRPO) and {ours(flowrl)} (FlowRL) on two",
+        f"checkpointing) {times(grpo, comes)} and {times(flowrl, comes)} times as long",
+        f"as long, in float32 {times(grpo, plain)} and {times(flowrl, plain)} times,",
+        f"and {times(grpo, tuned)} and {times(flowrl, tuned)} times with all that only",
+        f"the three are {a}, {b} and {c} times FlowRL's {ours(groups)}.",
+        f"our step took {ours(real, 1)} in float32 and {ours(narrow, 1)} in bfloat16",
+        f"TRL's {times(real, plain)} times and {times(narrow, comes)} times as long in",
     ]
     text = " ".join(README.split())
     for sentence in sentences:
