@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flowrl_lab.policies import tree_passes
 from flowrl_lab.policies.prefix_tree import PrefixTree, new_nodes, plant_prompts
@@ -57,25 +58,13 @@ class Sampler:
                 enough, and this one's are put there.
             generator: the same draws as ``LanguageModelPolicy`` takes from it.
         """
-        rows = len(prompts) * self.copies
         before = generator.get_state()
-        noise = torch.empty(self.width, rows, len(self.model.frame.head))
-        for level in noise:
-            level.exponential_(generator=generator)  # an exponential race
-        longest = prompts.prompt_ids.shape[1]
-        most, depth = longest + self.copies * (self.width - 1), longest + self.width - 1
-        tasks = []
-        for number, part in enumerate(share(len(prompts))):
-            mine = cut_prompts(prompts, part)
-            tape = find_tape(self.model, tapes, number, (len(mine) * most, depth))
-            cut = slice(part.start * self.copies, part.stop * self.copies)
-            draws = noise[:, cut].contiguous().numpy()
-            tasks.append(partial(self._grow, mine, draws, tape))
+        noise = self._make_noise(len(prompts) * self.copies, self.width, generator)
+        tasks = self._share_out(prompts, noise, tapes)
         trees, drawn, used = zip(*run_together(tasks), strict=True)
         if max(used) < self.width:  # as if nobody had drawn further
             generator.set_state(before)
-            for level in noise[: max(used)]:
-                level.exponential_(generator=generator)
+            self._make_noise(len(prompts) * self.copies, max(used), generator)
         tokens, mask, log_probs, predictor = (
             torch.from_numpy(np.concatenate(levels, axis=1)[: max(used)].T.copy())
             for levels in zip(*drawn, strict=True)
@@ -86,6 +75,26 @@ class Sampler:
             for part, (nodes, tape, states) in zip(parts, trees, strict=True)
         ]
         return Completions(tokens, mask, log_probs), groves
+
+    def _make_noise(self, rows: int, levels: int, generator) -> Tensor:
+        """For an exponential race at every level, ``[levels, rows, V]``."""
+        noise = torch.empty(levels, rows, len(self.model.frame.head))
+        for level in noise:
+            level.exponential_(generator=generator)
+        return noise
+
+    def _share_out(self, prompts: PromptBatch, noise: Tensor, tapes: list[Tape]):
+        """Each worker's part of the sampling."""
+        longest = prompts.prompt_ids.shape[1]
+        most, depth = longest + self.copies * (self.width - 1), longest + self.width - 1
+        tasks = []
+        for number, part in enumerate(share(len(prompts))):
+            mine = cut_prompts(prompts, part)
+            tape = find_tape(self.model, tapes, number, (len(mine) * most, depth))
+            rows = slice(part.start * self.copies, part.stop * self.copies)
+            draws = noise[:, rows].contiguous().numpy()
+            tasks.append(partial(self._grow, mine, draws, tape))
+        return tasks
 
     def _grow(self, prompts: PromptBatch, noise: np.ndarray, tape: Tape):
         """One worker's nodes, tape and states; what it drew; for how many levels."""
