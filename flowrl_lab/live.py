@@ -35,7 +35,7 @@ __all__ = ["LivePlot", "choose_backend"]
 BACKENDS = ("auto", "widget", "svg", "static")
 # Drawing takes one part in this many of the time, but never waits longer than two
 # seconds; the first few drawings come sooner, so that a plot starts lively.
-DRAW_SHARE, EAGER_SHARE, EAGER_DRAWINGS = 120, 20, 5
+DRAW_SHARE, EAGER_SHARE, EAGER_DRAWINGS = 100, 20, 10
 LONGEST_WAIT = 2.0
 CLOSE_SECONDS = 30.0
 now = time.monotonic
