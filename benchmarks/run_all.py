@@ -61,13 +61,18 @@ def step_lines(args: argparse.Namespace) -> list[dict]:
 
 def smollm2_step_lines(args: argparse.Namespace) -> list[dict]:
     """The same on SmolLM2-135M; a quick run does not download it."""
-    if args.quick and not smollm2_is_here():
+    if args.quick and has_trl(args) and not smollm2_is_here():
         print("step on SmolLM2-135M: left out (SmolLM2 is not here; without --quick "
               "it is fetched, 93 MB)")  # fmt: skip
         return []
     tiny = ["--completion-tokens", "3", "--algorithms", "grpo", "--peers", "trl"]
     few = ["--rounds", "3", "--warmup", "1"]  # a step of TRL takes half a minute
     return compare_steps(args, "smollm2", "SmolLM2-135M", few, tiny)
+
+
+def has_trl(args: argparse.Namespace) -> bool:
+    """Whether a Python with TRL was named, or this one has it."""
+    return bool(args.trl_python) or importlib.util.find_spec("trl") is not None
 
 
 def smollm2_is_here() -> bool:
@@ -82,7 +87,7 @@ def compare_steps(
     words = ["--model", model]
     if args.trl_python:
         words += ["--trl-python", args.trl_python]
-    elif importlib.util.find_spec("trl") is None:
+    elif not has_trl(args):
         print(f"step of {name} against TRL: left out (no TRL; give --trl-python)")
         return []
     if args.quick:
