@@ -68,16 +68,6 @@ def split_batch(num_prompts: int, num_generations: int, rows: int) -> Iterator[P
             yield Part(slice(prompt, prompt + 1), copies, slice(start, start + copies))
 
 
-def _take(prompts: PromptBatch, part: slice) -> PromptBatch:
-    """Some of the prompts, their padding as it is."""
-    return PromptBatch(
-        prompts.texts[part],
-        prompts.prompt_ids[part],
-        prompts.prompt_mask[part],
-        prompts.indices[part],
-    )
-
-
 def sample_in_parts(
     policy,
     prompts: PromptBatch,
@@ -99,7 +89,7 @@ def sample_in_parts(
         )
     drawn = [
         policy.sample(
-            _take(prompts, part.prompts), part.copies, temperature=temperature,
+            prompts.part(part.prompts), part.copies, temperature=temperature,
             generator=generator,
         )
         for part in parts
@@ -141,7 +131,7 @@ def evaluate_in_parts(
     with torch.no_grad():
         outputs = [
             policy.evaluate(
-                _take(prompts, part.prompts), completion_ids[part.rows],
+                prompts.part(part.prompts), completion_ids[part.rows],
                 completion_mask[part.rows], **settings,
             )
             for part in parts
@@ -175,7 +165,7 @@ def backward_in_parts(
     num_generations = len(completion_ids) // len(prompts)
     for part in split_batch(len(prompts), num_generations, rows):
         output = policy.evaluate(
-            _take(prompts, part.prompts), completion_ids[part.rows],
+            prompts.part(part.prompts), completion_ids[part.rows],
             completion_mask[part.rows], temperature=temperature,
         )  # fmt: skip
         fresh = (output.log_probs, output.entropies, output.states)

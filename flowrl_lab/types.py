@@ -62,6 +62,15 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def part(self, rows: slice) -> PromptBatch:
+        """Some of the prompts, their padding as it is."""
+        return PromptBatch(
+            self.texts[rows],
+            self.prompt_ids[rows],
+            self.prompt_mask[rows],
+            self.indices[rows],
+        )
+
     def to(self, device) -> PromptBatch:
         """The same prompts with their tensors on ``device``."""
         return PromptBatch(

@@ -175,16 +175,7 @@ def attend(qkv, turns, parents, mixed, path, weights, first, count):
     heads, size = qkv.shape[2:]
     halves = qkv.reshape(3, -1, heads, 2, size // 2)
     for node in range(first, first + count):
-        for part in range(2):
-            for h in range(heads):
-                for j in range(size // 2):
-                    left, right = (
-                        halves[part, node, h, 0, j],
-                        halves[part, node, h, 1, j],
-                    )
-                    cosine, sine = turns[node, 0, j], turns[node, 1, j]
-                    halves[part, node, h, 0, j] = left * cosine - right * sine
-                    halves[part, node, h, 1, j] = right * cosine + left * sine
+        _turn_node(halves, node, turns, np.float32(1))
         seen = _climb(parents, node, path)
         _weigh(qkv, node, path, seen, weights[node])
         for h in range(heads):
@@ -194,6 +185,26 @@ def attend(qkv, turns, parents, mixed, path, weights, first, count):
                 other, weight = path[k], weights[node, h, k]
                 for j in range(size):
                     mixed[node, h, j] += weight * qkv[2, other, h, j]
+
+
+@compiled
+@no_type_check
+def _turn_node(halves, node, turns, way):
+    """Turn a node's queries and keys in place; ``way`` 1, or -1 to turn back.
+
+    Args:
+        halves: ``[3, N, heads, 2, size / 2]``.
+        node: row.
+        turns: as ``turn`` gives them.
+        way: of the turn.
+    """
+    for part in range(2):
+        for h in range(halves.shape[2]):
+            for j in range(halves.shape[4]):
+                left, right = halves[part, node, h, 0, j], halves[part, node, h, 1, j]
+                cosine, sine = turns[node, 0, j], way * turns[node, 1, j]
+                halves[part, node, h, 0, j] = left * cosine - right * sine
+                halves[part, node, h, 1, j] = right * cosine + left * sine
 
 
 @compiled
@@ -278,16 +289,7 @@ def attend_gradient(qkv, turns, parents, above, grad_qkv, path, weights):
                     grad_qkv[1, other, h, j] += slope * qkv[0, node, h, j]
                 for j in range(size):
                     grad_qkv[2, other, h, j] += weight * above[node, h, j]
-        for part in range(2):
-            for h in range(heads):
-                for j in range(size // 2):
-                    left, right = (
-                        halves[part, node, h, 0, j],
-                        halves[part, node, h, 1, j],
-                    )
-                    cosine, sine = turns[node, 0, j], turns[node, 1, j]
-                    halves[part, node, h, 0, j] = left * cosine + right * sine
-                    halves[part, node, h, 1, j] = right * cosine - left * sine
+        _turn_node(halves, node, turns, np.float32(-1))
 
 
 @compiled

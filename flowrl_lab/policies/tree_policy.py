@@ -21,7 +21,7 @@ from flowrl_lab.policies.prefix_tree import build_tree
 from flowrl_lab.policies.tree_grad import Grove, differentiable_states
 from flowrl_lab.policies.tree_llama import Tape, TreeLlama, count_depth
 from flowrl_lab.policies.tree_passes import Weights
-from flowrl_lab.policies.tree_sampler import Sampler, cut_prompts, find_tape
+from flowrl_lab.policies.tree_sampler import Sampler, find_tape
 from flowrl_lab.policies.workers import run_together, share
 from flowrl_lab.tokens import entropy_from_logits
 from flowrl_lab.types import Completions, PromptBatch
@@ -168,7 +168,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
 
         def plant(part: slice) -> Grove:
             rows = slice(part.start * copies, part.stop * copies)
-            mine = cut_prompts(here, part)
+            mine = here.part(part)
             return Grove(build_tree(mine, ids[rows], mask[rows], vocab_size))
 
         groves = run_together([partial(plant, part) for part in share(len(prompts))])

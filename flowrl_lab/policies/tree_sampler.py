@@ -22,7 +22,7 @@ from flowrl_lab.policies.tree_passes import Weights
 from flowrl_lab.policies.workers import run_together, share
 from flowrl_lab.types import Completions, PromptBatch
 
-__all__ = ["Sampler", "cut_prompts", "find_tape"]
+__all__ = ["Sampler", "find_tape"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Sampler:
         most, depth = longest + self.copies * (self.width - 1), longest + self.width - 1
         tasks = []
         for number, part in enumerate(share(len(prompts))):
-            mine = cut_prompts(prompts, part)
+            mine = prompts.part(part)
             tape = find_tape(self.model, tapes, number, (len(mine) * most, depth))
             rows = slice(part.start * self.copies, part.stop * self.copies)
             draws = noise[:, rows].contiguous().numpy()
@@ -135,13 +135,3 @@ def find_tape(
     if number == len(kept) or not kept[number].holds(*size):
         kept[number : number + 1] = [model.new_tape(*size, layers=layers)]
     return kept[number]
-
-
-def cut_prompts(prompts: PromptBatch, part: slice) -> PromptBatch:
-    """Some of the prompts."""
-    return PromptBatch(
-        prompts.texts[part],
-        prompts.prompt_ids[part],
-        prompts.prompt_mask[part],
-        prompts.indices[part],
-    )

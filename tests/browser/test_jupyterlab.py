@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 # Different states of one plot, seen before its cell had ended: short runs are over
 # after a few drawings, the tiny language model's take some seconds.
-MIN_PICTURES = {"07_tiny_lm_maths": 3}
+MIN_PICTURES = {"07_tiny_lm_maths": 5}
 
 # The picture that belongs to a slider: everything drawn in the same output.
 SEE_PICTURE_OF_SLIDER = """slider => {
