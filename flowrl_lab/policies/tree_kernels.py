@@ -251,7 +251,9 @@ def _weigh(qkv, node, path, seen, weights):
 
 @compiled
 @no_type_check
-def attend_gradient(qkv, turns, parents, above, grad_qkv, path, weights):
+def attend_gradient(
+    qkv, turns, parents, above, grad_qkv, path, slopes, weights, first, count
+):
     """The gradient of ``attend``: of queries, keys and values before they were turned.
 
     With the weights P: dV = Pᵀ dO, dP = dO Vᵀ, dS = P (dP - Σ P dP), dQ = dS K,
@@ -259,25 +261,26 @@ def attend_gradient(qkv, turns, parents, above, grad_qkv, path, weights):
 
     Args:
         qkv, weights: as ``attend`` left them.
-        above: dO, ``[N, heads, size]``.
-        grad_qkv: ``[3, ≥ N, heads, size]``; gets the gradient.
-        path: room for a node's ancestors.
+        above: dO, ``[·, heads, size]``, from row 0 on.
+        grad_qkv: ``[3, N, heads, size]``; gets the gradient.  It holds what the rows
+            after these have added, and 0 where they have not.
+        path, slopes: room for a node's ancestors.
+        first: the first of the rows; those after them are done.
+        count: how many rows.
     """
     heads, size = qkv.shape[2:]
     factor = np.float32(1 / math.sqrt(size))
     halves = grad_qkv.reshape(3, -1, heads, 2, size // 2)
-    slopes = np.empty(len(path), np.float32)
-    for part in range(3):
-        clear(grad_qkv.reshape(3, -1, heads * size)[part, : len(above)])
     # children first: then a node's keys and values have heard from everybody
-    for node in range(len(above) - 1, -1, -1):
+    for row in range(count - 1, -1, -1):
+        node = first + row
         seen = _climb(parents, node, path)
         for h in range(heads):
             mean = np.float32(0)
             for k in range(seen):
                 other, slope = path[k], np.float32(0)
                 for j in range(size):
-                    slope += above[node, h, j] * qkv[2, other, h, j]
+                    slope += above[row, h, j] * qkv[2, other, h, j]
                 slopes[k] = slope
                 mean += weights[node, h, k] * slope
             for k in range(seen):
@@ -288,7 +291,7 @@ def attend_gradient(qkv, turns, parents, above, grad_qkv, path, weights):
                 for j in range(size):
                     grad_qkv[1, other, h, j] += slope * qkv[0, node, h, j]
                 for j in range(size):
-                    grad_qkv[2, other, h, j] += weight * above[node, h, j]
+                    grad_qkv[2, other, h, j] += weight * above[row, h, j]
         _turn_node(halves, node, turns, np.float32(-1))
 
 
@@ -310,19 +313,20 @@ def activate(gate_up, active, first, count):
 
 @compiled
 @no_type_check
-def activate_gradient(gate_up, grad, active, grad_both):
+def activate_gradient(gate_up, grad, active, grad_both, first, count):
     """The gradient of ``activate``, given that of its result.
 
     Args:
-        gate_up: ``[2, ≥ N, I]``.
-        grad: ``[N, I]``.
-        active: ``[N, I]``; gets silu(gate) · up again.
-        grad_both: ``[2, ≥ N, I]``; gets the gradient of gate and up.
+        gate_up: ``[2, N, I]``, from row ``first`` on; the others from row 0 on.
+        grad: ``[·, I]``.
+        active: ``[·, I]``; gets silu(gate) · up again.
+        grad_both: ``[2, ·, I]``; gets the gradient of gate and up.
     """
     one = np.float32(1)
-    for n in range(len(grad)):
+    for n in range(count):
         for j in range(gate_up.shape[2]):
-            gate, up, above = gate_up[0, n, j], gate_up[1, n, j], grad[n, j]
+            gate, up = gate_up[0, first + n, j], gate_up[1, first + n, j]
+            above = grad[n, j]
             sigmoid = one / (one + _exp(-gate))
             silu = gate * sigmoid
             active[n, j] = silu * up
@@ -334,25 +338,26 @@ def activate_gradient(gate_up, grad, active, grad_both):
 
 @compiled
 @no_type_check
-def normalize_gradient(parts, normed, scale, grad):
+def normalize_gradient(parts, normed, scale, grad, first, count):
     """Add the gradient of h to ``grad``, where ``normed = h · scale = h / rms(h)``.
 
     Args:
-        parts: ``[K, ≥ N, H]``, whose sum is the gradient of ``normed``; changed.
-        normed, scale: ``[≥ N, H]``, ``[≥ N, 1]``.
-        grad: ``[N, H]``.
+        parts: ``[K, ·, H]``, from row 0 on; their sum is the gradient of ``normed``;
+            changed.
+        normed, scale, grad: ``[N, H]``, ``[N, 1]``, ``[N, H]``, from row ``first`` on.
     """
-    count, width = grad.shape
+    width = grad.shape[1]
     for n in range(count):
         for k in range(1, len(parts)):
             for j in range(width):
                 parts[0, n, j] += parts[k, n, j]
         along = np.float32(0)
         for j in range(width):
-            along += parts[0, n, j] * normed[n, j]
+            along += parts[0, n, j] * normed[first + n, j]
         along /= np.float32(width)
+        factor = scale[first + n, 0]
         for j in range(width):
-            grad[n, j] += (parts[0, n, j] - normed[n, j] * along) * scale[n, 0]
+            grad[first + n, j] += (parts[0, n, j] - normed[first + n, j] * along) * factor
 
 
 @compiled

@@ -211,9 +211,11 @@ class TreeLlama:
             empty(count, 2, room, inner), empty(room, hidden), empty(room, 1),
         )  # fmt: skip
         rows = room if layers is None else 0  # with one layer there is no way back
+        block = tree_passes.block_rows(rows)
         scratch = Scratch(
-            empty(rows, hidden), empty(3, rows, hidden), empty(rows, inner),
-            empty(rows, inner), empty(2, rows, inner), empty(3, rows, hidden),
+            empty(rows, hidden), empty(3, rows, hidden), empty(block, hidden),
+            empty(3, block, hidden), empty(block, inner), empty(block, inner),
+            empty(2, block, inner),
         )  # fmt: skip
         tape = Tape(tables, scratch)
         tape.begin(self.versions())
@@ -249,7 +251,7 @@ class TreeLlama:
             nodes, weights, tape: as they were for the states; a tape of all layers.
             adapters: as ``adapter_tables`` gives them.
         """
-        found = Adapters(*(np.empty_like(table) for table in adapters))
+        found = Adapters(*(np.zeros_like(table) for table in adapters))
         tree_passes.backward(
             grad_states.contiguous().numpy(), nodes, self.frame, weights, tape.tables,
             adapters, self._scaling, tape.scratch, found,

@@ -53,6 +53,7 @@ __all__ = [
     "TapeTables",
     "Weights",
     "backward",
+    "block_rows",
     "forward",
     "sample",
     "warm_up",
@@ -61,10 +62,12 @@ __all__ = [
 # sha256 of tree_kernels.py, in short.  numba looks at the file of a function alone to
 # tell whether its compiled form is still good, and these call that file's functions: so
 # whoever changes those has to change this line (a test says what to).
-KERNELS = "c958de8e68e7"
+KERNELS = "dde06a956f1e"
 
-# Rows that go through a layer together: what they need stays in the processor's cache.
-_BLOCK = 256
+# Rows that go through a layer together: what they need stays in the processor's cache,
+# and BLAS multiplies as few as these with an adapter (240 · 256 · 16 < 100³) where they
+# are, without copying them first.
+_BLOCK = 240
 
 Table = Any  # numpy array, float32; a NamedTuple's fields need a type that can be read
 
@@ -107,14 +110,15 @@ class Adapters(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Room for the gradients on their way back, of up to N nodes."""
+    """Room for the gradients on their way back: of N nodes, or a block's K at most."""
 
     grad: Table  # [N, H] of h
-    parts: Table  # [3, N, H] of what was normalised, one for each that read it
-    grad_active: Table  # [N, I]
-    active: Table  # [N, I]
-    grad_both: Table  # [2, N, I] of gate and up
     grad_qkv: Table  # [3, N, H]
+    inputs: Table  # [K, H] what was normalised, with the norm's weight
+    parts: Table  # [3, K, H] of what was normalised, one for each that read it
+    grad_active: Table  # [K, I]
+    active: Table  # [K, I]
+    grad_both: Table  # [2, K, I] of gate and up
 
 
 class TapeTables(NamedTuple):
@@ -134,6 +138,21 @@ class TapeTables(NamedTuple):
     gate_up: Table  # [layers, 2, N, I]
     normed: Table  # [N, H] after the last norm, before its weight
     scale: Table  # [N, 1]
+
+
+class _WayBack(NamedTuple):
+    """What the backward pass reads and writes at every layer."""
+
+    parents: Any  # of the nodes
+    frame: Frame
+    weights: Weights
+    tape: TapeTables
+    adapters: Adapters
+    scaling: Any  # s
+    room: Scratch
+    found: Adapters  # dA and dB
+    path: Any  # room for a node's ancestors
+    slopes: Table  # and for a number of each
 
 
 @compiled
@@ -270,104 +289,119 @@ def backward(grad_states, nodes, frame, weights, tape, adapters, scaling, room, 
         nodes, frame, weights, tape: as they were then; a tape of all layers.
         adapters: A and B.
         scaling: s.
-        room: for at least N nodes.
-        found: gets dA and dB.
+        room: for at least N nodes, and blocks of ``block_rows(N)``.
+        found: gets dA and dB added.
     """
-    count = len(grad_states)
-    grad = room.grad[:count]
-    clear(grad)
-    # states = normed · weight; the norm's weight is frozen
-    scale_columns(grad_states, frame.norm, room.parts[0])
-    normalize_gradient(room.parts[:1], tape.normed, tape.scale, grad)
-    path = np.empty(tape.attention.shape[3], np.int64)
+    count, places = len(grad_states), tape.attention.shape[3]
+    path, slopes = np.empty(places, np.int64), np.empty(places, np.float32)
+    way = _WayBack(
+        nodes.parents, frame, weights, tape, adapters, scaling, room, found, path,
+        slopes,
+    )  # fmt: skip
+    clear(room.grad[:count])
+    for first in range(0, count, _BLOCK):
+        # states = normed · weight; the norm's weight is frozen
+        rows = min(_BLOCK, count - first)
+        scale_columns(grad_states[first : first + rows], frame.norm, room.parts[0])
+        normalize_gradient(
+            room.parts[:1], tape.normed, tape.scale, room.grad, first, rows
+        )
     for layer in range(len(weights.out) - 1, -1, -1):
-        _mlp_gradient(grad, layer, frame, weights, tape, adapters, scaling, room, found)
-        _attention_gradient(
-            grad, layer, nodes.parents, frame, weights, tape, adapters, scaling, room,
-            found, path,
-        )  # fmt: skip
+        for part in range(3):
+            clear(room.grad_qkv[part, :count])
+        # the last rows first: a node's children are after it
+        for first in range((count - 1) // _BLOCK * _BLOCK, -1, -_BLOCK):
+            rows = min(_BLOCK, count - first)
+            _mlp_gradient(way, layer, first, rows)
+            _attention_gradient(way, layer, first, rows)
+
+
+def block_rows(count: int) -> int:
+    """How many of ``count`` rows go through a layer together."""
+    return min(count, _BLOCK)
 
 
 @compiled
 @no_type_check
-def _mlp_gradient(grad, layer, frame, weights, tape, adapters, scaling, room, found):
-    """Back through ``h + down(silu(gate) · up)``; ``grad`` is of h, in place."""
-    count = len(grad)
-    normed, norm = tape.normed_2[layer], frame.norms[layer, 1]
+def _mlp_gradient(way, layer, first, count):
+    """Back through ``h + down(silu(gate) · up)`` for some rows, in place."""
+    tape, weights, adapters, found, room = (
+        way.tape, way.weights, way.adapters, way.found, way.room,
+    )  # fmt: skip
+    normed, norm = tape.normed_2[layer], way.frame.norms[layer, 1]
+    grad, inputs = room.grad[first : first + count], room.inputs[:count]
     active, above = room.active[:count], room.grad_active[:count]
     np.dot(grad, weights.down[layer], above)
-    activate_gradient(tape.gate_up[layer], above, active, room.grad_both)
+    activate_gradient(tape.gate_up[layer], above, active, room.grad_both, first, count)
     _adapter(
-        active, grad, adapters.low_down[layer], adapters.high_down[layer], scaling,
+        active, grad, adapters.low_down[layer], adapters.high_down[layer], way.scaling,
         found.low_down[layer], found.high_down[layer],
     )  # fmt: skip
+    scale_columns(normed[first : first + count], norm, inputs)
     for part in range(2):
-        mine = room.grad_both[part][:count]
-        np.dot(mine, weights.gate_up[layer, part], room.parts[part][:count])
-        _normed_adapter(
-            normed[:count], norm, mine, adapters.low_gate_up[layer, part],
-            adapters.high_gate_up[layer, part], scaling,
+        mine = room.grad_both[part, :count]
+        np.dot(mine, weights.gate_up[layer, part], room.parts[part, :count])
+        _adapter(
+            inputs, mine, adapters.low_gate_up[layer, part],
+            adapters.high_gate_up[layer, part], way.scaling,
             found.low_gate_up[layer, part], found.high_gate_up[layer, part],
         )  # fmt: skip
-    normalize_gradient(room.parts[:2], normed, tape.scale_2[layer], grad)
+    normalize_gradient(
+        room.parts[:2], normed, tape.scale_2[layer], room.grad, first, count
+    )
 
 
 @compiled
 @no_type_check
-def _attention_gradient(
-    grad, layer, parents, frame, weights, tape, adapters, scaling, room, found, path,
-):  # fmt: skip
-    """Back through ``h + out(attend(qkv))``; ``grad`` is of h, in place."""
-    count = len(grad)
-    normed, norm = tape.normed_1[layer], frame.norms[layer, 0]
-    above = room.parts[0][:count]
+def _attention_gradient(way, layer, first, count):
+    """Back through ``h + out(attend(qkv))`` for some rows, in place."""
+    tape, weights, adapters, found, room = (
+        way.tape, way.weights, way.adapters, way.found, way.room,
+    )  # fmt: skip
+    normed, norm, last = tape.normed_1[layer], way.frame.norms[layer, 0], first + count
+    grad, inputs = room.grad[first:last], room.inputs[:count]
+    above = room.parts[0, :count]
     _adapter(
-        tape.mixed[layer][:count], grad, adapters.low_out[layer],
-        adapters.high_out[layer], scaling, found.low_out[layer], found.high_out[layer],
+        tape.mixed[layer, first:last], grad, adapters.low_out[layer],
+        adapters.high_out[layer], way.scaling, found.low_out[layer],
+        found.high_out[layer],
     )  # fmt: skip
     np.dot(grad, weights.out[layer], above)
+    heads = way.frame.heads
     attend_gradient(
-        _by_head(tape.qkv[layer], frame.heads), tape.turns, parents,
-        _by_head(above, frame.heads), _by_head(room.grad_qkv, frame.heads), path,
-        tape.attention[layer],
+        _by_head(tape.qkv[layer], heads), tape.turns, way.parents,
+        _by_head(above, heads), _by_head(room.grad_qkv, heads), way.path, way.slopes,
+        tape.attention[layer], first, count,
     )  # fmt: skip
+    scale_columns(normed[first:last], norm, inputs)
     for part in range(3):
-        mine = room.grad_qkv[part][:count]
-        _normed_adapter(
-            normed[:count], norm, mine, adapters.low_qkv[layer, part],
-            adapters.high_qkv[layer, part], scaling,
+        mine = room.grad_qkv[part, first:last]
+        _adapter(
+            inputs, mine, adapters.low_qkv[layer, part],
+            adapters.high_qkv[layer, part], way.scaling,
             found.low_qkv[layer, part], found.high_qkv[layer, part],
         )  # fmt: skip
-    if layer > 0:  # the embedding below layer 0 is frozen
-        for part in range(3):
-            mine = room.grad_qkv[part][:count]
-            np.dot(mine, weights.qkv[layer, part], room.parts[part][:count])
-        normalize_gradient(room.parts, normed, tape.scale_1[layer], grad)
+        if layer > 0:  # the embedding below layer 0 is frozen
+            np.dot(mine, weights.qkv[layer, part], room.parts[part, :count])
+    if layer > 0:
+        normalize_gradient(
+            room.parts, normed, tape.scale_1[layer], room.grad, first, count
+        )
 
 
 @compiled
 @no_type_check
 def _adapter(rows, grad, low, high, scaling, grad_low, grad_high):
-    """(dA, dB) of ``y = x (W + s·B·A)ᵀ`` from x ``[N, in]`` and dy ``[N, out]``."""
-    # (dy B)ᵀ x itself is a third slower: the result would be low and wide
+    """Add (dA, dB) of ``y = x (W + s·B·A)ᵀ`` from x ``[N, in]`` and dy ``[N, out]``."""
+    # (dy B)ᵀ x itself is slower where the result is low and wide
     turned = np.dot(rows.T, np.dot(grad, high))
-    np.dot(grad.T, np.dot(rows, low.T), grad_high)
-    for i in range(len(grad_low)):
-        for j in range(len(turned)):
-            grad_low[i, j] = turned[j, i] * scaling
-    for i in range(len(grad_high)):
+    wide = np.dot(grad.T, np.dot(rows, low.T))
+    for i in range(grad_low.shape[0]):
+        for j in range(grad_low.shape[1]):
+            grad_low[i, j] += turned[j, i] * scaling
+    for i in range(grad_high.shape[0]):
         for j in range(grad_high.shape[1]):
-            grad_high[i, j] *= scaling
-
-
-@compiled
-@no_type_check
-def _normed_adapter(normed, norm, grad, low, high, scaling, grad_low, grad_high):
-    """The same where x is ``normed · norm``, the weight of the norm before it."""
-    inside = np.empty_like(low)
-    scale_columns(low, norm, inside)
-    _adapter(normed, grad, inside, high, scaling, grad_low, grad_high)
-    scale_columns(grad_low, norm, grad_low)
+            grad_high[i, j] += wide[i, j] * scaling
 
 
 @functools.cache
@@ -415,8 +449,8 @@ def _run_small() -> None:
         empty("layers", 2, "N", "I"), empty("N", "H"), empty("N", 1),
     )  # fmt: skip
     room = Scratch(
-        empty("N", "H"), empty(3, "N", "H"), empty("N", "I"), empty("N", "I"),
-        empty(2, "N", "I"), empty(3, "N", "H"),
+        empty("N", "H"), empty(3, "N", "H"), empty("N", "H"), empty(3, "N", "H"),
+        empty("N", "I"), empty("N", "I"), empty(2, "N", "I"),
     )  # fmt: skip
     nodes = Nodes(*np.array([[0, 0], [0, 1], [-1, 0]]))
     forward(nodes, 0, 1, frame, weights, tape)
