@@ -25,11 +25,12 @@ __all__ = [
     "clear",
     "compiled",
     "draw",
-    "embed",
     "grow",
+    "look_up",
     "normalize",
     "normalize_gradient",
     "scale_columns",
+    "sum_by_word",
     "to_log_probs",
     "turn",
 ]
@@ -98,11 +99,33 @@ def clear(table):
 
 @compiled
 @no_type_check
-def embed(embedding, tokens, first, rows):
-    """The embedding of the tokens from ``first`` on, as many as there are rows."""
+def look_up(words, tokens, first, rows):
+    """Each token's line of ``words``, for the tokens from ``first`` on.
+
+    Args:
+        words: ``[V, H]``.
+        tokens: of the nodes.
+        first: the first of them.
+        rows: ``[count, H]``; gets the lines.
+    """
     for row in range(rows.shape[0]):
         for column in range(rows.shape[1]):
-            rows[row, column] = embedding[tokens[first + row], column]
+            rows[row, column] = words[tokens[first + row], column]
+
+
+@compiled
+@no_type_check
+def sum_by_word(rows, tokens, words):
+    """The opposite: add each row to its token's line.
+
+    Args:
+        rows: ``[count, H]``.
+        tokens: of the nodes, from the first on.
+        words: ``[V, H]``.
+    """
+    for row in range(rows.shape[0]):
+        for column in range(rows.shape[1]):
+            words[tokens[row], column] += rows[row, column]
 
 
 @compiled
@@ -357,7 +380,9 @@ def normalize_gradient(parts, normed, scale, grad, first, count):
         along /= np.float32(width)
         factor = scale[first + n, 0]
         for j in range(width):
-            grad[first + n, j] += (parts[0, n, j] - normed[first + n, j] * along) * factor
+            grad[first + n, j] += (
+                parts[0, n, j] - normed[first + n, j] * along
+            ) * factor
 
 
 @compiled

@@ -83,8 +83,8 @@ class Tape:
 class TreeLlama:
     """Runs the layers of a peft-wrapped ``LlamaForCausalLM`` on levels of trees.
 
-    It holds no weights of its own: it reads the model's, so training the model's
-    adapter changes what it computes.
+    It reads the adapter anew whenever that has changed, so training the model's changes
+    what it computes; the frozen weights are read once.
 
     Raises:
         ValueError: a model that is not of the plain shape that this pass is for.
@@ -103,6 +103,7 @@ class TreeLlama:
         self.frame = self._make_frame()
         self._scaling = np.float32(self._adapters[0]["q"].scaling)
         self._reference: Weights | None = None
+        self._tables: tuple[tuple, Adapters] | None = None  # with their versions
 
     @staticmethod
     def supports(model) -> bool:
@@ -111,18 +112,21 @@ class TreeLlama:
 
     def _make_frame(self) -> Frame:
         body, config = self._body, self._model.config
+        embedding = body.embed_tokens.weight.detach()
+        size, epsilon = embedding.shape[1:], config.rms_norm_eps
         norms = [
             torch.stack([x.input_layernorm.weight, x.post_attention_layernorm.weight])
             for x in body.layers
         ]
         return Frame(
             _table(self._model.lm_head.weight),
-            _table(body.embed_tokens.weight),
+            _table(embedding),
+            _table(functional.rms_norm(embedding, size, eps=epsilon)),
             _table(body.rotary_emb.inv_freq),
             _table(body.norm.weight),
             _table(torch.stack(norms)),
             config.num_attention_heads,
-            config.rms_norm_eps,
+            epsilon,
         )
 
     def parameters(self) -> list[Tensor]:
@@ -141,49 +145,69 @@ class TreeLlama:
     @torch.no_grad()
     def weights(self, *, reference: bool = False) -> Weights:
         """The weights of all layers; the reference's are made once and kept."""
-        if not reference:
-            return self._merge(adapted=True)
         if self._reference is None:
-            self._reference = self._merge(adapted=False)
-        return self._reference
+            self._reference = self._read_frozen()
+        return self._reference if reference else self._adapt(self._reference)
 
-    def _merge(self, adapted: bool) -> Weights:
-        def merged(block, name: str, adapter: _Adapter) -> Tensor:
-            base = getattr(block, f"{name}_proj").base_layer.weight
-            if not adapted:
-                return base
-            return torch.addmm(base, adapter.high, adapter.low, alpha=adapter.scaling)
+    def _read_frozen(self) -> Weights:
+        def read(*names: str) -> Tensor:
+            found = []
+            for layer in self._body.layers:
+                block = layer.self_attn if names[0] in _ATTENTION else layer.mlp
+                parts = [getattr(block, f"{x}_proj").base_layer.weight for x in names]
+                found.append(torch.stack(parts) if len(parts) > 1 else parts[0])
+            return torch.stack(found)
 
-        found = []
-        for layer, adapters in zip(self._body.layers, self._adapters, strict=True):
-            attention = [merged(layer.self_attn, n, adapters[n]) for n in _ATTENTION]
-            gate, up, down = (merged(layer.mlp, n, adapters[n]) for n in _MLP)
-            found.append(
-                (
-                    torch.stack(attention[:3]) * layer.input_layernorm.weight,
-                    attention[3],
-                    torch.stack([gate, up]) * layer.post_attention_layernorm.weight,
-                    down,
-                )
+        before_attention, before_mlp = torch.from_numpy(self.frame.norms).unbind(1)
+        qkv = read("q", "k", "v") * before_attention[:, None, None]
+        gate_up = read("gate", "up") * before_mlp[:, None, None]
+        return self._complete(qkv, read("o"), gate_up, read("down"))
+
+    def _adapt(self, frozen: Weights) -> Weights:
+        """``W + s·B·A`` everywhere; the norms' weights are inside, as in W."""
+        tables = self.adapter_tables()
+        norms = torch.from_numpy(self.frame.norms)[:, :, None]
+
+        def add(weight, low, high, norm=1.0) -> Tensor:
+            base, inside = torch.from_numpy(weight), torch.from_numpy(low) * norm
+            sums = torch.baddbmm(
+                base.flatten(0, -3),
+                torch.from_numpy(high).flatten(0, -3),
+                inside.flatten(0, -3),
+                alpha=float(self._scaling),
             )
-        return Weights(
-            *(_table(torch.stack(part)) for part in zip(*found, strict=True))
+            return sums.view_as(base)
+
+        return self._complete(
+            add(frozen.qkv, tables.low_qkv, tables.high_qkv, norms[:, :1]),
+            add(frozen.out, tables.low_out, tables.high_out),
+            add(frozen.gate_up, tables.low_gate_up, tables.high_gate_up, norms[:, 1:]),
+            add(frozen.down, tables.low_down, tables.high_down),
         )
+
+    def _complete(self, qkv: Tensor, *others: Tensor) -> Weights:
+        """Weights with every word's first queries, keys and values."""
+        first = torch.from_numpy(self.frame.words) @ qkv[0].mT
+        return Weights(*map(_table, (first, qkv, *others)))
 
     @torch.no_grad()
     def adapter_tables(self) -> Adapters:
         """A and B of every layer as they are now."""
+        now = self.versions()
+        if self._tables is None or self._tables[0] != now:
+            self._tables = now, self._read_adapters()
+        return self._tables[1]
+
+    def _read_adapters(self) -> Adapters:
         found = []
-        for layer in self._adapters:
-            matrices = []
-            for names in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)):
-                for kind in ("low", "high"):
-                    part = [getattr(layer[name], kind) for name in names]
-                    matrices.append(torch.stack(part) if len(part) > 1 else part[0])
-            found.append(matrices)
-        return Adapters(
-            *(_table(torch.stack(part)) for part in zip(*found, strict=True))
-        )
+        for names in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)):
+            for kind in ("low", "high"):
+                every = [getattr(x[n], kind) for x in self._adapters for n in names]
+                stacked = torch.stack(every)
+                if len(names) > 1:
+                    stacked = stacked.unflatten(0, (-1, len(names)))
+                found.append(_table(stacked))
+        return Adapters(*found)
 
     def new_tape(self, room: int, depth: int, *, layers: int | None = None) -> Tape:
         """An empty tape, to be computed with today's adapter.

@@ -37,11 +37,12 @@ from flowrl_lab.policies.tree_kernels import (
     clear,
     compiled,
     draw,
-    embed,
     grow,
+    look_up,
     normalize,
     normalize_gradient,
     scale_columns,
+    sum_by_word,
     to_log_probs,
     turn,
 )
@@ -62,7 +63,7 @@ __all__ = [
 # sha256 of tree_kernels.py, in short.  numba looks at the file of a function alone to
 # tell whether its compiled form is still good, and these call that file's functions: so
 # whoever changes those has to change this line (a test says what to).
-KERNELS = "dde06a956f1e"
+KERNELS = "86ebbe000fa0"
 
 # Rows that go through a layer together: what they need stays in the processor's cache,
 # and BLAS multiplies as few as these with an adapter (240 · 256 · 16 < 100³) where they
@@ -77,6 +78,7 @@ class Frame(NamedTuple):
 
     head: Table  # from states to logits, [V, H]
     embedding: Table  # [V, H]
+    words: Table  # the embedding normalised, before a norm's weight, [V, H]
     frequencies: Table  # of the rotary embedding, [size / 2]
     norm: Table  # weight of the last norm, [H]
     norms: Table  # weights of each layer's norms, [layers, 2, H]
@@ -90,6 +92,9 @@ class Weights(NamedTuple):
     The norms' weights are inside qkv and gate_up, and the adapter is in all.
     """
 
+    # In the first layer they depend on a node's token alone, so each word's are made
+    # once: [3, V, H], before the rotary embedding.
+    first_qkv: Table
     qkv: Table  # [layers, 3, H, H]
     out: Table  # [layers, H, H]
     gate_up: Table  # [layers, 2, I, H]
@@ -173,7 +178,7 @@ def forward(nodes, first, end, frame, weights, tape):
     """
     count, width = end - first, frame.embedding.shape[1]
     hidden = np.empty((count, width), np.float32)
-    embed(frame.embedding, nodes.tokens, first, hidden)
+    look_up(frame.embedding, nodes.tokens, first, hidden)
     turn(nodes.positions, frame.frequencies, tape.turns, first, end)
     path = np.empty(tape.attention.shape[3], np.int64)
     rows = min(count, _BLOCK)
@@ -182,8 +187,7 @@ def forward(nodes, first, end, frame, weights, tape):
     for layer in range(len(weights.out)):
         for start in range(0, count, _BLOCK):
             block = start, first + start, min(_BLOCK, count - start)
-            places = tape.turns, nodes.parents, path
-            _attention(hidden, layer, frame, weights, tape, block, places, product)
+            _attention(hidden, layer, frame, weights, tape, block, nodes, path, product)
             _mlp(hidden, layer, frame, weights, tape, block, product, active)
     normalize(hidden, 0, tape.normed, tape.scale, first, count, frame.epsilon)
     scale_columns(tape.normed[first:end], frame.norm, hidden)
@@ -245,18 +249,21 @@ def _by_head(table, heads):
 
 @compiled
 @no_type_check
-def _attention(hidden, layer, frame, weights, tape, block, places, product):
+def _attention(hidden, layer, frame, weights, tape, block, nodes, path, product):
     """``h + out(attend(qkv))`` for some rows, in place."""
     here, first, count = block
     last, mine = first + count, layer % len(tape.mixed)
     normed, mixed = tape.normed_1[mine], tape.mixed[mine]
-    normalize(hidden, here, normed, tape.scale_1[mine], first, count, frame.epsilon)
+    if layer > 0:
+        normalize(hidden, here, normed, tape.scale_1[mine], first, count, frame.epsilon)
     for part in range(3):
-        into = tape.qkv[mine, part][first:last]
-        np.dot(normed[first:last], weights.qkv[layer, part].T, into)
-    turns, parents, path = places
+        into = tape.qkv[mine, part, first:last]
+        if layer == 0:
+            look_up(weights.first_qkv[part], nodes.tokens, first, into)
+        else:
+            np.dot(normed[first:last], weights.qkv[layer, part].T, into)
     attend(
-        _by_head(tape.qkv[mine], frame.heads), turns, parents,
+        _by_head(tape.qkv[mine], frame.heads), tape.turns, nodes.parents,
         _by_head(mixed, frame.heads), path, tape.attention[mine], first, count,
     )  # fmt: skip
     np.dot(mixed[first:last], weights.out[layer].T, product[:count])
@@ -272,7 +279,7 @@ def _mlp(hidden, layer, frame, weights, tape, block, product, active):
     normed = tape.normed_2[mine]
     normalize(hidden, here, normed, tape.scale_2[mine], first, count, frame.epsilon)
     for part in range(2):
-        into = tape.gate_up[mine, part][first:last]
+        into = tape.gate_up[mine, part, first:last]
         np.dot(normed[first:last], weights.gate_up[layer, part].T, into)
     activate(tape.gate_up[mine], active, first, count)
     np.dot(active[:count], weights.down[layer].T, product[:count])
@@ -314,6 +321,9 @@ def backward(grad_states, nodes, frame, weights, tape, adapters, scaling, room, 
             rows = min(_BLOCK, count - first)
             _mlp_gradient(way, layer, first, rows)
             _attention_gradient(way, layer, first, rows)
+            if layer > 0:
+                _qkv_gradient(way, layer, first, rows)
+    _first_qkv_gradient(way, nodes.tokens, count)
 
 
 def block_rows(count: int) -> int:
@@ -358,35 +368,56 @@ def _attention_gradient(way, layer, first, count):
     tape, weights, adapters, found, room = (
         way.tape, way.weights, way.adapters, way.found, way.room,
     )  # fmt: skip
-    normed, norm, last = tape.normed_1[layer], way.frame.norms[layer, 0], first + count
-    grad, inputs = room.grad[first:last], room.inputs[:count]
-    above = room.parts[0, :count]
+    last, heads = first + count, way.frame.heads
+    grad, above = room.grad[first:last], room.parts[0, :count]
     _adapter(
         tape.mixed[layer, first:last], grad, adapters.low_out[layer],
         adapters.high_out[layer], way.scaling, found.low_out[layer],
         found.high_out[layer],
     )  # fmt: skip
     np.dot(grad, weights.out[layer], above)
-    heads = way.frame.heads
     attend_gradient(
         _by_head(tape.qkv[layer], heads), tape.turns, way.parents,
         _by_head(above, heads), _by_head(room.grad_qkv, heads), way.path, way.slopes,
         tape.attention[layer], first, count,
     )  # fmt: skip
-    scale_columns(normed[first:last], norm, inputs)
+
+
+@compiled
+@no_type_check
+def _qkv_gradient(way, layer, first, count):
+    """Back through the queries, keys and values of some rows, in place."""
+    tape, adapters, found, room = way.tape, way.adapters, way.found, way.room
+    normed, inputs = tape.normed_1[layer], room.inputs[:count]
+    scale_columns(normed[first : first + count], way.frame.norms[layer, 0], inputs)
     for part in range(3):
-        mine = room.grad_qkv[part, first:last]
+        mine = room.grad_qkv[part, first : first + count]
+        np.dot(mine, way.weights.qkv[layer, part], room.parts[part, :count])
         _adapter(
             inputs, mine, adapters.low_qkv[layer, part],
             adapters.high_qkv[layer, part], way.scaling,
             found.low_qkv[layer, part], found.high_qkv[layer, part],
         )  # fmt: skip
-        if layer > 0:  # the embedding below layer 0 is frozen
-            np.dot(mine, weights.qkv[layer, part], room.parts[part, :count])
-    if layer > 0:
-        normalize_gradient(
-            room.parts, normed, tape.scale_1[layer], room.grad, first, count
-        )
+    normalize_gradient(room.parts, normed, tape.scale_1[layer], room.grad, first, count)
+
+
+@compiled
+@no_type_check
+def _first_qkv_gradient(way, tokens, count):
+    """The same in the first layer, for all rows: a line for each word is enough.
+
+    The embedding below is frozen.
+    """
+    adapters, found, words = way.adapters, way.found, way.frame.words
+    inputs, grad = np.empty_like(words), np.empty_like(words)
+    scale_columns(words, way.frame.norms[0, 0], inputs)
+    for part in range(3):
+        clear(grad)
+        sum_by_word(way.room.grad_qkv[part, :count], tokens, grad)
+        _adapter(
+            inputs, grad, adapters.low_qkv[0, part], adapters.high_qkv[0, part],
+            way.scaling, found.low_qkv[0, part], found.high_qkv[0, part],
+        )  # fmt: skip
 
 
 @compiled
@@ -429,11 +460,11 @@ def _run_small() -> None:
         return np.zeros([sizes.get(size, size) for size in shape], np.float32)
 
     frame = Frame(
-        empty("V", "H"), empty("V", "H"), empty(1), empty("H"),
+        empty("V", "H"), empty("V", "H"), empty("V", "H"), empty(1), empty("H"),
         empty("layers", 2, "H"), 2, 1e-6,
     )  # fmt: skip
     weights = Weights(
-        empty("layers", 3, "H", "H"), empty("layers", "H", "H"),
+        empty(3, "V", "H"), empty("layers", 3, "H", "H"), empty("layers", "H", "H"),
         empty("layers", 2, "I", "H"), empty("layers", "H", "I"),
     )  # fmt: skip
     low, high = ("layers", "r", "H"), ("layers", "H", "r")
