@@ -247,8 +247,8 @@ def _climb(parents, node, path):
 def _weigh(qkv, node, path, seen, weights):
     """Attention weights of each head, softmax(q · k / √size) over the path.
 
-    ``weights`` has room up to a multiple of 16: most paths are short, and a loop of
-    16 is one vector instruction where one of 9 would be nine.
+    ``weights`` has room up to a multiple of 32: most paths are short, and a loop of
+    32 is two vector instructions where one of 9 would be nine.
     """
     heads, size = qkv.shape[2:]
     factor = np.float32(1 / math.sqrt(size))
@@ -262,14 +262,16 @@ def _weigh(qkv, node, path, seen, weights):
             weights[h, k] = score
             largest = max(score, largest)
         total = np.float32(0)
-        for start in range(0, seen, 16):
-            some = weights[h, start : start + 16]
-            for k in range(16):
+        for start in range(0, seen, 32):
+            some = weights[h, start : start + 32]
+            for k in range(32):
                 some[k] = _exp(some[k] - largest)
         for k in range(seen):
             total += weights[h, k]
-        for k in range(seen):
-            weights[h, k] /= total
+        for start in range(0, seen, 32):
+            some = weights[h, start : start + 32]
+            for k in range(32):
+                some[k] /= total
 
 
 @compiled

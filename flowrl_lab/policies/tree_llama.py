@@ -229,7 +229,7 @@ class TreeLlama:
             empty(room, 2, half),
             empty(count, room, hidden), empty(count, room, 1),
             empty(count, 3, room, hidden),
-            empty(count, room, config.num_attention_heads, -(-depth // 16) * 16),
+            empty(count, room, config.num_attention_heads, -(-depth // 32) * 32),
             empty(count, room, hidden),
             empty(count, room, hidden), empty(count, room, 1),
             empty(count, 2, room, inner), empty(room, hidden), empty(room, 1),

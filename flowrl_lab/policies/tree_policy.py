@@ -38,14 +38,14 @@ class _Grown:
         versions: how often each of them had been changed.
         groves: one for each worker.
         weights: those of the groves' tapes.
-        prompt_states: the reference's of the prompts, ``[P, S, H]``, once known.
+        reference: its states of the nodes of each grove, once known.
     """
 
     tensors: tuple[Tensor, ...]
     versions: list[int]
     groves: list[Grove]
     weights: Weights | None = None
-    prompt_states: Tensor | None = None
+    reference: list[Tensor] | None = None
 
     def holds(self, *tensors: Tensor) -> bool:
         """Whether it is of these tensors, unchanged (torch counts changes)."""
@@ -126,7 +126,7 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
     def _reference(self, grown: _Grown) -> Tensor:
         """The frozen model's states of all nodes."""
         states = self._run(grown.groves, self._tree_model.weights(reference=True))
-        grown.prompt_states = _find_prompts(grown.tensors[1], states)
+        grown.reference = states
         return torch.cat(states)
 
     def _states(self, grown: _Grown) -> Tensor:
@@ -179,9 +179,10 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         """As in ``LanguageModelPolicy``; known already where the reference has
         scored completions of these prompts."""
         grown, tensors = self._grown, (prompts.prompt_ids, prompts.prompt_mask)
-        if grown is None or grown.prompt_states is None or not grown.holds(*tensors):
+        if grown is None or grown.reference is None or not grown.holds(*tensors):
             return super().prompt_features(prompts, pooling)
-        return pool_features(grown.prompt_states, prompts.prompt_mask, pooling)
+        states = _find_prompts(prompts.prompt_mask, grown.reference)
+        return pool_features(states, prompts.prompt_mask, pooling)
 
 
 def _check_words(prompts: PromptBatch, vocab_size: int) -> None:

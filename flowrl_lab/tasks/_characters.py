@@ -107,9 +107,12 @@ class CharacterTask:
         """Characters without a closing end token; "?" is any other special token."""
         if ids and ids[-1] == self.eos_id:
             ids = ids[:-1]
-        return "".join(
-            self.characters[i] if i < len(self.characters) else "?" for i in ids
-        )
+        return "".join(map(self._letters.__getitem__, ids))
+
+    @functools.cached_property
+    def _letters(self) -> str:
+        """What stands for each token."""
+        return self.characters.ljust(self.vocab_size, "?")
 
     def answer_set(
         self,
