@@ -49,6 +49,7 @@ from flowrl_lab.policies.tree_kernels import (
 
 __all__ = [
     "Adapters",
+    "Draws",
     "Frame",
     "Scratch",
     "TapeTables",
@@ -145,6 +146,28 @@ class TapeTables(NamedTuple):
     scale: Table  # [N, 1]
 
 
+class Draws(NamedTuple):
+    """What was drawn, level by level; ``[T, B]``."""
+
+    tokens: Any
+    mask: Any  # whether the token was drawn
+    log_probs: Table
+    predictor: Any  # row of the node whose state each was drawn from
+
+
+class _WayOn(NamedTuple):
+    """What a forward pass reads and writes at every layer."""
+
+    nodes: Nodes
+    frame: Frame
+    weights: Weights
+    tape: TapeTables
+    hidden: Table  # h of the pass's rows, [count, H]
+    path: Any  # room for a node's ancestors
+    product: Table  # room for a block's result, [K, H]
+    active: Table  # [K, I]
+
+
 class _WayBack(NamedTuple):
     """What the backward pass reads and writes at every layer."""
 
@@ -180,15 +203,15 @@ def forward(nodes, first, end, frame, weights, tape):
     hidden = np.empty((count, width), np.float32)
     look_up(frame.embedding, nodes.tokens, first, hidden)
     turn(nodes.positions, frame.frequencies, tape.turns, first, end)
-    path = np.empty(tape.attention.shape[3], np.int64)
-    rows = min(count, _BLOCK)
+    path, rows = np.empty(tape.attention.shape[3], np.int64), min(count, _BLOCK)
     product = np.empty((rows, width), np.float32)
     active = np.empty((rows, weights.down.shape[2]), np.float32)
+    way = _WayOn(nodes, frame, weights, tape, hidden, path, product, active)
     for layer in range(len(weights.out)):
-        for start in range(0, count, _BLOCK):
-            block = start, first + start, min(_BLOCK, count - start)
-            _attention(hidden, layer, frame, weights, tape, block, nodes, path, product)
-            _mlp(hidden, layer, frame, weights, tape, block, product, active)
+        for here in range(0, count, _BLOCK):
+            rows = min(_BLOCK, count - here)
+            _attention(way, layer, here, first + here, rows)
+            _mlp(way, layer, here, first + here, rows)
     normalize(hidden, 0, tape.normed, tape.scale, first, count, frame.epsilon)
     scale_columns(tape.normed[first:end], frame.norm, hidden)
     return hidden
@@ -196,10 +219,7 @@ def forward(nodes, first, end, frame, weights, tape):
 
 @compiled
 @no_type_check
-def sample(
-    nodes, end, at, noise, temperature, eos_id, frame, weights, tape, tokens,
-    mask, log_probs, predictor,
-):  # fmt: skip
+def sample(nodes, end, at, noise, temperature, eos_id, frame, weights, tape, draws):
     """Draw completions to their ends, level by level.
 
     Args:
@@ -210,26 +230,27 @@ def sample(
         temperature: of the draws.
         eos_id: the token that ends a completion.
         frame, weights, tape: as ``forward`` takes them.
-        tokens: gets what is drawn, ``[T, B]``; the rest stays as it is, here and below.
-        mask: gets True for each token drawn.
-        log_probs: gets the log-prob of each.
-        predictor: gets the row whose state each was drawn from.
+        draws: gets what is drawn; the rest stays as it is.
 
     Returns:
         Row after the last node, and how many levels were drawn.
     """
     width, rows, vocab_size = noise.shape
+    tokens = draws.tokens
     first, at, grown = np.int64(0), at.copy(), np.empty_like(at)
     alive = np.ones(rows, np.bool_)
     for place in range(width):
         states = forward(nodes, first, end, frame, weights, tape)
         scores = np.dot(states, frame.head.T)
         to_log_probs(scores, temperature)
-        draw(scores, at, first, noise[place], alive, tokens[place], log_probs[place])
+        draw(
+            scores, at, first, noise[place], alive, tokens[place],
+            draws.log_probs[place],
+        )  # fmt: skip
         left = 0
         for row in range(rows):
             if alive[row]:
-                mask[place, row], predictor[place, row] = True, at[row]
+                draws.mask[place, row], draws.predictor[place, row] = True, at[row]
                 alive[row] = tokens[place, row] != eos_id
                 left += alive[row]
         if left == 0 or place + 1 == width:
@@ -249,13 +270,15 @@ def _by_head(table, heads):
 
 @compiled
 @no_type_check
-def _attention(hidden, layer, frame, weights, tape, block, nodes, path, product):
-    """``h + out(attend(qkv))`` for some rows, in place."""
-    here, first, count = block
+def _attention(way, layer, here, first, count):
+    """``h + out(attend(qkv))`` of rows ``first`` on, in place: ``hidden[here]`` on."""
+    frame, weights, tape, nodes = way.frame, way.weights, way.tape, way.nodes
     last, mine = first + count, layer % len(tape.mixed)
-    normed, mixed = tape.normed_1[mine], tape.mixed[mine]
+    normed, mixed, product = tape.normed_1[mine], tape.mixed[mine], way.product
     if layer > 0:
-        normalize(hidden, here, normed, tape.scale_1[mine], first, count, frame.epsilon)
+        normalize(
+            way.hidden, here, normed, tape.scale_1[mine], first, count, frame.epsilon
+        )
     for part in range(3):
         into = tape.qkv[mine, part, first:last]
         if layer == 0:
@@ -264,26 +287,26 @@ def _attention(hidden, layer, frame, weights, tape, block, nodes, path, product)
             np.dot(normed[first:last], weights.qkv[layer, part].T, into)
     attend(
         _by_head(tape.qkv[mine], frame.heads), tape.turns, nodes.parents,
-        _by_head(mixed, frame.heads), path, tape.attention[mine], first, count,
+        _by_head(mixed, frame.heads), way.path, tape.attention[mine], first, count,
     )  # fmt: skip
     np.dot(mixed[first:last], weights.out[layer].T, product[:count])
-    add(hidden, product, here, count)
+    add(way.hidden, product, here, count)
 
 
 @compiled
 @no_type_check
-def _mlp(hidden, layer, frame, weights, tape, block, product, active):
-    """``h + down(silu(gate) · up)`` for some rows, in place."""
-    here, first, count = block
+def _mlp(way, layer, here, first, count):
+    """``h + down(silu(gate) · up)`` in place, as ``_attention``."""
+    weights, tape, product, active = way.weights, way.tape, way.product, way.active
     last, mine = first + count, layer % len(tape.mixed)
-    normed = tape.normed_2[mine]
-    normalize(hidden, here, normed, tape.scale_2[mine], first, count, frame.epsilon)
+    normed, epsilon = tape.normed_2[mine], way.frame.epsilon
+    normalize(way.hidden, here, normed, tape.scale_2[mine], first, count, epsilon)
     for part in range(2):
         into = tape.gate_up[mine, part, first:last]
         np.dot(normed[first:last], weights.gate_up[layer, part].T, into)
     activate(tape.gate_up[mine], active, first, count)
     np.dot(active[:count], weights.down[layer].T, product[:count])
-    add(hidden, product, here, count)
+    add(way.hidden, product, here, count)
 
 
 @compiled
@@ -485,10 +508,13 @@ def _run_small() -> None:
     )  # fmt: skip
     nodes = Nodes(*np.array([[0, 0], [0, 1], [-1, 0]]))
     forward(nodes, 0, 1, frame, weights, tape)
-    levels = np.zeros((2, 1), int), np.zeros((2, 1), bool), empty(2, 1)
+    draws = Draws(
+        np.zeros((2, 1), int), np.zeros((2, 1), bool), empty(2, 1),
+        np.zeros((2, 1), int),
+    )  # fmt: skip
     sample(
         nodes, 1, np.zeros(1, int), empty(2, 1, "V") + np.float32(1), np.float32(1), 9,
-        frame, weights, tape, *levels, np.zeros((2, 1), int),
+        frame, weights, tape, draws,
     )  # fmt: skip
     backward(
         empty("N", "H"), nodes, frame, weights, tape, adapters, np.float32(1), room,

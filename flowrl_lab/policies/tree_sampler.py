@@ -18,7 +18,7 @@ from flowrl_lab.policies.prefix_tree import PrefixTree, new_nodes, plant_prompts
 from flowrl_lab.policies.tree_grad import Grove
 from flowrl_lab.policies.tree_kernels import Nodes
 from flowrl_lab.policies.tree_llama import Tape, TreeLlama
-from flowrl_lab.policies.tree_passes import Weights
+from flowrl_lab.policies.tree_passes import Draws, Weights
 from flowrl_lab.policies.workers import run_together, share
 from flowrl_lab.types import Completions, PromptBatch
 
@@ -69,7 +69,7 @@ class Sampler:
             torch.from_numpy(np.concatenate(levels, axis=1)[: max(used)].T.copy())
             for levels in zip(*drawn, strict=True)
         )
-        parts = predictor.split([levels[0].shape[1] for levels in drawn])
+        parts = predictor.split([one.tokens.shape[1] for one in drawn])
         groves = [
             Grove(PrefixTree(nodes, part), tape, states)
             for part, (nodes, tape, states) in zip(parts, trees, strict=True)
@@ -102,17 +102,17 @@ class Sampler:
         nodes = new_nodes(tape.room)
         end, ends = plant_prompts(prompts, nodes)
         shape = noise.shape[:2]
-        tokens = np.full(shape, self.pad_id, np.int64)
-        mask, log_probs = np.zeros(shape, bool), np.zeros(shape, np.float32)
-        predictor = np.zeros(shape, np.int64)
+        drawn = Draws(
+            np.full(shape, self.pad_id, np.int64), np.zeros(shape, bool),
+            np.zeros(shape, np.float32), np.zeros(shape, np.int64),
+        )  # fmt: skip
         end, used = tree_passes.sample(
             nodes, end, ends.repeat_interleave(self.copies).numpy(), noise,
             np.float32(self.temperature), self.eos_id, self.model.frame, self.weights,
-            tape.tables, tokens, mask, log_probs, predictor,
+            tape.tables, drawn,
         )  # fmt: skip
         nodes = Nodes(*(table[:end] for table in nodes))
         states = tape.tables.normed[:end] * self.model.frame.norm
-        drawn = tokens, mask, log_probs, predictor
         return (nodes, tape, torch.from_numpy(states)), drawn, used
 
 
