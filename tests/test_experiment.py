@@ -17,6 +17,8 @@ from flowrl_lab.algorithms import ALGORITHMS, Algorithm, LossParts
 from flowrl_lab.checkpoints import read_checkpoint, write_checkpoint
 from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.experiment import Run, race, train
+from flowrl_lab.policies.tree_llama import TreeLlama
+from flowrl_lab.policies.tree_policy import TreeLanguageModelPolicy
 from flowrl_lab.presets import preset
 from flowrl_lab.records import (
     MEASURED,
@@ -43,13 +45,13 @@ def small(algorithm: str = "flowrl", **changes) -> ExperimentConfig:
     return ExperimentConfig(task="landscape", algorithm=algorithm, **settings)
 
 
-def tiny_maths(**changes) -> ExperimentConfig:
+def tiny_maths(algorithm="flowrl", **changes) -> ExperimentConfig:
     """Two steps of the tiny language model."""
     settings = {
         "steps": 2, "prompts_per_step": 2, "num_generations": 4, "eval_every": 2,
         "eval_prompts": 2, "lora_rank": 2, "lora_alpha": 4.0, **changes,
     }  # fmt: skip
-    return preset("make_number", "flowrl", **settings)
+    return preset("make_number", algorithm, **settings)
 
 
 def plain(value):
@@ -237,6 +239,24 @@ def test_clip_fraction_appears_off_policy():
         )
         assert all(record.clip_fraction == 0.0 for record in on[1:])
         assert any(record.clip_fraction > 0.1 for record in off[1:])
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "flowrl", "dapo"])
+def test_several_updates_a_batch_are_those_of_the_plain_policy(algorithm, monkeypatch):
+    """The tiny model keeps activations of sampling; only the first may use them."""
+    config = tiny_maths(
+        algorithm=algorithm, updates_per_batch=3, learning_rate=1e-2, num_generations=8
+    )
+    ends = []
+    for tree in (True, False):
+        if not tree:
+            monkeypatch.setattr(TreeLlama, "supports", staticmethod(lambda _: False))
+        run = Run(config)
+        records = list(run)
+        assert isinstance(run.policy, TreeLanguageModelPolicy) == tree
+        assert all(record.clip_fraction > 0 for record in records[1:])
+        ends.append([records[-1].loss, records[-1].clip_fraction, records[-1].reward])
+    assert ends[0] == pytest.approx(ends[1], rel=1e-3)
 
 
 def test_an_entropy_bonus_keeps_the_policy_broad():

@@ -133,13 +133,18 @@ def test_activations_of_sampling_serve_one_update_of_the_same_weights(monkeypatc
         second.log_probs.square().sum(), policy.trainable_parameters()
     )
     torch.testing.assert_close(gradient, again, rtol=1e-4, atol=1e-5)
-    # sampled, then the weights move: the old activations must not be used
-    policy.sample(prompts, 4, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in policy.trainable_parameters():
-            parameter.add_(0.05)
+
+
+def test_activations_of_sampling_do_not_serve_other_weights():
+    """A fused step, which PyTorch's own count of changes misses."""
+    policy, prompts = make_policy(), batch_of(*PROMPTS)
+    drawn = policy.sample(prompts, 4, generator=torch.Generator().manual_seed(0))
+    rows = drawn.completion_ids, drawn.completion_mask
+    for parameter in policy.trainable_parameters():
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(policy.trainable_parameters(), lr=0.05, fused=True).step()
     moved = policy.evaluate(prompts, *rows).log_probs
-    assert (moved - second.log_probs).abs().max() > 1e-3
+    assert (moved - drawn.log_probs).abs().max() > 1e-3
     torch.testing.assert_close(
         moved[0, : rows[1][0].sum()],
         plain_log_probs(

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flowrl_lab.policies.changes import ChangeCounter
 from flowrl_lab.policies.language_model import LanguageModelPolicy
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
@@ -118,7 +119,7 @@ class _Grown:
     """What sampling computed, with its gradient: the first update reads it again."""
 
     completion_ids: Tensor
-    versions: list[int]
+    version: int  # of the adapter
     states: Tensor  # [N, H]
     predictor: Tensor  # [B, T]: the node that predicts each token
 
@@ -135,6 +136,9 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
         super().__init__(model, **settings)
         self._decoder: _PackedDecoder | None = None
         self._grown: _Grown | None = None
+        self._changes = ChangeCounter(
+            lambda: [weight.detach().clone() for weight in self.trainable_parameters()]
+        )
         # What the reference says of a row: "prompt, temperature, tokens" -> its
         # log-probs and entropies.
         self.reference_memo: dict[str, list[list[float]]] = {}
@@ -156,15 +160,11 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
             decoder, self._decoder = self._decoder, None
             self._grown = _Grown(
                 sampled.completion_ids,
-                self._versions(),
+                self._changes.count(),
                 torch.cat(decoder.states),
                 torch.stack(decoder.predictors, dim=1),
             )
         return sampled
-
-    def _versions(self) -> list[int]:
-        """Changes with every update of the adapter (torch counts changes in place)."""
-        return [parameter._version for parameter in self.trainable_parameters()]
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
         tokens = int(prompts.prompt_mask.sum())
@@ -197,7 +197,7 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
         if grown is not None and torch.is_grad_enabled():
             self._grown = None  # its graph serves one backward pass
             same = grown.completion_ids is completion_ids
-            if same and grown.versions == self._versions():
+            if same and grown.version == self._changes.count():
                 return grown.states[grown.predictor]
         packing, predictor = pack_rows(prompts, completion_ids, completion_mask)
         if len(packing) > MAX_NODES:

@@ -58,7 +58,8 @@ class _TreeStates(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_states):
         model, groves = ctx.model, ctx.groves
-        if any(model.versions() != grove.tape.versions for grove in groves):
+        now = model.version()
+        if any(grove.tape.version != now for grove in groves):
             raise RuntimeError(
                 "the adapter was changed after these log-probs were computed, so "
                 "their gradient is no longer defined. Fix: call backward() before "

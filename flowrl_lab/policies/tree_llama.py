@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flowrl_lab.policies import tree_passes
+from flowrl_lab.policies.changes import ChangeCounter
 from flowrl_lab.policies.tree_kernels import Nodes
 from flowrl_lab.policies.tree_passes import (
     Adapters,
@@ -53,13 +54,13 @@ class Tape:
     Attributes:
         tables: the activations; there may be room for more nodes.
         scratch: for the way back.
-        versions: of the adapter's parameters, when this was computed.
+        version: of the adapter, when this was computed.
         uses: how often it was begun anew; what was read before is gone then.
     """
 
     tables: TapeTables
     scratch: Scratch
-    versions: tuple[tuple[int, int], ...] = ()
+    version: int = 0
     uses: int = 0
 
     @property
@@ -74,9 +75,9 @@ class Tape:
         """
         return nodes <= self.room and depth <= self.tables.attention.shape[3]
 
-    def begin(self, versions: tuple[tuple[int, int], ...]) -> None:
+    def begin(self, version: int) -> None:
         """What it holds is of no use any more; from now on it is of this adapter."""
-        self.versions = versions
+        self.version = version
         self.uses += 1
 
 
@@ -103,7 +104,8 @@ class TreeLlama:
         self.frame = self._make_frame()
         self._scaling = np.float32(self._adapters[0]["q"].scaling)
         self._reference: Weights | None = None
-        self._tables: tuple[tuple, Adapters] | None = None  # with their versions
+        self._changes = ChangeCounter(self._copy_adapter)
+        self.version()
 
     @staticmethod
     def supports(model) -> bool:
@@ -138,13 +140,34 @@ class TreeLlama:
             for matrix in (layer[name].low, layer[name].high)
         ]
 
-    def versions(self) -> tuple[tuple[int, int], ...]:
-        """Changes whenever the adapter does: in place (torch counts), or replaced."""
-        return tuple((m._version, m.data_ptr()) for m in self.parameters())
+    @torch.no_grad()
+    def version(self) -> int:
+        """Look at the adapter; another number than last time if it has changed."""
+        return self._changes.count()
+
+    def adapter_tables(self) -> Adapters:
+        """A and B of every layer, as ``version`` last saw them."""
+        return Adapters(*map(_table, self._changes.latest))
+
+    def _copy_adapter(self) -> list[Tensor]:
+        """In the order of ``Adapters``."""
+        found = []
+        for names in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)):
+            for kind in ("low", "high"):
+                every = [getattr(x[n], kind) for x in self._adapters for n in names]
+                stacked = torch.stack(every)
+                if len(names) > 1:
+                    stacked = stacked.unflatten(0, (-1, len(names)))
+                found.append(stacked)
+        return found
 
     @torch.no_grad()
     def weights(self, *, reference: bool = False) -> Weights:
-        """The weights of all layers; the reference's are made once and kept."""
+        """The weights of all layers, with the adapter as ``version`` last saw it.
+
+        Args:
+            reference: those without it, made once and kept.
+        """
         if self._reference is None:
             self._reference = self._read_frozen()
         return self._reference if reference else self._adapt(self._reference)
@@ -190,27 +213,8 @@ class TreeLlama:
         first = torch.from_numpy(self.frame.words) @ qkv[0].mT
         return Weights(*map(_table, (first, qkv, *others)))
 
-    @torch.no_grad()
-    def adapter_tables(self) -> Adapters:
-        """A and B of every layer as they are now."""
-        now = self.versions()
-        if self._tables is None or self._tables[0] != now:
-            self._tables = now, self._read_adapters()
-        return self._tables[1]
-
-    def _read_adapters(self) -> Adapters:
-        found = []
-        for names in (("q", "k", "v"), ("o",), ("gate", "up"), ("down",)):
-            for kind in ("low", "high"):
-                every = [getattr(x[n], kind) for x in self._adapters for n in names]
-                stacked = torch.stack(every)
-                if len(names) > 1:
-                    stacked = stacked.unflatten(0, (-1, len(names)))
-                found.append(_table(stacked))
-        return Adapters(*found)
-
     def new_tape(self, room: int, depth: int, *, layers: int | None = None) -> Tape:
-        """An empty tape, to be computed with today's adapter.
+        """An empty tape; ``begin`` says of which adapter it will be.
 
         Args:
             room: the most nodes.
@@ -241,9 +245,7 @@ class TreeLlama:
             empty(3, block, hidden), empty(block, inner), empty(block, inner),
             empty(2, block, inner),
         )  # fmt: skip
-        tape = Tape(tables, scratch)
-        tape.begin(self.versions())
-        return tape
+        return Tape(tables, scratch)
 
     def states(self, nodes: Nodes, weights: Weights, tape: Tape) -> Tensor:
         """Final (normalised) hidden states of all nodes of a tree, ``[N, H]``.

@@ -96,10 +96,11 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         check_count("num_generations", num_generations)
         _check_words(prompts, len(self._tree_model.frame.head))
         self._grown = None  # its tapes are about to be written over
+        version = self._tree_model.version()
         weights = self._tree_model.weights()
         sampler = Sampler(
-            self._tree_model, weights, num_generations, self.max_completion_tokens,
-            temperature, self.eos_id, self.pad_id,
+            self._tree_model, version, weights, num_generations,
+            self.max_completion_tokens, temperature, self.eos_id, self.pad_id,
         )  # fmt: skip
         drawn, groves = sampler.sample(prompts.to(self.device), self._tapes, generator)
         tensors = _key(prompts, drawn.completion_ids, drawn.completion_mask)
@@ -131,13 +132,15 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
 
     def _states(self, grown: _Grown) -> Tensor:
         """The policy's, from the tapes where they are of the adapter as it is."""
-        model, now = self._tree_model, self._tree_model.versions()
-        if any(g.tape is None or g.tape.versions != now for g in grown.groves):
+        model, now = self._tree_model, self._tree_model.version()
+        if any(g.tape is None or g.tape.version != now for g in grown.groves):
             grown.weights = model.weights()
             if not torch.is_grad_enabled():
                 return torch.cat(self._run(grown.groves, grown.weights))
             trees = [grove.tree for grove in grown.groves]
             tapes = [model.new_tape(len(t), count_depth(t.nodes)) for t in trees]
+            for tape in tapes:
+                tape.begin(now)
             states = run_together(
                 [
                     partial(model.states, tree.nodes, grown.weights, tape)

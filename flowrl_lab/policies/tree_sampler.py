@@ -31,6 +31,7 @@ class Sampler:
 
     Args:
         model: that draws them.
+        version: of its adapter.
         weights: it draws with.
         copies: G, completions of each prompt.
         width: T, the most tokens of a completion.
@@ -40,6 +41,7 @@ class Sampler:
     """
 
     model: TreeLlama
+    version: int
     weights: Weights
     copies: int
     width: int
@@ -91,6 +93,7 @@ class Sampler:
         for number, part in enumerate(share(len(prompts))):
             mine = prompts.part(part)
             tape = find_tape(self.model, tapes, number, (len(mine) * most, depth))
+            tape.begin(self.version)
             rows = slice(part.start * self.copies, part.stop * self.copies)
             draws = noise[:, rows].contiguous().numpy()
             tasks.append(partial(self._grow, mine, draws, tape))
@@ -98,7 +101,6 @@ class Sampler:
 
     def _grow(self, prompts: PromptBatch, noise: np.ndarray, tape: Tape):
         """One worker's nodes, tape and states; what it drew; for how many levels."""
-        tape.begin(self.model.versions())
         nodes = new_nodes(tape.room)
         end, ends = plant_prompts(prompts, nodes)
         shape = noise.shape[:2]
