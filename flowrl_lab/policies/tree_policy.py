@@ -14,7 +14,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from flowrl_lab._validation import bad_input, check_count, check_number
+from flowrl_lab._validation import (
+    bad_input,
+    check_count,
+    check_finite,
+    check_number,
+)
 from flowrl_lab.policies import tree_passes
 from flowrl_lab.policies.language_model import LanguageModelPolicy, pool_features
 from flowrl_lab.policies.prefix_tree import build_tree
@@ -23,7 +28,6 @@ from flowrl_lab.policies.tree_llama import Tape, TreeLlama, count_depth
 from flowrl_lab.policies.tree_passes import Weights
 from flowrl_lab.policies.tree_sampler import Sampler, find_tape
 from flowrl_lab.policies.workers import run_together, share
-from flowrl_lab.tokens import entropy_from_logits
 from flowrl_lab.types import Completions, PromptBatch
 
 __all__ = ["TreeLanguageModelPolicy"]
@@ -120,9 +124,11 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         states = self._reference(grown) if reference else self._states(grown)
         place, logits = grown.predictor(), self._tree_model.logits(states)
         log_probs = (logits / temperature).log_softmax(-1)
-        entropies = entropy_from_logits(logits[None], temperature=temperature)[0]
+        entropies = -(log_probs.exp() * log_probs).sum(-1)  # no word is banned here
+        check_finite({"logits": entropies})
         picked = place * logits.shape[1] + completion_ids
-        return states[place], log_probs.flatten()[picked], entropies[place]
+        chosen = log_probs.flatten().gather(0, picked.flatten())
+        return states[place], chosen.view_as(picked), entropies[place]
 
     def _reference(self, grown: _Grown) -> Tensor:
         """The frozen model's states of all nodes."""

@@ -96,22 +96,27 @@ def run_together(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
 
     The first error is raised once all of them have ended.
     """
-    global _pool
-    if _workers == 1 or len(tasks) == 1:
-        with torch.no_grad():
-            return [task() for task in tasks]
-    if _pool is None:
-        # Within a worker every operation is that worker's alone.
-        _pool = ThreadPoolExecutor(
-            _workers, "flowrl", initializer=torch.set_num_threads, initargs=(1,)
-        )
     first, *others = tasks  # the caller has a core, too
+    # Compiled passes: a worker's products are its own alone, be there others or not.
     with _blas().limit(limits=1):
-        futures = [_pool.submit(_without_gradients, task) for task in others]
+        if _workers == 1:
+            return [_without_gradients(task) for task in tasks]
+        futures = [_start().submit(_without_gradients, task) for task in others]
         try:
             return [_without_gradients(first), *(f.result() for f in futures)]
         finally:
             wait(futures)  # an interrupt must not leave one at work on shared buffers
+
+
+def _start() -> ThreadPoolExecutor:
+    """The workers' threads."""
+    global _pool
+    if _pool is None:
+        # Within a worker every operation of PyTorch is that worker's alone.
+        _pool = ThreadPoolExecutor(
+            _workers, "flowrl", initializer=torch.set_num_threads, initargs=(1,)
+        )
+    return _pool
 
 
 @functools.cache
