@@ -116,7 +116,7 @@ def test_out_of_memory_halves_the_pass_and_learns_the_same(dtype, monkeypatch, c
     monkeypatch.setattr(type(run.policy), "_run_nodes", run_nodes)
     # What sampling grew counts as out of date: the update needs a pass of its own.
     counter = itertools.count()
-    monkeypatch.setattr(run.policy, "_versions", lambda: [next(counter)])
+    monkeypatch.setattr(run.policy._changes, "count", lambda: next(counter))
     record = list(run)[-1]
     assert run._updater.rows == 2 and "the batch stays at 8" in record.note
     assert "out of memory with 8 completions in a pass" in capsys.readouterr().out
