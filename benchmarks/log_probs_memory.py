@@ -23,13 +23,17 @@ from pathlib import Path
 
 import torch
 
-from flowrl_lab.tokens import log_probs_from_hidden
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.memory import peak_bytes  # noqa: E402 - after the path
+from flowrl_lab.tokens import log_probs_from_hidden  # noqa: E402
+
 PLAIN, OURS, TRL = ROUTES = (
     "log_softmax + gather", "log_probs_from_hidden", "selective_log_softmax",
 )  # fmt: skip
 HIDDEN = 256
+SMALL = 2**24  # bytes
 
 
 def make_inputs(size: argparse.Namespace) -> tuple[torch.Tensor, ...]:
@@ -54,14 +58,6 @@ def compute_log_probs(route: str, hidden, weight, ids, chunk_size: int):
         return selective_log_softmax(hidden @ weight.T, ids)
     log_probs = (hidden @ weight.T).log_softmax(dim=-1)
     return log_probs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-
-
-def peak_bytes() -> int:
-    """The most memory this process ever held resident."""
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def measure(route: str, size: argparse.Namespace, folder: Path) -> None:
@@ -109,13 +105,12 @@ def compare(
 
     Raises:
         ValueError: the gradients of two routes differ.
+        RuntimeError: a peak is less than the gradients alone.
     """
     pythons = {OURS: sys.executable, PLAIN: sys.executable}
     if trl_python is not None:
         pythons[TRL] = trl_python
     with tempfile.TemporaryDirectory() as name:
-        # On Linux a child's peak starts at its parent's size, so this process
-        # stays small (loads no results) until all are done.
         turns = [
             [
                 run_in_subprocess(route, arguments, Path(name, f"{number}"), python)
@@ -131,6 +126,8 @@ def compare(
             torch.load(Path(name, str(number), "results.pt"))
             for number in range(len(pythons))
         )
+    for row in figures:
+        check_peak(row, sum(gradient.nbytes for gradient in expected[1:]))
     for row, results in zip(figures[1:], others, strict=True):
         names = ("log-probs", "hidden gradient", "weight gradient")[: len(results)]
         row["differences"] = {}
@@ -139,6 +136,19 @@ def compare(
             if difference > 1e-5:
                 raise ValueError(f"{name} of ours and {row['route']} do not agree")
     return figures
+
+
+def check_peak(figures: dict, gradients: int) -> None:
+    """A route has to hold what it returns; small ones fit into what was free.
+
+    Raises:
+        RuntimeError: its peak says that it did not.
+    """
+    if figures["peak_bytes"] < gradients and gradients > SMALL:
+        raise RuntimeError(
+            f"{figures['route']} is said to have needed {figures['peak_bytes']:,} "
+            f"bytes, and its gradients alone are {gradients:,}. Fix: run it by itself."
+        )
 
 
 def report(size: argparse.Namespace, arguments: list[str]) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.memory import memory_now  # noqa: E402
 from flowrl_lab.planner import (  # noqa: E402
     Measurement,
     ModelShape,
@@ -104,14 +105,6 @@ def train_step(policy, optimizer, prompts, work: Workload) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
-
-
-def memory_now(field: str) -> int:
-    """``VmRSS`` (now) or ``VmHWM`` (the peak so far) of this process, bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field}")
 
 
 def measure_here(shape: ModelShape, work: Workload) -> tuple[float, int]:

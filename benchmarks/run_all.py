@@ -137,11 +137,15 @@ def log_prob_lines(args: argparse.Namespace) -> list[dict]:
     sizes = [(512, 5000)] if args.quick else [(1024, 50_000), (2048, 150_000)]
     if args.large:
         sizes.append((8192, 150_000))
-    lines = []
+    lines, trl_python = [], None
+    if has_trl(args):
+        trl_python = args.trl_python or sys.executable
     for tokens, vocab in sizes:
-        words = ["--tokens", str(tokens), "--vocab", str(vocab)]
+        words, large = ["--tokens", str(tokens), "--vocab", str(vocab)], tokens > 4096
         ours, *peers = log_probs_memory.compare(
-            words, args.trl_python, rounds=1 if args.quick or tokens > 4096 else 3
+            words,
+            None if large else trl_python,  # TRL's route would need 19 GB
+            rounds=1 if args.quick or large else 3,
         )
         flops = 8 * tokens * vocab * log_probs_memory.HIDDEN  # 4 products of 2
         shared = {"floor": flops / args.peak, "unit": "s"}

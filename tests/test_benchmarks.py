@@ -341,21 +341,46 @@ def in_repository(monkeypatch):
     return run_all
 
 
+def test_a_routes_peak_is_its_own_whatever_the_parent_held(monkeypatch):
+    """Other sections of the table come before, in the same process."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import log_probs_memory
+
+    held = torch.ones(150_000_000)
+    words = ["--tokens", "512", "--vocab", "20000", "--hidden", "64"]
+    ours, plain = log_probs_memory.compare(words)
+    logits = 512 * 20_000 * 4
+    assert plain["peak_bytes"] > 2 * logits > ours["peak_bytes"] > 0
+    assert plain["peak_bytes"] < held.nbytes
+
+
+def test_a_peak_below_the_gradients_is_not_believed(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.log_probs_memory import SMALL, check_peak
+
+    figures = {"route": "ours", "peak_bytes": SMALL}
+    check_peak(figures, SMALL)
+    check_peak({**figures, "peak_bytes": 0}, SMALL)  # it may fit into what was free
+    with pytest.raises(RuntimeError, match=r"ours is said to have needed.*Fix:"):
+        check_peak(figures, SMALL + 1)
+
+
 def test_one_command_prints_one_table_and_keeps_it(monkeypatch, tmp_path, capsys):
     run_all, kept = in_repository(monkeypatch), tmp_path / "kept.json"
     words = ["--quick", "--only", "sweep", "log_probs", "--note", "a busy machine"]
     assert run_all.main([*words, "--json", str(kept)]) == 0
     table = capsys.readouterr().out.splitlines()
     assert table[0].split() == ["what", "ours", "peer", "which", "ratio", "x", "floor"]
-    assert [row.split(":")[0] for row in table[1:]] == [
-        "step", "log-probs 512 x 5,000", "log-probs 512 x 5,000",
-    ]  # fmt: skip
+    peers = ["log_softmax + gather"]
+    peers += ["selective_log_softmax"] if importlib.util.find_spec("trl") else []
+    lines = ["log-probs 512 x 5,000"] * 2 * len(peers)
+    assert [row.split(":")[0] for row in table[1:]] == ["step", *lines]
     found = json.loads(kept.read_text())
     assert found["machine"]["cores"] >= 1 and found["machine"]["processor"]
     for line in found["lines"]:
         assert line["ours"] > 0 and line["theirs"] > 0 and line["floor"] > 0
-    time, memory = found["lines"][1:]
-    assert time["unit"] == "s" and memory["unit"] == "MiB"
+    units = [(line["peer"], line["unit"]) for line in found["lines"][1:]]
+    assert units == [(peer, unit) for peer in peers for unit in ("s", "MiB")]
     assert run_all.show(kept) == 0
     shown = capsys.readouterr().out
     assert "a busy machine" in shown and shown.endswith("\n".join(table) + "\n")
