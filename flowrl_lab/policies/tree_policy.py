@@ -100,13 +100,13 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         check_count("num_generations", num_generations)
         _check_words(prompts, len(self._tree_model.frame.head))
         self._grown = None  # its tapes are about to be written over
-        version = self._tree_model.version()
-        weights = self._tree_model.weights()
         sampler = Sampler(
-            self._tree_model, version, weights, num_generations,
+            self._tree_model, self._tree_model.version(), num_generations,
             self.max_completion_tokens, temperature, self.eos_id, self.pad_id,
         )  # fmt: skip
-        drawn, groves = sampler.sample(prompts.to(self.device), self._tapes, generator)
+        drawn, groves, weights = sampler.sample(
+            prompts.to(self.device), self._tapes, generator
+        )
         tensors = _key(prompts, drawn.completion_ids, drawn.completion_mask)
         self._grown = _Grown(tensors, _versions(tensors), groves, weights)
         return drawn
@@ -127,8 +127,12 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         entropies = -(log_probs.exp() * log_probs).sum(-1)  # no word is banned here
         check_finite({"logits": entropies})
         picked = place * logits.shape[1] + completion_ids
-        chosen = log_probs.flatten().gather(0, picked.flatten())
-        return states[place], chosen.view_as(picked), entropies[place]
+        flat = place.flatten()  # to select rows is faster than to index with a table
+        return (
+            states.index_select(0, flat).unflatten(0, place.shape),
+            log_probs.flatten().gather(0, picked.flatten()).view_as(place),
+            entropies.gather(0, flat).view_as(place),
+        )
 
     def _reference(self, grown: _Grown) -> Tensor:
         """The frozen model's states of all nodes."""

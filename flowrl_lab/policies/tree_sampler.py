@@ -32,7 +32,6 @@ class Sampler:
     Args:
         model: that draws them.
         version: of its adapter.
-        weights: it draws with.
         copies: G, completions of each prompt.
         width: T, the most tokens of a completion.
         temperature: of the draws.
@@ -42,7 +41,6 @@ class Sampler:
 
     model: TreeLlama
     version: int
-    weights: Weights
     copies: int
     width: int
     temperature: float
@@ -51,8 +49,8 @@ class Sampler:
 
     def sample(
         self, prompts: PromptBatch, tapes: list[Tape], generator: torch.Generator
-    ) -> tuple[Completions, list[Grove]]:
-        """Completions of all prompts, and each worker's trees with their activations.
+    ) -> tuple[Completions, list[Grove], Weights]:
+        """Completions, each worker's trees with their activations, and the weights.
 
         Args:
             prompts: P.
@@ -61,12 +59,18 @@ class Sampler:
             generator: the same draws as ``LanguageModelPolicy`` takes from it.
         """
         before = generator.get_state()
-        noise = self._make_noise(len(prompts) * self.copies, self.width, generator)
-        tasks = self._share_out(prompts, noise, tapes)
+        rows = len(prompts) * self.copies
+        noise, weights = run_together(
+            [
+                partial(self._make_noise, rows, self.width, generator),
+                self.model.weights,
+            ]
+        )
+        tasks = self._share_out(prompts, noise, weights, tapes)
         trees, drawn, used = zip(*run_together(tasks), strict=True)
         if max(used) < self.width:  # as if nobody had drawn further
             generator.set_state(before)
-            self._make_noise(len(prompts) * self.copies, max(used), generator)
+            self._make_noise(rows, max(used), generator)
         tokens, mask, log_probs, predictor = (
             torch.from_numpy(np.concatenate(levels, axis=1)[: max(used)].T.copy())
             for levels in zip(*drawn, strict=True)
@@ -76,7 +80,7 @@ class Sampler:
             Grove(PrefixTree(nodes, part), tape, states)
             for part, (nodes, tape, states) in zip(parts, trees, strict=True)
         ]
-        return Completions(tokens, mask, log_probs), groves
+        return Completions(tokens, mask, log_probs), groves, weights
 
     def _make_noise(self, rows: int, levels: int, generator) -> Tensor:
         """For an exponential race at every level, ``[levels, rows, V]``."""
@@ -85,7 +89,9 @@ class Sampler:
             level.exponential_(generator=generator)
         return noise
 
-    def _share_out(self, prompts: PromptBatch, noise: Tensor, tapes: list[Tape]):
+    def _share_out(
+        self, prompts: PromptBatch, noise: Tensor, weights: Weights, tapes: list[Tape]
+    ):
         """Each worker's part of the sampling."""
         longest = prompts.prompt_ids.shape[1]
         most, depth = longest + self.copies * (self.width - 1), longest + self.width - 1
@@ -96,10 +102,12 @@ class Sampler:
             tape.begin(self.version)
             rows = slice(part.start * self.copies, part.stop * self.copies)
             draws = noise[:, rows].contiguous().numpy()
-            tasks.append(partial(self._grow, mine, draws, tape))
+            tasks.append(partial(self._grow, mine, draws, weights, tape))
         return tasks
 
-    def _grow(self, prompts: PromptBatch, noise: np.ndarray, tape: Tape):
+    def _grow(
+        self, prompts: PromptBatch, noise: np.ndarray, weights: Weights, tape: Tape
+    ):
         """One worker's nodes, tape and states; what it drew; for how many levels."""
         nodes = new_nodes(tape.room)
         end, ends = plant_prompts(prompts, nodes)
@@ -110,7 +118,7 @@ class Sampler:
         )  # fmt: skip
         end, used = tree_passes.sample(
             nodes, end, ends.repeat_interleave(self.copies).numpy(), noise,
-            np.float32(self.temperature), self.eos_id, self.model.frame, self.weights,
+            np.float32(self.temperature), self.eos_id, self.model.frame, weights,
             tape.tables, drawn,
         )  # fmt: skip
         nodes = Nodes(*(table[:end] for table in nodes))
