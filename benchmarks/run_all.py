@@ -1,6 +1,6 @@
 """Every benchmark in one table.
 
-    python -m benchmarks                  everything; some minutes
+    python -m benchmarks                  everything; a quarter of an hour
     python -m benchmarks --quick          tiny sizes: does it run at all?
     python -m benchmarks --keep           also write data/results/benchmarks.json
     python -m benchmarks --show           the kept table, measured by us
