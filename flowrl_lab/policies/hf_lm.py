@@ -16,6 +16,7 @@ from flowrl_lab.llm.loading import LoadedModel, load_language_model
 from flowrl_lab.policies.head_scores import frozen_head_scores
 from flowrl_lab.policies.language_model import add_lora
 from flowrl_lab.policies.packed import PackedLanguageModelPolicy
+from flowrl_lab.policies.self_check import find_ways
 from flowrl_lab.tasks.text import TextTask
 from flowrl_lab.tasks.tokenized import TokenizedTask
 from flowrl_lab.types import PromptBatch
@@ -41,6 +42,7 @@ class HFLanguageModelPolicy(PackedLanguageModelPolicy):
         super().__init__(model, name="hf_lm", **settings)
         self.loaded = loaded
         self.dtype = self._backbone.dtype
+        self.ways = find_ways(self)
 
     def _token_scores(
         self,

@@ -166,7 +166,7 @@ class LanguageModelPolicy:
         self._ended = ended or (lambda tokens: tokens[:, -1] == eos_id)
         base = model.get_base_model()
         self._backbone, self._lm_head = base.base_model, base.get_output_embeddings()
-        self.hidden_size = base.config.hidden_size
+        self.hidden_size = self._lm_head.weight.shape[1]
         self._features: dict[tuple[str, str], Tensor] = {}
         model.train(False)  # no dropout anywhere: log-probs must be repeatable
 
