@@ -13,7 +13,7 @@ autograd does the backward pass, so it works for every architecture, dtype and d
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 from flowrl_lab.policies.changes import ChangeCounter
 from flowrl_lab.policies.language_model import LanguageModelPolicy, pool_features
 from flowrl_lab.policies.plain_rows import PlainDecoder, plain_states
-from flowrl_lab.policies.self_check import Ways
+from flowrl_lab.policies.self_check import Ways, is_as_sampled
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
 __all__ = ["PackedLanguageModelPolicy", "Packing", "pack_rows"]
@@ -137,6 +137,7 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
     def __init__(self, model, **settings):
         super().__init__(model, **settings)
         self.ways = Ways()
+        self._proven = 0  # the longest row whose samples were compared
         self._decoder: _PackedDecoder | None = None
         self._grown: _Grown | None = None
         self._changes = ChangeCounter(
@@ -167,7 +168,24 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
                 torch.cat(decoder.states),
                 torch.stack(decoder.predictors, dim=1),
             )
+        elif self._is_doubtful(prompts, sampled, temperature):
+            self.ways = replace(self.ways, cached=False)
+            return self.sample(
+                prompts, num_generations, temperature=temperature, generator=generator
+            )
         return sampled
+
+    @torch.no_grad()
+    def _is_doubtful(
+        self, prompts: PromptBatch, sampled: Completions, temperature: float
+    ) -> bool:
+        """Whether a cache gives other log-probs, in the first rows past a window."""
+        longest = prompts.prompt_ids.shape[1] + sampled.completion_ids.shape[1]
+        if not self.ways.cached or longest <= max(self.ways.window, self._proven):
+            return False
+        self._proven = longest
+        prompts = prompts.to(self.device)
+        return not is_as_sampled(self, prompts, sampled, temperature)
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
         tokens = int(prompts.prompt_mask.sum())

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flowrl_lab.policies.plain_rows import plain_states
 from flowrl_lab.types import Completions, PromptBatch
 
 __all__ = ["Ways", "find_ways", "is_as_sampled", "smallest_window"]
@@ -23,6 +24,7 @@ __all__ = ["Ways", "find_ways", "is_as_sampled", "smallest_window"]
 _ROUNDING = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 # The same for log-probs of sampled tokens, nats, on average.
 _ROUNDING_NATS = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
+_LARGE = 64.0  # a power of two: rounds nothing
 # Two prompts that share a beginning, two completions of each, in numbers for tokens;
 # all rows are equally long, so the model itself needs no padding.
 _PROMPTS = ((0, 1, 2, 3, 4), (0, 1, 5))
@@ -90,7 +92,11 @@ class _Probe:
         self.rows = self.rows.to(policy.device)
 
     def _ask_model(self, policy) -> None:
-        """States in front of the head, and scores behind whatever follows it."""
+        """States in front of the head, and scores behind whatever follows it.
+
+        Raises:
+            ValueError: no policy that reads states and a head could be right.
+        """
         states, scores = self._pass(policy, self.rows)
         alone, _ = self._pass(policy, self.rows[-1:])
         dtype = policy._backbone.dtype
@@ -114,15 +120,19 @@ class _Probe:
 
     def _pass(self, policy, rows: Tensor) -> tuple[Tensor, Tensor]:
         seen: list[Tensor] = []
-        hook = policy._lm_head.register_forward_pre_hook(
-            lambda _module, given: seen.append(given[0])
-        )
+
+        def enlarge(_head, given, scores):
+            """So that a cap on the scores shows, however small they are."""
+            seen.append(given[0])
+            return scores * _LARGE
+
+        hook = policy._lm_head.register_forward_hook(enlarge)
         try:
             base = policy.model.get_base_model()
             scores = base(input_ids=rows, use_cache=False).logits
         finally:
             hook.remove()
-        return seen[-1], scores
+        return seen[-1], scores / _LARGE
 
     def scores_right(self, ways: Ways) -> bool:
         """Whether the states of completions are the model's own."""
@@ -182,8 +192,28 @@ def find_ways(policy) -> Ways:
         shared = cached and attends and _works(probe.scores_right, trial)
         whole = Ways(packed=False, shared=False, cached=False)
         if not shared and not probe.scores_right(whole):
-            raise _refusal(policy, "says other things of rows filled up at their ends")
+            raise _refusal(policy, "has more than its head behind its last states")
     return Ways(packed, shared, cached, smallest_window(config))
+
+
+def is_as_sampled(
+    policy, prompts: PromptBatch, sampled: Completions, temperature: float
+) -> bool:
+    """Whether the longest sampled row has the log-probs that it has as a whole row.
+
+    For rows longer than a window, which no short trial can show.
+    """
+    copies = len(sampled.completion_ids) // len(prompts)
+    lengths = prompts.prompt_mask.sum(-1).repeat_interleave(copies)
+    lengths = lengths + sampled.completion_mask.sum(-1)
+    row = int(lengths.argmax())
+    prompt = prompts.part(slice(row // copies, row // copies + 1))
+    ids, keep = sampled.completion_ids[row : row + 1], sampled.completion_mask[row]
+    states = plain_states(policy._backbone, prompt, ids)[0, keep]
+    log_probs = (policy._lm_head(states).float() / temperature).log_softmax(-1)
+    right = log_probs.gather(-1, ids[0, keep, None]).squeeze(-1)
+    apart = (sampled.log_probs[row, keep] - right).abs().mean()
+    return apart.item() <= _ROUNDING_NATS.get(policy._backbone.dtype, 1e-3)
 
 
 def _asked(policy) -> _Probe:
