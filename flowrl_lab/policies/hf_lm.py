@@ -35,6 +35,12 @@ class HFLanguageModelPolicy(PackedLanguageModelPolicy):
     large_tensors = True  # see ``workers.threads_for``
 
     def __init__(self, loaded: LoadedModel, model, **settings):
+        if "ended" not in settings:
+            ends = {settings["eos_id"]}
+            ends |= set(getattr(loaded.tokenizer, "completion_ends", ()))
+            settings["ended"] = lambda tokens: torch.isin(
+                tokens[:, -1], torch.tensor(sorted(ends), device=tokens.device)
+            )
         super().__init__(model, name="hf_lm", **settings)
         self.loaded = loaded
         self.dtype = self._backbone.dtype

@@ -58,7 +58,10 @@ class TokenizedTask:
         self.eos_id = tokenizer.eos_token_id
         self.has_referee = hasattr(task, "answer_texts")
         self._context = context
+        ends = {*getattr(tokenizer, "completion_ends", ()), self.eos_id}
+        self._end_ids = sorted(number for number in ends if 0 <= number < vocab_size)
         self._ends = _ending_tokens(tokenizer, task.stop, vocab_size)
+        self._ends[self._end_ids] = True
         self._ids: dict[str, list[int]] = {}
         for split in ("train", "heldout"):
             for prompt in task.prompts(split):
@@ -170,7 +173,8 @@ class TokenizedTask:
             row[:length]
             for row, length in zip(completion_ids.tolist(), lengths, strict=True)
         ]
-        rows = [row[:-1] if row and row[-1] == self.eos_id else row for row in rows]
+        no_text = {*self._end_ids, self.pad_id}
+        rows = [row[:-1] if row and row[-1] in no_text else row for row in rows]
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=False)
         return [self._cut(text) for text in texts]
 
@@ -254,9 +258,8 @@ class TokenizedTask:
         listed = {}
         for answer in self.task.answer_texts(prompt):
             ids, _ = self._tokens(text + answer + self._stop)
-            if not self._stop:
-                ids = [*ids, self.eos_id]
-            listed[tuple(ids[len(start) :])] = answer
+            ends = [[]] if self._stop else [[end] for end in self._end_ids]
+            listed |= {tuple(ids[len(start) :] + end): answer for end in ends}
         return listed
 
     def answers(self, prompt: str) -> AnswerSet:
@@ -271,6 +274,7 @@ class TokenizedTask:
                 "sampling (flowrl_lab.evaluation), or choose task 'open_sets'."
             )
         listed = self._listed(prompt)
+        texts = list(dict.fromkeys(listed.values()))  # one may end in several ways
         width = max(map(len, listed))
         if width > self.max_completion_tokens:
             raise ValueError(
@@ -291,7 +295,7 @@ class TokenizedTask:
             completion_mask=mask,
             rewards=torch.tensor(rewards),
             correct=torch.ones(len(listed), dtype=torch.bool),
-            groups=torch.arange(len(listed)),
+            groups=torch.tensor([texts.index(text) for text in listed.values()]),
             exhaustive=False,
         )
 
@@ -313,7 +317,6 @@ def _check_tokenizer(tokenizer) -> None:
 def _ending_tokens(tokenizer, stop: Sequence[str], vocab_size: int) -> Tensor:
     """``[V]``: True for tokens that end a completion by themselves."""
     ends = torch.zeros(vocab_size, dtype=torch.bool)
-    ends[tokenizer.eos_token_id] = True
     ends[tokenizer.pad_token_id] = True
     if stop:
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
