@@ -102,7 +102,9 @@ class _Probe:
         dtype = policy._backbone.dtype
         noise = _distance(alone[0], states[-1])
         self.tolerance = max(_ROUNDING.get(dtype, _ROUNDING[torch.float32]), 10 * noise)
-        changed = _distance(policy._lm_head(states), scores)
+        head = policy._lm_head
+        by_head = torch.nn.functional.linear(states, head.weight, head.bias)
+        changed = _distance(by_head, scores)
         # The first six tokens of two rows are the same; then they differ.
         ahead = _distance(states[0, :6], states[1, :6])
         for what, amount in (
