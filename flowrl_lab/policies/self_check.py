@@ -167,7 +167,9 @@ def _padded(rows, token, pad: int, left: bool = False) -> tuple[Tensor, Tensor]:
 
 def _distance(found: Tensor, right: Tensor) -> float:
     """The largest relative distance of two vectors of scores or states."""
-    found, right = (t.float() - t.float().mean(-1, keepdim=True) for t in (found, right))
+    found, right = (
+        t.float() - t.float().mean(-1, keepdim=True) for t in (found, right)
+    )
     apart = (found - right).norm(dim=-1) / right.norm(dim=-1).clamp(min=1e-30)
     return apart.max().nan_to_num(nan=torch.inf).item()
 
@@ -224,7 +226,9 @@ def _asked(policy) -> _Probe:
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        what = f"cannot be asked about a row of tokens ({type(error).__name__}: {error})"
+        what = (
+            f"cannot be asked about a row of tokens ({type(error).__name__}: {error})"
+        )
         raise _refusal(policy, what) from error
 
 

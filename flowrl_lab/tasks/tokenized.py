@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowrl_lab._validation import bad_input
 from flowrl_lab.tasks.text import Scored, TextTask
 from flowrl_lab.types import AnswerSet, PromptBatch
 
@@ -63,6 +64,13 @@ class TokenizedTask:
         self._ends = _ending_tokens(tokenizer, task.stop, vocab_size)
         self._ends[self._end_ids] = True
         self._ids: dict[str, list[int]] = {}
+        if not task.prompts("train"):
+            raise bad_input(
+                "prompts",
+                "is empty",
+                "at least one prompt to train on",
+                "give the task some prompts",
+            )
         for split in ("train", "heldout"):
             for prompt in task.prompts(split):
                 self._prompt_ids(prompt)

@@ -1,4 +1,4 @@
-"""Every architecture is scored, sampled and trained as transformers does it, or refused.
+"""Every architecture is computed as transformers does it, or refused.
 
 Tiny random models; the truth is the plain model, one unpadded row at a time.
 """
@@ -7,26 +7,34 @@ from __future__ import annotations
 
 import pytest
 import torch
-from llm_models import build_tokenizer
 
-from flowrl_lab.policies.loading import LoadedModel
 from flowrl_lab.policies.hf_lm import HFLanguageModelPolicy
 from flowrl_lab.policies.language_model import add_lora
+from flowrl_lab.policies.loading import LoadedModel
 from flowrl_lab.types import PromptBatch
 
 VOCAB, PAD, EOS = 61, 0, 2
 BASE = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 64, "pad_token_id": PAD, "bos_token_id": 1,
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": PAD,
+    "bos_token_id": 1,
     "eos_token_id": EOS,
-}  # fmt: skip
+}
 GPT = {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64}
 LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
-    "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "head_dim": 8,
-}  # fmt: skip
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "head_dim": 8,
+}
 MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
@@ -39,18 +47,30 @@ ARCHITECTURES = {
     "mistral wide window": {"sliding_window": 16},
     "mixtral": LOCAL,
     "qwen2": {},
-    "qwen2 window": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
+    "qwen2 window": {
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "max_window_layers": 1,
+    },
     "qwen3": {"head_dim": 8},
     "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 16},
     "qwen3_moe": {**EXPERTS, "head_dim": 8},
     "gemma": {"head_dim": 8},
     "gemma2": {"head_dim": 8, "sliding_window": 6},
-    "gemma2 uncapped": {"head_dim": 8, "sliding_window": 6, "final_logit_softcapping": None},
+    "gemma2 uncapped": {
+        "head_dim": 8,
+        "sliding_window": 6,
+        "final_logit_softcapping": None,
+    },
     "gemma3_text": {"head_dim": 8, "sliding_window": 12, "num_hidden_layers": 6},
     "phi": {},
     "phi3": {"sliding_window": None},
     "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2},
-    "falcon alibi": {"alibi": True, "new_decoder_architecture": False, "multi_query": False},
+    "falcon alibi": {
+        "alibi": True,
+        "new_decoder_architecture": False,
+        "multi_query": False,
+    },
     "bloom": {"n_head": 4, "n_layer": 2},
     "gpt2": GPT,
     "gptj": {**GPT, "rotary_dim": 4},
@@ -89,30 +109,61 @@ ARCHITECTURES = {
     "openai-gpt": GPT,
     "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2},
     "modernbert-decoder": {"local_attention": 8, "sep_token_id": 3, "cls_token_id": 4},
-    "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    "lfm2": {
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+    },
     "qwen3_5_text": LINEAR,
     "qwen3_next": {**LINEAR, **EXPERTS, "shared_expert_intermediate_size": 16},
-    "recurrent_gemma": {"lru_width": 32, "attention_window_size": 8, "num_hidden_layers": 3},
+    "recurrent_gemma": {
+        "lru_width": 32,
+        "attention_window_size": 8,
+        "num_hidden_layers": 3,
+    },
     "bamba": {"attn_layer_indices": [1], **MAMBA},
     "falcon_h1": {**MAMBA, "mamba_d_ssm": 64},
-    "granitemoehybrid": {**LOCAL, **MAMBA, "layer_types": ["mamba", "attention"], "logits_scaling": 1.0, "shared_intermediate_size": 48},
-    "jamba": {**EXPERTS, "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2, "use_mamba_kernels": False, "mamba_d_state": 8, "mamba_dt_rank": 4},
+    "granitemoehybrid": {
+        **LOCAL,
+        **MAMBA,
+        "layer_types": ["mamba", "attention"],
+        "logits_scaling": 1.0,
+        "shared_intermediate_size": 48,
+    },
+    "jamba": {
+        **EXPERTS,
+        "attn_layer_offset": 1,
+        "attn_layer_period": 2,
+        "expert_layer_offset": 1,
+        "expert_layer_period": 2,
+        "use_mamba_kernels": False,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
     "olmo_hybrid": {},
     "mamba": {"state_size": 8, "time_step_rank": 4},
     "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
     "rwkv": {"attention_hidden_size": 32},
     "bert": {},
-}  # fmt: skip
+}
 
 REFUSED = {
-    "bert", "cohere", "gemma2", "granite", "modernbert-decoder", "recurrent_gemma",
-}  # fmt: skip
+    "bert",
+    "cohere",
+    "gemma2",
+    "granite",
+    "modernbert-decoder",
+    "recurrent_gemma",
+}
 # Of the mean of two tokens more than one window, and of two that share a beginning.
 PROMPTS = ((5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 5, 6), (5, 6, 20))
 ROWS = (
-    (7, 8, 9, EOS), (7, 8, 30, 31, 32), (40, 41, EOS),
-    (7, 8, 9, 10, 11), (21, 22, EOS), (21, 23, 24, 25, EOS),
-)  # fmt: skip
+    (7, 8, 9, EOS),
+    (7, 8, 30, 31, 32),
+    (40, 41, EOS),
+    (7, 8, 9, 10, 11),
+    (21, 22, EOS),
+    (21, 23, 24, 25, EOS),
+)
 
 
 def make_policy(name: str) -> HFLanguageModelPolicy:
@@ -169,7 +220,10 @@ def test_as_transformers_does_it_or_refused(name):
     parameters = policy.trainable_parameters()
     both = [
         torch.autograd.grad(
-            (given * weights).sum(), parameters, allow_unused=True, materialize_grads=True
+            (given * weights).sum(),
+            parameters,
+            allow_unused=True,
+            materialize_grads=True,
         )
         for given in (found, right)
     ]
