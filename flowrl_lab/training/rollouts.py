@@ -82,9 +82,9 @@ def why_nothing_is_learned(rollout: Rollout) -> str:
         return ""
     return (
         f"all {len(rewards)} completions of the first batch earned {rewards[0]:g}: "
-        "where all are equal, nothing can be learned. Try worked examples in front of each "
-        "question, easier prompts, a reward for parts of an answer, more completions a "
-        "prompt, a larger model, or a supervised warm-up on right answers"
+        "where all are equal, nothing can be learned. Try worked examples in front of "
+        "each question, easier prompts, a reward for parts of an answer, more "
+        "completions a prompt, a larger model, or a supervised warm-up on right answers"
     )
 
 

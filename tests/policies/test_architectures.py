@@ -5,9 +5,12 @@ Tiny random models; the truth is the plain model, one unpadded row at a time.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from flowrl_lab.policies import language_model
 from flowrl_lab.policies.hf_lm import HFLanguageModelPolicy
 from flowrl_lab.policies.language_model import add_lora
 from flowrl_lab.policies.loading import LoadedModel
@@ -147,14 +150,14 @@ ARCHITECTURES = {
 }
 
 REFUSED = {
-    "bert",
-    "cohere",
-    "gemma2",
-    "granite",
-    "modernbert-decoder",
-    "recurrent_gemma",
+    "bert": "lets a token see what comes after it",
+    "cohere": "changes its scores behind its head",
+    "gemma2": "changes its scores behind its head",
+    "granite": "changes its scores behind its head",
+    "modernbert-decoder": "has more than its head behind its last states",
+    "recurrent_gemma": "changes its scores behind its head",
 }
-# Of the mean of two tokens more than one window, and of two that share a beginning.
+# One is longer than the windows are; the other is padded, and shares its beginning.
 PROMPTS = ((5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 5, 6), (5, 6, 20))
 ROWS = (
     (7, 8, 9, EOS),
@@ -206,7 +209,8 @@ def plain(policy, prompt, row) -> torch.Tensor:
 @pytest.mark.filterwarnings("ignore")  # of layers that miss their kernels
 def test_as_transformers_does_it_or_refused(name):
     if name in REFUSED:
-        with pytest.raises(ValueError, match=r"the model \(a .*Fix: take another"):
+        message = rf"the model \(a .*{REFUSED[name]}.*Fix: take another"
+        with pytest.raises(ValueError, match=message):
             make_policy(name)
         return
     policy = make_policy(name)
@@ -239,3 +243,24 @@ def test_as_transformers_does_it_or_refused(name):
         torch.testing.assert_close(
             drawn.log_probs[number, keep], right, rtol=0, atol=1e-4
         )
+
+
+@pytest.mark.parametrize("window", [True, False])
+def test_samples_past_a_window_are_compared_with_whole_rows(window, monkeypatch):
+    """A cache that keeps a wrong part shows only in rows that are longer than it."""
+    policy = make_policy("mistral wide window" if window else "mistral")
+    assert policy.ways.packed and policy.ways.cached
+    policy.ways = replace(policy.ways, packed=False)
+    step = language_model._Decoder.step
+
+    def forgetful(self, token, alive):
+        self._cache.layers[0].keys = self._cache.layers[0].keys * 0.5
+        step(self, token, alive)
+
+    monkeypatch.setattr(language_model._Decoder, "step", forgetful)
+    prompts = PromptBatch(("a", "b"), *batch(PROMPTS, left=True), torch.arange(2))
+    drawn = policy.sample(prompts, 2, generator=torch.Generator().manual_seed(0))
+    right = policy.evaluate(prompts, drawn.completion_ids, drawn.completion_mask)
+    apart = (drawn.log_probs - right.log_probs).abs().max()
+    assert policy.ways.cached != window
+    assert apart < 1e-4 if window else apart > 1e-2
