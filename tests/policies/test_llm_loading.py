@@ -151,7 +151,7 @@ def test_a_model_that_does_not_fit_into_memory_is_refused_unread(monkeypatch):
     monkeypatch.setattr(loading, "_read_model", None)
     message = (
         r"has 0 million weights and needs at least 0\.5 GB in float32; 0\.5 GB are "
-        r"free \(cpu\)\. Fix: dtype='bfloat16' needs 0\.5 GB \(that would fit\); or close"
+        r"free \(cpu\)\. Fix: dtype='bfloat16' needs 0\.5 GB \(that would fit\); or"
     )
     with pytest.raises(ValueError, match=message):
         load_language_model(model_folder(), dtype="float32")
