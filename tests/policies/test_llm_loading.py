@@ -426,14 +426,14 @@ def test_each_end_that_a_model_declares_ends_a_completion(tmp_path, eos_token, e
         assert task.ended(ids).tolist() == [True]
         assert task.decode(ids, mask) == ["yes"]
         assert task.score(task.encode(("say a:",)), ids, mask, 1).tolist() == [1.0]
+    policy = HFLanguageModelPolicy(
+        loaded,
+        add_lora(loaded.model, rank=2, alpha=4.0),
+        eos_id=ends[0],
+        pad_id=task.pad_id,
+        max_completion_tokens=12,
+    )
     for packed in (True, False):
-        policy = HFLanguageModelPolicy(
-            loaded,
-            add_lora(loaded.model, rank=2, alpha=4.0),
-            eos_id=ends[0],
-            pad_id=task.pad_id,
-            max_completion_tokens=12,
-        )
         policy.ways = Ways(packed, packed, packed)
         drawn = policy.sample(
             task.encode(("say a:",)), 64, generator=torch.Generator().manual_seed(0)
