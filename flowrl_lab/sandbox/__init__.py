@@ -23,12 +23,13 @@ processor and memory size, and the clock.
 
 from __future__ import annotations
 
+from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.running import (
-    Limits,
     SandboxResult,
     SandboxUnavailable,
     run_python,
     sandbox_problem,
+    sandbox_weaknesses,
 )
 from flowrl_lab.sandbox.serving import SandboxServer, ServerStopped
 
@@ -40,4 +41,5 @@ __all__ = [
     "ServerStopped",
     "run_python",
     "sandbox_problem",
+    "sandbox_weaknesses",
 ]

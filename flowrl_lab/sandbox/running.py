@@ -15,16 +15,16 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flowrl_lab.sandbox.groups import Group, find_place
+from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.scratch import MAX_ENTRIES, Scratch, check_name
 from flowrl_lab.sandbox.watching import Started, Watch
 
 __all__ = [
-    "Limits",
     "SandboxResult",
     "SandboxUnavailable",
     "run_python",
@@ -32,6 +32,7 @@ __all__ = [
     "sandbox_weaknesses",
 ]
 
+_USUAL = Limits()
 _START = Path(__file__).resolve().parent / "inside" / "start.py"
 _MACHINES = ("x86_64", "aarch64")
 _OPEN_FILES = 64  # each pipe among them holds memory that belongs to nobody
@@ -41,57 +42,6 @@ _MEMORY_WORDS = ("MemoryError", "allocate memory", "bad_alloc", "Cannot allocate
 
 class SandboxUnavailable(RuntimeError):
     """This machine cannot give the guarantees, so nothing was run."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a program may use.
-
-    Attributes:
-        cpu_seconds: processor time, the interpreter's start (about 0.05) included.
-        wall_seconds: time on the clock, from the program's first line on.
-        memory_mb: memory of its own with its page tables, without shared libraries,
-            so that PyTorch fits into the default.  The kernel refuses more to each
-            process (RLIMIT_DATA: the program sees a MemoryError), and the parent
-            ends it when all its processes together hold more.
-        output_bytes: of standard output and of standard error, each.
-        file_mb: the largest file, and the sum of all, that the program may write,
-            those that it deleted and keeps open included; 256 files and folders at
-            most.  They are kept in memory where that can be had, on top of
-            ``memory_mb``.
-        processes: 1 means that new processes are refused.  More needs a pid
-            namespace, so that none can outlive the run.
-        threads: beside the main one.
-        strict: run only where the kernel itself holds memory and files to their
-            limits at every moment, see `sandbox_weaknesses`.
-    """
-
-    cpu_seconds: int | float = 5.0
-    wall_seconds: int | float = 10.0
-    memory_mb: int = 512
-    output_bytes: int = 65_536
-    file_mb: int = 16
-    processes: int = 1
-    threads: int = 32
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name == "strict":
-                good, expected = isinstance(value, bool), "True or False"
-            elif item.name.endswith("_seconds"):
-                good = isinstance(value, int | float) and 0 < value < math.inf
-                expected = "a finite number of seconds above 0"
-            else:
-                least = {"memory_mb": 32, "processes": 1}.get(item.name, 0)
-                good = isinstance(value, int) and least <= value < 1 << 40
-                expected = f"a whole number of at least {least}"
-            if not good or (isinstance(value, bool) and item.name != "strict"):
-                raise ValueError(
-                    f"limit {item.name} is {value!r}; expected {expected}. "
-                    f"Fix: the default is {item.default!r}."
-                )
 
 
 @dataclass(frozen=True)
@@ -124,7 +74,7 @@ class SandboxResult:
 def run_python(
     source: str,
     *,
-    limits: Limits = Limits(),
+    limits: Limits = _USUAL,
     files: Mapping[str, bytes] = {},
     readable: Sequence[Path] = (),
     collect: Sequence[str] = (),
@@ -248,10 +198,10 @@ def sandbox_weaknesses() -> tuple[str, ...]:
 def _run_trial() -> tuple[SandboxResult, bool]:
     """How it ended, and whether its files were held by a file system of their own."""
     with tempfile.NamedTemporaryFile(prefix="flowrl-sandbox-") as secret:
-        order = make_order(_TRIAL, Limits(), (), (secret.name,))
-        with _follow(order, Limits(), {}) as watch:
+        order = make_order(_TRIAL, _USUAL, (), (secret.name,))
+        with _follow(order, _USUAL, {}) as watch:
             own = watch.started.scratch.own
-            return _make_result(watch, Limits(), ()), own
+            return _make_result(watch, _USUAL, ()), own
 
 
 def make_order(
@@ -321,9 +271,7 @@ def _follow(
 def say_why(watch: Watch) -> str:
     """Why a program never came to its first line."""
     said = (watch.report or bytes(watch.output["stderr"])).decode(errors="replace")
-    return (
-        said.strip() or f"the interpreter ended with {watch.exit_code} at its start"
-    )
+    return said.strip() or f"the interpreter ended with {watch.exit_code} at its start"
 
 
 @contextlib.contextmanager
@@ -415,9 +363,7 @@ def _environment(scratch: Path) -> dict[str, str]:
     }
 
 
-def _make_result(
-    watch: Watch, limits: Limits, collect: Sequence[str]
-) -> SandboxResult:
+def _make_result(watch: Watch, limits: Limits, collect: Sequence[str]) -> SandboxResult:
     code = watch.exit_code
     stdout, stderr = (
         bytes(watch.output[name]).decode(errors="replace")

@@ -4,7 +4,8 @@ For checkers that take seconds to import and milliseconds to use.  The questions
 be hostile: an answer that takes too long or needs too much costs the process, and
 the next question gets a fresh one.  So does a question after which the program said
 more than its answer: every question has a mark that its answer must bear, so what
-was meant for one question is never taken for another's answer.
+was meant for one question is never taken for another's answer.  Between questions the
+program stands still.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.running import (
-    Limits,
     SandboxUnavailable,
     check_available,
     make_order,
@@ -180,6 +181,7 @@ class _Running:
             raise _Lost("spoke without being asked")
         self._watch.output["stderr"].clear()
         mark = secrets.token_hex(8)
+        self._watch.release()
         line = f"{mark} {text}\n".encode()
         try:
             if self._questions.write(line) != len(line):
@@ -199,6 +201,7 @@ class _Running:
         said, _, text = line.partition(b" ")
         if said != mark.encode():
             raise _Lost("gave an answer to no question")
+        self._watch.hold()
         try:
             return dict(json.loads(text))
         except (TypeError, ValueError, RecursionError) as error:  # tampered with

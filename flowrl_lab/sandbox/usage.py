@@ -114,9 +114,7 @@ def weigh_deleted(pids: Iterable[int], folder: Path, each: int) -> int:
 def _tasks_with_files(pid: int) -> list[str]:
     """The threads of a process share their files, so one that lives is enough."""
     with contextlib.suppress(*_GONE):
-        return [
-            task for task in _living_tasks(pid) if not _is_dead(f"{task}/stat")
-        ][:1]
+        return [task for task in _living_tasks(pid) if not _is_dead(f"{task}/stat")][:1]
     return []
 
 

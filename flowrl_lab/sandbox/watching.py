@@ -11,14 +11,11 @@ import socket
 import subprocess
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from flowrl_lab.sandbox.groups import Group
+from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.scratch import MAX_ENTRIES, Scratch
 from flowrl_lab.sandbox.usage import Usage, find_processes, read_usage, weigh_deleted
-
-if TYPE_CHECKING:
-    from flowrl_lab.sandbox.running import Limits
 
 __all__ = ["Started", "Watch"]
 
@@ -109,8 +106,16 @@ class Watch:
 
     def drain(self) -> dict[str, bytearray]:
         """Read what there is, without waiting; what was said and not yet taken."""
-        self._take(0)
+        self._take(0.0)
         return self.output
+
+    def hold(self) -> None:
+        """Let it stand still, so that it uses nothing while nobody looks."""
+        _send(self.pid, signal.SIGSTOP)
+
+    def release(self) -> None:
+        """Let it go on."""
+        _send(self.pid, signal.SIGCONT)
 
     def allow(self, seconds: float, cpu_seconds: float | None = None) -> None:
         """Let the program run, and compute, for so long from now on."""
@@ -124,7 +129,7 @@ class Watch:
         with self._selector as selector:
             selector.unregister(self._ended)
             os.close(self._ended)
-            _kill_session(self.pid)
+            _send(self.pid, signal.SIGKILL)
             _, status, cost = os.wait4(self.pid, 0)
             self.started.process.returncode = os.waitstatus_to_exitcode(status)
             self._count_cpu(cost.ru_utime + cost.ru_stime)
@@ -275,10 +280,10 @@ class Watch:
         if not self.outcome:
             self.outcome, self.reason = outcome, reason
             if self.started.process.returncode is None:  # else the number is free
-                _kill_session(self.pid)
+                _send(self.pid, signal.SIGKILL)
 
 
-def _kill_session(pid: int) -> None:
-    """The program cannot leave its session (no setsid, no setpgid)."""
+def _send(pid: int, number: int) -> None:
+    """To the whole session, which the program cannot leave (no setsid, no setpgid)."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # already gone
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, number)

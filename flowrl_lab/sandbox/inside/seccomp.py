@@ -153,10 +153,12 @@ def _rule(name: str, pid: int | None) -> Code:
         return _mmap_rule()
     if name == "prlimit64":  # may look at its own limits
         return [_argument(0), *_ZERO_OR_REFUSE, *_null_or_refuse(2), allow]
-    if name == "rt_sigaction":
+    if name == "rt_sigaction" and pid is None:
         # Who does not care about its children lets the kernel forget what they cost.
         other = [(JUMP_EQUAL, 1, 0, SIGCHLD), allow]
         return [_argument(0), *other, *_null_or_refuse(1), allow]
+    if name == "rt_sigaction":
+        return [allow]
     allowed = {"fcntl": (1, FCNTL), "ioctl": (1, IOCTL), "prctl": (0, PRCTL)}
     return _one_of(*allowed[name])
 

@@ -33,9 +33,8 @@ sys.dont_write_bytecode = True
 NEW_USER, NEW_NET, NEW_IPC, NEW_PID = 0x10000000, 0x40000000, 0x08000000, 0x20000000
 NEW_MOUNTS = 0x00020000
 NO_SETUID, NO_DEVICES, RECURSIVE, PRIVATE = 0x2, 0x4, 0x4000, 0x40000  # of a mount
-PAGE = 4096
 # Beyond the limit, so that the parent sees who went over it.
-SPARE_BYTES, SPARE_ENTRIES = 16 * PAGE, 8
+SPARE_BYTES, SPARE_ENTRIES = 1 << 16, 8
 STACK_BYTES = 8 << 20
 LIBRARY_BYTES = 32 << 20  # what the standard library may map of shared libraries
 SYSTEM_FILES = (
@@ -67,14 +66,15 @@ def lock_in(order: dict) -> None:
     """Every restriction, in the order in which they leave each other possible."""
     many = order["processes"] > 1
     take_signals()
-    counted = leave_namespaces(pid_too=many)
+    new = leave_namespaces(pid_too=many)
     parent = order["parent"]
     if many:
         parent = 0  # seen from inside the new pid namespace
         become_first_process(order)
-    furnish_scratch(order)
+    furnish_scratch(order, apart=bool(new & NEW_MOUNTS))
     die_first()
-    set_limits(order, counted)
+    # Without a user of its own, all the processes of the user would count.
+    set_limits(order, counted=bool(new & NEW_USER))
     kernel.forbid_new_privileges()
     landlock.restrict_files(
         [*SYSTEM_FILES, *order["interpreter"], *order["readable"]],
@@ -92,8 +92,8 @@ def take_signals() -> None:
     _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
 
 
-def leave_namespaces(*, pid_too: bool) -> bool:
-    """New user, mount, network and IPC namespaces where allowed; True if new user.
+def leave_namespaces(*, pid_too: bool) -> int:
+    """New user, mount, network and IPC namespaces where allowed; which, as flags.
 
     They add to what Landlock and seccomp do; only the pid namespace, which several
     processes need so that none can outlive the run, must be there when asked for.
@@ -108,13 +108,13 @@ def leave_namespaces(*, pid_too: bool) -> bool:
             continue
         if flags & NEW_USER:
             map_user(user, group)
-        return bool(flags & NEW_USER)
+        return flags
     if pid_too:
         raise OSError(
             f"no pid namespace ({problem}), so several processes cannot be held; "
             "use Limits(processes=1)"
         )
-    return False
+    return 0
 
 
 def map_user(user: int, group: int) -> None:
@@ -149,26 +149,21 @@ def become_first_process(order: dict) -> None:
     os._exit(status & 0xFF)
 
 
-def furnish_scratch(order: dict) -> None:
+def furnish_scratch(order: dict, *, apart: bool) -> None:
     """Put the files into the scratch folder, and hand the folder to the parent.
 
     Where it may be, the folder is a file system of its own that holds as much as the
     program may write, so that deleted files count too, and vanishes with the run.
+
+    Args:
+        order: what the parent wants.
+        apart: whether what is mounted here is mounted nowhere else.
     """
-    scratch, files = order["scratch"], order["files"]
-    room = order["file_bytes"] + order["given_bytes"] + SPARE_BYTES
-    entries = order["entries"] + 1 + SPARE_ENTRIES  # and the folder itself
-    options = f"size={room},nr_inodes={entries},mode=0700"
-    kind = b"own"
-    try:
-        kernel.mount("none", "/", RECURSIVE | PRIVATE, "")
-        kernel.mount("tmpfs", scratch, NO_SETUID | NO_DEVICES, options)
-    except OSError as error:
-        if order["strict"]:
-            raise OSError(f"no file system of its own: {error}") from error
-        kind = b"shared"
-    os.chdir(scratch)
-    for name, content in files.items():
+    own = apart and mount_scratch(order)
+    if order["strict"] and not own:
+        raise OSError("no file system of its own")
+    os.chdir(order["scratch"])
+    for name, content in order["files"].items():
         folder = os.path.dirname(name)
         if folder:
             os.makedirs(folder, exist_ok=True)
@@ -177,9 +172,25 @@ def furnish_scratch(order: dict) -> None:
     handle = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
     control = _socket.socket(fileno=order["control"])
     rights = handle.to_bytes(4, sys.byteorder)
-    control.sendmsg([kind], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+    control.sendmsg(
+        [b"own" if own else b"shared"],
+        [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)],
+    )
     control.detach()
     os.close(handle)
+
+
+def mount_scratch(order: dict) -> bool:
+    """A file system over the scratch folder; False where that is not allowed."""
+    room = order["file_bytes"] + order["given_bytes"] + SPARE_BYTES
+    entries = order["entries"] + 1 + SPARE_ENTRIES  # and the folder itself
+    options = f"size={room},nr_inodes={entries},mode=0700"
+    try:
+        kernel.mount("none", "/", RECURSIVE | PRIVATE, "")
+        kernel.mount("tmpfs", order["scratch"], NO_SETUID | NO_DEVICES, options)
+    except OSError:
+        return False
+    return True
 
 
 def die_first() -> None:
@@ -191,7 +202,7 @@ def die_first() -> None:
         return
 
 
-def set_limits(order: dict, counted: bool) -> None:
+def set_limits(order: dict, *, counted: bool) -> None:
     """The kernel's own limits; the parent watches what these cannot express."""
     cpu, file = order["cpu_seconds"], order["file_bytes"]
     limits = {
@@ -210,7 +221,7 @@ def set_limits(order: dict, counted: bool) -> None:
             now = int(file.read().split()[0]) * resource.getpagesize()
         most = now + order["memory_bytes"] + LIBRARY_BYTES
         limits[resource.RLIMIT_AS] = (most, most)
-    if counted:  # without a user of its own, all the user's processes would count
+    if counted:
         tasks = order["processes"] + order["threads"]
         limits[resource.RLIMIT_NPROC] = (tasks, tasks)
     for name, (soft, hard) in limits.items():
