@@ -184,6 +184,25 @@ def test_files_without_a_file_system_of_their_own_are_weighed(name, source):
     assert result.outcome in ("output", "error"), (name, result)
 
 
+def test_a_namespace_where_the_user_has_no_name_is_better_than_none(
+    monkeypatch, tmp_path
+):
+    """As on systems where AppArmor lets users unshare, and then do nothing with it."""
+    line = '            with open(f"/proc/self/{name}", "w") as file:\n'
+    refuse = "            raise OSError(13, 'no')\n"
+    start = changed_inside(tmp_path, line, refuse + line)
+    monkeypatch.setattr(running, "_START", start)
+    source = "print(open('d/f').read()); open('g', 'w').write('y')"
+    result = run(source, files={"d/f": b"x"}, collect=("g",))
+    assert (result.outcome, result.stdout) == ("ok", "x\n"), result
+    assert result.files == {"g": b"y"}
+    result = run(FILES_HELD["deleted files that are mapped"])
+    assert (result.outcome, result.reason) == (
+        "output",
+        "its files hold more than 4 MB",
+    )
+
+
 @pytest.mark.usefixtures("no_mounts")
 def test_files_that_are_only_mapped_are_weighed_for_other_users_too(monkeypatch):
     """Only root may ask how large they are."""

@@ -148,6 +148,23 @@ except TimeoutError:
     assert run_python(source).stdout == "[0, 1, 2, 3]\n"
 
 
+def test_threads_share_the_memory_of_their_program():
+    """The allocator of each thread must not reserve addresses of its own."""
+    source = """
+import threading
+found = []
+def work():
+    found.append(len(bytearray(2 << 20)) >> 20)
+    kept.append([bytes(1000) for _ in range(1000)])
+kept = []
+for _ in range(16):
+    threading.Thread(target=work).start()
+"""
+    source += "while len(kept) < 16: pass\nprint(sum(found), len(kept))"
+    result = run_python(source, limits=Limits(60.0, 120.0, memory_mb=64))
+    assert (result.outcome, result.stdout) == ("ok", "32 16\n"), result
+
+
 def test_many_run_at_once_from_threads():
     with ThreadPoolExecutor(8) as pool:
         results = pool.map(lambda i: run_python(f"print({i} ** 2)"), range(24))
@@ -413,7 +430,7 @@ def test_the_environment_is_clean(monkeypatch):
     monkeypatch.setenv("FLOWRL_SECRET", "s3cr3t")
     result = run_python("import os; print(sorted(os.environ))")
     assert "s3cr3t" not in result.stdout
-    names = ("HOME", "LANG", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    names = ("HOME", "LANG", "MALLOC_ARENA_MAX", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
     more = ("OPENBLAS_NUM_THREADS", "PYTHONHASHSEED", "TMPDIR")
     assert result.stdout == f"{sorted(names + more)}\n"
 

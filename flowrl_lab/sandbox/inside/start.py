@@ -106,8 +106,8 @@ def leave_namespaces(*, pid_too: bool) -> int:
         except OSError as error:
             problem = error
             continue
-        if flags & NEW_USER:
-            map_user(user, group)
+        if flags & NEW_USER and not map_user(user, group):
+            flags &= ~NEW_MOUNTS  # nobody without a name owns files there
         return flags
     if pid_too:
         raise OSError(
@@ -117,8 +117,11 @@ def leave_namespaces(*, pid_too: bool) -> int:
     return 0
 
 
-def map_user(user: int, group: int) -> None:
-    """Keep the same numbers inside the new user namespace, where that is allowed."""
+def map_user(user: int, group: int) -> bool:
+    """Keep the same numbers inside the new user namespace; False if not allowed.
+
+    AppArmor forbids it on some systems: this is then a user without a name.
+    """
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{user} {user} 1"),
@@ -127,8 +130,9 @@ def map_user(user: int, group: int) -> None:
         try:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-        except OSError:  # AppArmor may forbid it: it is then a user without a name
-            return
+        except OSError:
+            return False
+    return True
 
 
 def become_first_process(order: dict) -> None:
