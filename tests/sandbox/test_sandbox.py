@@ -806,22 +806,34 @@ def living_members(sessions: list[int]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_parent_leaves_no_program_behind(tmp_path, processes):
+SLEEPS = "import time; time.sleep(60)"
+STOPS = "import os; os.kill(os.getpid(), 19)"
+LEAVES = """
+import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "processes", "state"),
+    [(SLEEPS, 1, "S"), (SLEEPS, 2, "S"), (STOPS, 1, "T"), (LEAVES, 1, "Z")],
+    ids=["sleeps", "has a family", "stopped", "first thread has left"],
+)
+def test_a_killed_parent_leaves_no_program_behind(tmp_path, source, processes, state):
     script = f"""
 import sys
 from flowrl_lab.sandbox import Limits, run_python
-import threading, time
-from pathlib import Path
 import flowrl_lab.sandbox.watching as watching
 hear = watching.Watch._hear
 def tell(self):
+    before = self.ready
     hear(self)
-    if self.ready:
+    if self.ready and not before:
         print(self.pid, flush=True)
 watching.Watch._hear = tell
 limits = Limits(processes={processes}, wall_seconds=60.0)
-run_python("import time; time.sleep(60)", limits=limits)
+run_python({source!r}, limits=limits)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
@@ -829,14 +841,28 @@ run_python("import time; time.sleep(60)", limits=limits)
     ) as parent:
         parent.stdout.readline()  # the trial program of sandbox_problem
         pid = int(parent.stdout.readline())
+        wait_until(lambda: state_of(f"/proc/{pid}") == state)
         parent.kill()
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        if "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]:
-            break  # dead, and waiting for whoever inherited it to notice
-        time.sleep(0.05)
-    else:
-        assert not Path(f"/proc/{pid}").exists()
+    wait_until(lambda: not lives(pid))
+
+
+def wait_until(reached) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def state_of(folder: str | Path) -> str:
+    """S sleeps, T stands still, Z is dead and waits for somebody to notice."""
+    try:
+        return Path(folder, "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def lives(pid: int) -> bool:
+    return any(state_of(t) not in "ZX" for t in Path(f"/proc/{pid}/task").glob("*"))
 
 
 # ------------------------------------------------------- a program that stays to answer
@@ -1016,15 +1042,8 @@ def answer(question):
 """
     with SandboxServer(source, limits=PATIENT) as server:
         pid = server.ask("start")
-        deadline = time.monotonic() + 20
-        while state_of(pid) != "T" and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert state_of(pid) == "T"
+        wait_until(lambda: state_of(f"/proc/{pid}") == "T")
         assert server.ask(2) == pid
-
-
-def state_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 # -------------------------------------------------------------- bad input, bad machines
