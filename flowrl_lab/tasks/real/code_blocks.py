@@ -17,7 +17,9 @@ _THOUGHT = re.compile(
     r"|<\|channel\|>final<\|message\|>)",
     re.DOTALL | re.IGNORECASE,
 )
-_THINKS = re.compile(r"\s*(?:<(?:think|thinking|thought|reasoning|analysis)>|\[THINK\])")
+_THINKS = re.compile(
+    r"\s*(?:<(?:think|thinking|thought|reasoning|analysis)>|\[THINK\])"
+)
 # Tokens that end a text, as tokenizers spell them when they show them.
 _OVER = re.compile(
     r"<\|(?:endoftext|end_of_text|im_end|eot_id|eom_id|end|return|endofturn)\|>"

@@ -153,29 +153,36 @@ class HumanEval:
         return self._known_inputs[name]
 
     def _run(self, problem: dict[str, str], completion: str) -> tuple[bool, bool, str]:
-        entry, inputs = problem["entry_point"], self._inputs(problem)
-        programs = find_programs(problem["prompt"], entry, completion)
+        """(passed, defined, reason)."""
+        programs = find_programs(problem["prompt"], problem["entry_point"], completion)
         if not programs:
             return False, False, "the thinking never ends"
+        defined = False
+        try:
+            inputs = self._inputs(problem)
+            result = self._call(problem["entry_point"], programs, inputs)
+            defined = "defined" in result.files
+            answers = result.files.get("answers", b"").decode(errors="replace")
+            if not answers or result.outcome != "ok":
+                return False, defined, _say(result, defined=defined)
+            if len(answers) > _MAX_CHARACTERS:
+                what = f"answers of more than {_MAX_CHARACTERS:,} characters"
+                return False, defined, f"a test failed: {what}"
+            question = {"problem": problem, "inputs": inputs, "answers": answers}
+            verdict = _judge().ask(question)
+        except ServerStopped as stopped:
+            return False, defined, f"cannot be judged: {stopped}"
+        return verdict["passed"], defined, verdict["reason"]
+
+    def _call(self, entry: str, programs: list[str], inputs: list) -> SandboxResult:
+        """The candidate's side, from start to end."""
         order = {"programs": programs, "entry": entry, "inputs": inputs}
-        result = run_python(
+        return run_python(
             inspect.getsource(apart) + _CANDIDATE,
             limits=self._limits,
             files={"order.json": json.dumps(order).encode()},
             collect=("answers", "defined"),
         )
-        defined = "defined" in result.files
-        answers = result.files.get("answers", b"").decode(errors="replace")
-        if not answers or result.outcome != "ok":
-            return False, defined, _say(result, defined=defined)
-        if len(answers) > _MAX_CHARACTERS:
-            return False, defined, f"its answers exceed {_MAX_CHARACTERS:,} characters"
-        question = {"problem": problem, "inputs": inputs, "answers": answers}
-        try:
-            verdict = _judge().ask(question)
-        except ServerStopped as stopped:
-            return False, defined, f"its answers could not be judged: {stopped}"
-        return verdict["passed"], defined, verdict["reason"]
 
 
 @functools.cache
