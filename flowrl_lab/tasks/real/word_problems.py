@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flowrl_lab._files import read_lines
 from flowrl_lab.tasks.real.answers import ANSWER_STOP, NotAnAnswer, extract_answer
 from flowrl_lab.tasks.real.math_checking import check_math_verify, same_value
 from flowrl_lab.tasks.text import (
@@ -179,7 +180,7 @@ def load_gsm8k(path: str | Path) -> tuple[Problem, ...]:
             "download it from the set's own page and give the path."
         )
     problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
