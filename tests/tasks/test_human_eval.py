@@ -13,7 +13,6 @@ import torch
 from llm_models import build_tokenizer
 
 from flowrl_lab.integrations.task_scores import score_text
-from flowrl_lab.sandbox import ServerStopped
 from flowrl_lab.tasks.real import apart, human_eval, load_text_task
 from flowrl_lab.tasks.real.code_blocks import cut_body, find_programs
 from flowrl_lab.tasks.text import cut_completion, score_batch
@@ -65,8 +64,10 @@ def test_a_subclass_crosses_as_the_data_beneath_it():
     from collections import Counter, OrderedDict, namedtuple
 
     class Liar(list):
-        __eq__ = __ne__ = lambda self, other: True
         __hash__ = None
+
+        def __eq__(self, _):
+            return True
 
     Pair = namedtuple("Pair", "a b")
     Colour = enum.IntEnum("Colour", {"RED": 3})
@@ -311,7 +312,7 @@ def test_no_cheat_is_paid(task, entry):
 
 
 def test_functions_of_the_tests_own_are_the_authors(task):
-    """Some tests call the prompt's helpers; a candidate's version of them is its own."""
+    """Some tests call the prompt's helpers; a candidate's are its own."""
     for entry, name in [("find_zero", "poly"), ("decode_cyclic", "encode_cyclic")]:
         prompt = find_prompt(task, entry)
         cheat = f"```python\ndef {name}(*a): return 0\ndef {entry}(x): return 0\n```"
@@ -322,27 +323,48 @@ def test_functions_of_the_tests_own_are_the_authors(task):
     assert not task.score(prompt, "    return sorted(l)\n").correct
 
 
-@pytest.mark.parametrize(
-    ("entry", "completion"),
-    [
-        ("add", "    import random\n    return x.__add__(y)\n"),
-        ("add", "    return x + y\nprint(add(1, 2))\nraise ValueError"),
-        ("add", "```python\nadd = lambda x, y: x + y\n```"),
-        ("add", "```python\ndef add(x, y):\n    return x + y\n\nassert add(1, 1) == 3\n```"),
-        ("add", "```python\ndef add(x, y):\n    return x + y\n\nn = int(input())\n```"),
-        ("histogram", "    from collections import Counter\n"
-                      "    c = Counter(test.split())\n    m = max(c.values(), default=0)\n"
-                      "    return Counter({k: v for k, v in c.items() if v == m})\n"),
-        ("fib", "```python\nfrom functools import cache\n\n@cache\ndef fib(n):\n"
-                "    return n if n < 2 else fib(n - 1) + fib(n - 2)\n```"),
-        ("sum_product", "    from math import prod\n    return sum(numbers), prod(numbers)\n"),
-        ("has_close_elements", "```python\nfrom __future__ import annotations\n"
-                               "from itertools import combinations\n\n"
-                               "def has_close_elements(numbers: list[float], threshold):\n"
-                               "    return any(abs(a - b) < threshold\n"
-                               "               for a, b in combinations(numbers, 2))\n```"),
-    ],
-)  # fmt: skip
+HONEST = [
+    ("add", "    import random\n    return x.__add__(y)\n"),
+    ("add", "    return x + y\nprint(add(1, 2))\nraise ValueError"),
+    ("add", "```python\nadd = lambda x, y: x + y\n```"),
+    ("add", "```\ndef add(x, y):\n    return x + y\n\nassert add(1, 1) == 3\n```"),
+    ("add", "```\ndef add(x, y):\n    return x + y\n\nn = int(input())\n```"),
+    (
+        "histogram",
+        """    from collections import Counter
+    counts = Counter(test.split())
+    most = max(counts.values(), default=0)
+    return Counter({k: v for k, v in counts.items() if v == most})
+""",
+    ),
+    (
+        "fib",
+        """```python
+from functools import cache
+
+@cache
+def fib(n):
+    return n if n < 2 else fib(n - 1) + fib(n - 2)
+```""",
+    ),
+    (
+        "sum_product",
+        "    from math import prod\n    return sum(numbers), prod(numbers)\n",
+    ),
+    (
+        "has_close_elements",
+        """```python
+from __future__ import annotations
+from itertools import combinations
+
+def has_close_elements(numbers: list[float], threshold):
+    return any(abs(a - b) < threshold for a, b in combinations(numbers, 2))
+```""",
+    ),
+]
+
+
+@pytest.mark.parametrize(("entry", "completion"), HONEST)
 def test_honest_work_of_other_kinds_is_paid(task, entry, completion):
     scored = task.score(find_prompt(task, entry), completion)
     assert (scored.correct, scored.reward) == (True, 1.0), scored.reason
@@ -393,20 +415,20 @@ def write_forms(prompt: str, body: str, entry: str) -> dict[str, str]:
         "a heading and prose": f"### Solution\n\nHere it is:\n\n{fenced}{MANY}",
         "a comment": f"```python\n# Solution\n# by me\n{full}\n```",
         "pip install": f"```bash\npip install numpy\n```\n\n{fenced}",
-        "pip install inside": f"```python\npip install numpy\n!pip install x\n\n{full}\n```",
-        "usage": f"{fenced}\n\nUsage:\n\n```python\nprint({entry}(3))\n```\nprints\n```\n3\n```",
-        "usage inside": f"```python\n{full}\n\nprint({entry}())\n>>> {entry}(3)\n3\n```",
+        "pip install inside": f"```python\npip install a\n!pip install b\n\n{full}```",
+        "usage": f"{fenced}\n\nUsage:\n\n```py\nprint({entry}(3))\n```\nso:\n```\n3\n```",
+        "usage inside": f"```\n{full}\n\nprint({entry}())\n>>> {entry}(3)\n3\n```",
         "main": f"```python\n{full}\n\nif __name__ == '__main__':\n    {entry}()\n```",
         "thinking": f"<think>\nHm. {draft}\nNo.\n</think>\n\n{fenced}",
         "thinking, opened by the template": f"Hm. {draft}\n</think>\n{fenced}",
         "thinking, then a body": f"<think>\ndef f\n# or\n</think>\n{body}",
         "a draft before": f"First:\n\n{draft}\n\nBetter:\n\n{fenced}",
-        "a draft cut off behind": f"{fenced}\n\nOr:\n\n```python\ndef {entry}(*a):\n    return (",
+        "a draft cut off behind": f"{fenced}\n\nOr:\n\n```py\ndef {entry}(*a):\n    return (",
         "no fence": full,
         "no fence, only def": whole,
         "no fence, prose": f"Sure! Here it is:\n\n{whole}\n\nNote: it is fast.\nDone\n",
         "indented as a whole": f"The code is:\n\n{indent(whole, '    ')}\n",
-    }  # fmt: skip
+    }
     forms |= {f"a fence, then {end}": fenced + end for end in ENDS}
     forms |= {f"a body, then {end}": body + end for end in ENDS}
     forms["two ends"] = f"{fenced}<|im_end|>\n<|endoftext|>Human: {draft}"
@@ -489,11 +511,22 @@ def test_what_is_no_answer_says_why(task, completion, reason):
 
 @pytest.mark.parametrize(
     "text",
-    ["```python\n" * 2_000, "`" * 20_000, "- " * 10_000, "\n" * 20_000, " \n" * 10_000,
-     "</think>" * 2_500, "def add(" * 2_500, "    " * 5_000, "a\n" * 10_000,
-     "def add(x, y):\n" + "(" * 19_000, "1. " * 6_000 + "```", "<|" * 10_000,
-     "</s>" * 5_000 + "x"],
-)  # fmt: skip
+    [
+        "```python\n" * 2_000,
+        "`" * 20_000,
+        "- " * 10_000,
+        "\n" * 20_000,
+        " \n" * 10_000,
+        "</think>" * 2_500,
+        "def add(" * 2_500,
+        "    " * 5_000,
+        "a\n" * 10_000,
+        "def add(x, y):\n" + "(" * 19_000,
+        "1. " * 6_000 + "```",
+        "<|" * 10_000,
+        "</s>" * 5_000 + "x",
+    ],
+)
 def test_reading_an_answer_takes_a_moment(task, text):
     import time
 

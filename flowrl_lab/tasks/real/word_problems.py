@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flowrl_lab._files import read_lines
 from flowrl_lab.tasks.real.answers import ANSWER_STOP, NotAnAnswer, extract_answer
-from flowrl_lab.tasks.real.math_checking import check_math_verify, same_value
+from flowrl_lab.tasks.real.math_checking import same_value
 from flowrl_lab.tasks.text import (
     DEFAULT_WEIGHTS,
     RewardWeights,
@@ -154,7 +154,6 @@ class Gsm8k(AnswerTask):
         weights: RewardWeights = DEFAULT_WEIGHTS,
         max_completion_tokens: int = 256,
     ) -> None:
-        check_math_verify()
         super().__init__(
             "gsm8k",
             load_gsm8k(train),
