@@ -231,10 +231,11 @@ def test_bombs_cost_at_most_fifty_milliseconds():
         assert best < 0.05, text[:60]
 
 
-PIECES = st.sampled_from(
-    [*"01,./*^-+(){}$%|_=!x\n²π "]
-    + r"18 19 ** \, \left \right \boxed \text \frac \sqrt \pi or half dozen apples".split()
+WORDS = forms(
+    r"18 ¦ 19 ¦ ** ¦ \, ¦ \left ¦ \right ¦ \boxed ¦ \text ¦ \frac ¦ \sqrt ¦ \pi ¦ or"
+    "¦ half ¦ dozen ¦ apples"
 )
+PIECES = st.sampled_from([*"01,./*^-+(){}$%|_=!x\n²π ", *WORDS])
 
 
 @given(st.lists(PIECES, max_size=12).map("".join) | st.text(max_size=30))
