@@ -290,10 +290,9 @@ MARGIN = {
     "a polite end": "exit()",
     "input": "input()",
 }
-HALF = ("add", "find_zero", "has_close_elements", "sort_third", "decode_cyclic")
 
 
-@pytest.mark.parametrize("entry", HALF[:3])
+@pytest.mark.parametrize("entry", ["add", "find_zero"])
 def test_no_cheat_is_paid(task, entry):
     prompt = find_prompt(task, entry)
     cheats = {name: body.lstrip("\n") + "\n" for name, body in BODIES.items()}
@@ -454,8 +453,8 @@ def through_training(tokenized, text: str):
     return written, count == len(ids)
 
 
-@pytest.mark.parametrize("entry", ["has_close_elements", "decode_cyclic"])
-def test_a_right_answer_is_paid_in_every_form(task, tokenized, entry):
+def test_a_right_answer_is_paid_in_every_form(task, tokenized):
+    entry = "has_close_elements"
     prompt = find_prompt(task, entry)
     body = task.canonical_solution(prompt)
     forms = write_forms(prompt, body, entry)
@@ -468,6 +467,21 @@ def test_a_right_answer_is_paid_in_every_form(task, tokenized, entry):
         written, _ = through_training(tokenized, text)
         assert find_programs(prompt, entry, task.cut(written)) == wanted, name
         assert cut_completion(task, text) == task.cut(text)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("fenced", [False, True])
+def test_all_solutions_of_the_authors_are_paid_in_training(task, tokenized, fenced):
+    """All 164 through tokens, as the training loop hands them to the task."""
+    prompts = task.prompts("train") + task.prompts("heldout")
+    texts = [task.canonical_solution(prompt) for prompt in prompts]
+    if fenced:
+        pairs = zip(prompts, texts, strict=True)
+        texts = [f"Here:\n\n```python\n{p}{text}```" for p, text in pairs]
+    written = [through_training(tokenized, text)[0] for text in texts]
+    scores = score_batch(task, prompts, written, workers=2)
+    lost = {p: s.reason for p, s in zip(prompts, scores, strict=True) if s.reward != 1}
+    assert (len(scores), lost) == (164, {})
 
 
 def test_training_ends_a_body_and_never_a_chat(tokenized):

@@ -1,6 +1,6 @@
 """Real sets with a stub policy: right is right, and nothing hostile gets through.
 
-HumanEval's hundred and sixty-four solutions run in the full budget.
+How HumanEval judges is tested in a file of its own.
 """
 
 from __future__ import annotations
@@ -425,15 +425,6 @@ def test_solutions_of_the_authors_pass(human_eval):
         assert (scored.correct, scored.reason) == (True, "passes all tests")
         assert scored.parts["correct"] == 1.0
         assert scored.parts["format"] == 0.1
-
-
-@pytest.mark.full
-def test_all_solutions_of_the_authors_pass(human_eval):
-    prompts = human_eval.prompts("train") + human_eval.prompts("heldout")
-    solutions = [human_eval.canonical_solution(prompt) for prompt in prompts]
-    scores = score_batch(human_eval, prompts, solutions, workers=2)
-    failed = [s.reason for s in scores if not s.correct]
-    assert (len(scores), failed) == (164, [])
 
 
 @pytest.mark.parametrize(
