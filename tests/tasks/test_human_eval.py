@@ -426,6 +426,9 @@ def write_forms(prompt: str, body: str, entry: str) -> dict[str, str]:
         "no fence": full,
         "no fence, only def": whole,
         "no fence, prose": f"Sure! Here it is:\n\n{whole}\n\nNote: it is fast.\nDone\n",
+        "a heading that is a name": f"Solution\n\n{whole}\n",
+        "a language on its own line": f"```\npython\n{full}\n```",
+        "a fence in a fence": f"````markdown\n{fenced}\n````",
         "indented as a whole": f"The code is:\n\n{indent(whole, '    ')}\n",
     }
     forms |= {f"a fence, then {end}": fenced + end for end in ENDS}
@@ -460,13 +463,31 @@ def test_a_right_answer_is_paid_in_every_form(task, tokenized):
     forms = write_forms(prompt, body, entry)
     scores = score_batch(task, [prompt] * len(forms), list(forms.values()), workers=2)
     lost = {k: s.reason for k, s in zip(forms, scores, strict=True) if s.reward != 1}
-    assert (len(forms), lost) == (53, {})
+    assert (len(forms), lost) == (56, {})
     # Training and other engines hand the very same programs to the sandbox.
     for name, text in forms.items():
         wanted = find_programs(prompt, entry, task.cut(text))
         written, _ = through_training(tokenized, text)
         assert find_programs(prompt, entry, task.cut(written)) == wanted, name
         assert cut_completion(task, text) == task.cut(text)
+
+
+@pytest.mark.parametrize("number", [10, 32, 38, 81, 115, 127, 134])
+def test_the_forms_are_read_whatever_the_function(task, number):
+    """Helpers in the prompt, odd indentation, functions within functions.
+
+    The solutions are the authors' own, so both sides may run here.
+    """
+    names = {p["task_id"]: p for p in task._problems.values()}
+    problem = names[f"HumanEval/{number}"]
+    prompt, entry = problem["prompt"], problem["entry_point"]
+    inputs = apart.record_inputs(problem)
+    for name, text in write_forms(prompt, problem["canonical_solution"], entry).items():
+        programs = find_programs(prompt, entry, task.cut(text))
+        function = apart.define_first(programs, entry)
+        given = json.dumps([apart.pack(function(*apart.unpack(i))) for i in inputs])
+        asked = {"problem": problem, "inputs": inputs, "answers": given}
+        assert apart.answer(asked)["passed"], name
 
 
 @pytest.mark.full

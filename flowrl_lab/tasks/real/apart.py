@@ -60,14 +60,7 @@ def answer_inputs(order: dict) -> None:
         order: ``programs`` in order of preference, the function's name as ``entry``,
             packed ``inputs``.
     """
-    entry, room = order["entry"], {"__name__": "solution"}
-    code = compile_first(order["programs"], entry)
-    try:
-        exec(code, room)
-    except BaseException:  # of lines that use the function, after it
-        if not callable(room.get(entry)):
-            raise
-    function = room[entry]
+    function = define_first(order["programs"], order["entry"])
     with open("defined", "w"):
         pass
     answers = [pack(function(*unpack(one))) for one in order["inputs"]]
@@ -75,20 +68,25 @@ def answer_inputs(order: dict) -> None:
         json.dump(answers, file)
 
 
-def compile_first(programs: list, entry: str):
-    """The first program that compiles and defines ``entry``.
+def define_first(programs: list, entry: str):
+    """The function ``entry`` of the first program that defines it.
 
-    If none does, lines that are no Python are left out of them: prose, commands.
+    What fails behind the function does not matter: lines that use it.  If no program
+    defines it, lines that are no Python are left out: prose, commands.
     """
     first = None
     for tidy in (str, keep_code):
         for program in programs:
+            room = {"__name__": "solution"}
             try:
                 tree = ast.parse(tidy(program))
-                if defines(tree, entry):
-                    return compile(tree, "solution.py", "exec")
-            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+                if not defines(tree, entry):
+                    continue
+                exec(compile(tree, "solution.py", "exec"), room)
+            except BaseException as error:
                 first = first or error
+            if callable(room.get(entry)):
+                return room[entry]
     raise first or NameError(f"no function {entry!r}")
 
 
