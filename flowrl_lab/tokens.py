@@ -18,11 +18,11 @@ from flowrl_lab._validation import (
     check_finite,
     check_nonempty_rows,
     check_number,
+    check_range,
     check_tensor,
 )
 
 __all__ = [
-    "at_least_float32",
     "entropy_from_logits",
     "gather_log_probs",
     "log_probs_from_hidden",
@@ -94,12 +94,12 @@ def gather_log_probs(
             a temperature <= 0, NaN scores.
     """
     check_tensor("logits", logits, (None, None, None), "[B, T, V]")
-    _check_token_ids(token_ids, logits.shape[:2], logits.shape[2])
+    _check_token_ids(token_ids, logits, logits.shape[2])
     check_number("temperature", temperature, above=True)
     scores = at_least_float32(logits) / temperature
     # Scores that hold a NaN, a +inf or nothing but -inf all show up here.
     log_normalizer = scores.logsumexp(dim=-1)
-    check_finite({"logits": log_normalizer})
+    check_finite({"logits / temperature": log_normalizer})
     chosen = scores.gather(-1, token_ids.long().unsqueeze(-1)).squeeze(-1)
     return chosen - log_normalizer
 
@@ -127,7 +127,7 @@ def entropy_from_logits(
     probs = log_probs.exp()
     # 0 · log 0 = 0, in the value and in the gradient.
     entropy = -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1)
-    check_finite({"logits": entropy})
+    check_finite({"logits / temperature": entropy})
     return entropy
 
 
@@ -166,8 +166,9 @@ def log_probs_from_hidden(
             differs from the weight's.
     """
     check_tensor("hidden", hidden, (None, None, None), "[B, T, H]")
-    check_tensor("lm_head_weight", lm_head_weight, (None, hidden.shape[2]), "[V, H]")
-    _check_token_ids(token_ids, hidden.shape[:2], lm_head_weight.shape[0])
+    shape = (None, hidden.shape[2])
+    check_tensor("lm_head_weight", lm_head_weight, shape, "[V, H]", beside=hidden)
+    _check_token_ids(token_ids, hidden, lm_head_weight.shape[0])
     check_number("temperature", temperature, above=True)
     check_count("chunk_size", chunk_size)
     if not torch.is_grad_enabled():  # autograd.Function does not ask for it
@@ -279,7 +280,7 @@ def masked_sum(
         ValueError: wrong shapes or dtypes, NaN or infinity among what counts.
     """
     check_tensor("mask", mask, (None, None), "[B, T]", "bool")
-    check_tensor("values", values, mask.shape, "[B, T]: one per token")
+    check_tensor("values", values, mask, "[B, T]: one per token")
     check_finite({"values": values}, mask)
     return sum_counted(values, mask)
 
@@ -311,14 +312,15 @@ def sum_counted(values: Tensor, mask: Tensor) -> Tensor:
     return at_least_float32(values).masked_fill(~mask, 0.0).sum(dim=1)
 
 
-def _check_token_ids(token_ids: Tensor, shape: tuple, vocab_size: int) -> None:
-    check_tensor("token_ids", token_ids, shape, "[B, T]: one per token", "int")
-    low, high = torch.stack(token_ids.aminmax()).tolist()
-    if low < 0 or high >= vocab_size:
-        raise bad_input(
-            "token_ids",
-            f"range from {low} to {high}",
-            f"ids from 0 to {vocab_size - 1}",
-            "pad with a real token id and leave padding out with the mask "
-            "(-100 is a label convention, not a token)",
-        )
+def _check_token_ids(token_ids: Tensor, scored: Tensor, vocab_size: int) -> None:
+    shape, meaning = scored.shape[:2], "[B, T]: one per token"
+    check_tensor("token_ids", token_ids, shape, meaning, "int", beside=scored)
+    check_range(
+        "token_ids",
+        token_ids,
+        0,
+        vocab_size - 1,
+        f"ids from 0 to {vocab_size - 1}",
+        "pad with a real token id and leave padding out with the mask "
+        "(-100 is a label convention, not a token)",
+    )
