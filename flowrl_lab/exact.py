@@ -35,6 +35,7 @@ from flowrl_lab.metrics import (
     mode_coverage,
     total_variation,
 )
+from flowrl_lab.tokens import at_least_float32
 from flowrl_lab.types import AnswerSet, ExactReport
 
 __all__ = [
@@ -81,7 +82,7 @@ def reference_log_partition(
         ValueError: bad tensors; probabilities that do not sum to 1 (exhaustive) or
             exceed 1.
     """
-    _check_answers(ref_log_probs, rewards, reward_scale)
+    ref_log_probs, rewards = _check_answers(ref_log_probs, rewards, reward_scale)
     check_flag("exhaustive", exhaustive)
     log_listed = _check_total("ref_log_probs", ref_log_probs, exhaustive)
     log_z = (ref_log_probs + reward_scale * rewards).logsumexp(dim=0)
@@ -120,8 +121,8 @@ def exact_target(
     allowed = rewards
     if reward_scale > 0:
         allowed = rewards.masked_fill(torch.isneginf(rewards), 0.0)
-    _check_answers(ref_log_probs, allowed, reward_scale)
-    log_mass = ref_log_probs + reward_scale * rewards
+    ref_log_probs, _ = _check_answers(ref_log_probs, allowed, reward_scale)
+    log_mass = ref_log_probs + reward_scale * at_least_float32(rewards)
     check_finite({"ref_log_probs + reward_scale · rewards": log_mass.logsumexp(0)})
     return log_mass.log_softmax(dim=0)
 
@@ -226,7 +227,7 @@ def length_normalized_target(
     Raises:
         ValueError: bad tensors, lengths below 1, a log Z that is not finite.
     """
-    _check_answers(ref_log_probs, rewards, reward_scale)
+    ref_log_probs, rewards = _check_answers(ref_log_probs, rewards, reward_scale)
     check_tensor("lengths", lengths, rewards, "[N]: one per answer", "int")
     fix = "count the end token, or drop empty answers"
     check_range("lengths", lengths, 1, LARGEST, "at least 1 token", fix)
@@ -260,8 +261,9 @@ def optimal_log_z(
     Raises:
         ValueError: bad tensors, probabilities that do not sum to 1.
     """
-    _check_answers(ref_log_probs, rewards, reward_scale)
+    ref_log_probs, rewards = _check_answers(ref_log_probs, rewards, reward_scale)
     check_tensor("log_probs", log_probs, rewards, "[N]: one per answer")
+    log_probs = at_least_float32(log_probs)
     _check_total("log_probs", log_probs, True)
     _check_total("ref_log_probs", ref_log_probs, False)
     probs = log_probs.exp()
@@ -302,8 +304,9 @@ def gradient_noise(
         ValueError: bad tensors, probabilities that do not sum to 1, a log Z that
             is not finite, an answer that π writes and π_ref cannot.
     """
-    _check_answers(ref_log_probs, rewards, reward_scale)
+    ref_log_probs, rewards = _check_answers(ref_log_probs, rewards, reward_scale)
     check_tensor("log_probs", log_probs, rewards, "[N]: one per answer")
+    log_probs = at_least_float32(log_probs)
     _check_total("log_probs", log_probs, True)
     _check_log_z(log_z, rewards)
     probs = log_probs.exp()
@@ -351,11 +354,11 @@ def exact_log_flows(
     check_batch(completion_mask, tokens, {"rewards": rewards})
     check_tensor("completion_ids", completion_ids, completion_mask, "[N, T]", "int")
     check_number("reward_scale", reward_scale, high=LARGEST)
-    counted = ref_log_probs.masked_fill(~completion_mask, 0.0)
+    counted = at_least_float32(ref_log_probs).masked_fill(~completion_mask, 0.0)
     _check_total("ref_log_probs", counted.sum(dim=1), True)
     # Padding gets an id of its own, so that it never joins two prefixes.
     ids = completion_ids.long().masked_fill(~completion_mask, -1)
-    paid = reward_scale * rewards
+    paid = reward_scale * at_least_float32(rewards)
     group = torch.zeros_like(ids[:, 0])  # completions that share their first t tokens
     columns = []
     for t in range(ids.shape[1] + 1):
@@ -399,6 +402,9 @@ def exact_report(
     for name, value in (("log_probs", log_probs), ("ref_log_probs", ref_log_probs)):
         check_tensor(name, value, answers.rewards.shape, "[N]: one per answer")
         check_readable(name, value)
+    check_number("run_reward_scale", run_reward_scale, high=LARGEST)
+    if target_reward_scale is not None:
+        check_number("target_reward_scale", target_reward_scale, high=LARGEST)
     policy, reference, rewards = (
         value.detach().cpu().double()
         for value in (log_probs, ref_log_probs, answers.rewards)
@@ -482,13 +488,17 @@ def mean_report(reports: Sequence[ExactReport]) -> ExactReport:
     )
 
 
-def _check_answers(ref_log_probs: Tensor, rewards: Tensor, reward_scale: float) -> None:
+def _check_answers(
+    ref_log_probs: Tensor, rewards: Tensor, reward_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Both as they are computed with: half precision could not hold β r."""
     check_tensor("rewards", rewards, (None,), "[N]: one reward per answer")
     check_tensor("ref_log_probs", ref_log_probs, rewards, "[N]: one per answer")
     check_finite({"rewards": rewards})
     check_number("reward_scale", reward_scale, high=LARGEST)
     # An answer may be impossible (-inf), but not all of them, and none is NaN.
     check_finite({"ref_log_probs": ref_log_probs.logsumexp(dim=0)})
+    return at_least_float32(ref_log_probs), at_least_float32(rewards)
 
 
 def _group_logsumexp(values: Tensor, group: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from flowrl_lab._validation import (
     holds,
 )
 from flowrl_lab.metrics._checks import SUM_TOLERANCE, check_probs
+from flowrl_lab.tokens import at_least_float32
 
 __all__ = [
     "accuracy_after_filter",
@@ -120,7 +121,7 @@ def exact_pass_at_k(
 
 def _chance_of_one(prob: Tensor, k: int) -> Tensor:
     # log1p and expm1 keep the digits of tiny probabilities.
-    return -torch.expm1(k * torch.log1p(-prob.clamp(0.0, 1.0)))
+    return -torch.expm1(k * torch.log1p(-at_least_float32(prob).clamp(0.0, 1.0)))
 
 
 def accuracy_after_filter(
@@ -184,7 +185,7 @@ def avg_at_k(correct: Sequence[bool]) -> float:
     Raises:
         ValueError: no sample, anything but True and False.
     """
-    check_items("correct", correct, bool, "True and False")
+    check_items("correct", correct, bool, "marks, True or False")
     return sum(correct) / len(correct)
 
 
@@ -254,7 +255,7 @@ def distinct_solutions(
     check_hashable("solutions", solutions, "solutions", least=0)
     if correct is None:
         return len(set(solutions))
-    check_items("correct", correct, bool, "True and False", least=0)
+    check_items("correct", correct, bool, "marks, True or False", least=0)
     if len(correct) != len(solutions):
         raise bad_input(
             "correct",
@@ -327,7 +328,7 @@ def expected_answer_entropy(
         "probabilities of all answers, which sum to 1",
         "add the probability of what is not listed, or divide by the sum",
     )
-    chance = probs.clamp(0.0, 1.0)
+    chance = at_least_float32(probs).clamp(0.0, 1.0)
     total = torch.zeros_like(chance.sum(dim=-1))
     for count in range(1, num_samples):  # a count of n adds n/n log 1 = 0
         # in logs, for the binomial coefficients of a large n

@@ -20,6 +20,7 @@ from flowrl_lab._validation import (
     check_tensor,
 )
 from flowrl_lab.metrics._checks import check_probs
+from flowrl_lab.tokens import at_least_float32
 
 # What a difference is divided by at least: β may be too small for 1 - e^-β.
 TINY = 1e-30
@@ -125,6 +126,7 @@ def stated_pass_rate(
     check_number("reward_scale", reward_scale, above=True, high=LARGEST)
     # (e^z - 1) / (e^β - 1) with e^-β taken out of both, and cut off at z = β, so that
     # nothing overflows.
+    log_z = at_least_float32(log_z)
     top = torch.exp((log_z - reward_scale).clamp(max=0.0)) - math.exp(-reward_scale)
     return (top / max(-math.expm1(-reward_scale), TINY)).clamp(0.0, 1.0)
 

@@ -76,6 +76,8 @@ class TextJudge:
 
     def ask(self, prompt: str, responses: Sequence[str]) -> str:
         """The text that the model gets."""
+        if not isinstance(prompt, str):
+            raise bad_input("prompt", f"is {shown(prompt)}", "a text", "pass its text")
         check_items("responses", responses, str, "responses")
         listed = "\n\n".join(
             f"Response {number}:\n{response}"
