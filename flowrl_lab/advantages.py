@@ -179,8 +179,8 @@ def whiten(
     count = mask.sum()
     centred = (counted - counted.sum() / count).masked_fill(~mask, 0.0)
     variance = centred.square().sum() / (count - 1).clamp(min=1) + eps
-    first = counted.flatten()[mask.flatten().int().argmax()]
-    equal = ((counted == first) | ~mask).all() | (variance == 0)
+    lowest = counted.masked_fill(~mask, math.inf).amin()
+    equal = (counted.masked_fill(~mask, -math.inf).amax() == lowest) | (variance == 0)
     return torch.where(equal, 0.0, centred * variance.rsqrt())
 
 

@@ -353,6 +353,7 @@ def exact_log_flows(
     tokens = {"ref_log_probs": ref_log_probs}
     check_batch(completion_mask, tokens, {"rewards": rewards})
     check_tensor("completion_ids", completion_ids, completion_mask, "[N, T]", "int")
+    check_readable("completion_ids", completion_ids)
     check_number("reward_scale", reward_scale, high=LARGEST)
     counted = at_least_float32(ref_log_probs).masked_fill(~completion_mask, 0.0)
     _check_total("ref_log_probs", counted.sum(dim=1), True)

@@ -743,10 +743,11 @@ def k3(
 
 def _k3(difference: Tensor) -> Tensor:
     """e^d - d - 1, and its tangent from d = 60 on."""
-    held = difference.clamp(max=MAX_LOG_RATIO)
-    beyond = difference - held
+    top = math.expm1(MAX_LOG_RATIO)  # there: the value + 60, and the slope
+    tangent = top * (difference - (MAX_LOG_RATIO - 1)) - MAX_LOG_RATIO
     # expm1 keeps the digits that e^d - 1 loses for small d.
-    return torch.expm1(held) - held + math.expm1(MAX_LOG_RATIO) * beyond
+    curve = torch.expm1(difference.clamp(max=MAX_LOG_RATIO)) - difference
+    return torch.where(difference > MAX_LOG_RATIO, tangent, curve)
 
 
 def clip_fraction(

@@ -25,9 +25,10 @@ from flowrl_lab._validation import (
     check_groups,
     check_number,
     check_range,
+    check_readable,
     check_tensor,
 )
-from flowrl_lab.tokens import at_least_float32
+from flowrl_lab.tokens import at_least_float32, without_autocast
 
 __all__ = [
     "LogPartitionHead",
@@ -97,7 +98,7 @@ class LogPartitionHead(nn.Module):
         # Even if the module was cast to half precision along with a model.
         wide = {k: at_least_float32(p) for k, p in self.layers.named_parameters()}
         dtype = next(iter(wide.values())).dtype
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features):
             output = torch.func.functional_call(self.layers, wide, features.to(dtype))
         return output.squeeze(-1)
 
@@ -183,6 +184,7 @@ def unlearned_log_z(
     """
     check_choice("kind", kind, ("constant", "frozen", "random"))
     check_tensor("indices", indices, (None,), "[P]: one index per prompt", "int")
+    check_readable("indices", indices)
     check_number("value", value, low=-LARGEST, high=LARGEST)
     check_count("seed", seed, least=0)
     check_count("step", step, least=0)

@@ -37,6 +37,12 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def without_autocast(values: Tensor) -> torch.autocast:
+    """Products stay in the precision of their inputs, wherever ``values`` lie."""
+    kind = values.device.type
+    return torch.autocast("cpu" if kind == "meta" else kind, enabled=False)
+
+
 def next_token_logits(
     logits: Float[Tensor, "B L V"], num_completion_tokens: int
 ) -> Float[Tensor, "B T V"]:
@@ -159,7 +165,8 @@ def log_probs_from_hidden(
 
     Returns:
         Log-probs in nats, float32 or float64.  Exact first-order gradients flow
-        to ``hidden`` and, if it requires them, to ``lm_head_weight``.
+        to ``hidden`` and, if it requires them, to ``lm_head_weight``; not under
+        torch.vmap, where :func:`gather_log_probs` will do.
 
     Raises:
         ValueError: as :func:`gather_log_probs`, and for a hidden size that
@@ -201,7 +208,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         if wants_hidden and not wants_weight:
             slopes = hidden.new_empty(hidden.shape, dtype=dtype)
         # Autocast would quietly turn the products back into half precision.
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             wide_weight = weight.to(dtype)
             for start in range(0, len(token_ids), chunk_size):
                 rows = slice(start, start + chunk_size)
@@ -228,7 +235,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=dtype) if wants_weight else None
-        with torch.autocast(hidden.device.type, enabled=False):
+        with without_autocast(hidden):
             wide_weight = weight.to(dtype)
             for start in range(0, len(token_ids), chunk_size):
                 rows = slice(start, start + chunk_size)

@@ -16,8 +16,8 @@ from flowrl_lab._validation import (
     bad_input,
     check_finite,
     check_number,
-    check_readable,
     check_tensor,
+    holds,
 )
 from flowrl_lab.metrics._checks import check_log_probs
 from flowrl_lab.tokens import at_least_float32
@@ -147,10 +147,8 @@ def effective_groups(
         ValueError: bad tensors, no group with probability above 0.
     """
     _check_grouped(log_probs, groups)
-    named, index, size = _number_groups(groups)
-    probs = at_least_float32(log_probs[named]).exp()
-    held = probs.new_zeros(size).index_add(0, index, probs)
-    if not bool(held.sum() > 0):
+    held = _sum_groups(log_probs, groups)
+    if not holds(held.sum() > 0):
         raise bad_input(
             "groups",
             "names no group with probability",
@@ -215,22 +213,19 @@ def mode_coverage(
     _check_grouped(log_probs, groups)
     check_log_probs("target_log_probs", target_log_probs, like=log_probs)
     check_number("share", share, high=1.0, above=True)
-    named, index, size = _number_groups(groups)
-    probs, target = (
-        at_least_float32(values[named].detach()).exp()
-        for values in (log_probs, target_log_probs)
+    held, wanted = (
+        _sum_groups(values.detach(), groups) for values in (log_probs, target_log_probs)
     )
-    held = probs.new_zeros(size).index_add(0, index, probs)
-    wanted = target.new_zeros(size).index_add(0, index, target)
     counted = wanted > 0
-    if not bool(counted.any()):
+    if not holds(counted.any()):
         raise bad_input(
             "groups",
             "names no group with target probability",
             "at least one group >= 0 with p* > 0",
             "give every answer of a mode the same number, 0 or more",
         )
-    return (held[counted] >= share * wanted[counted]).to(wanted.dtype).mean()
+    kept = counted & (held >= share * wanted)
+    return kept.sum().to(wanted.dtype) / counted.sum()
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -245,11 +240,15 @@ def _check_grouped(log_probs: Tensor, groups: Tensor) -> None:
     check_tensor("log_probs", log_probs, (None,), "[N]: one per answer")
     check_log_probs("log_probs", log_probs, complete=False)
     check_tensor("groups", groups, log_probs, "[N]: one group per answer", "int")
-    check_readable("groups", groups)
 
 
-def _number_groups(groups: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Which answers have a group, and the groups' numbers without gaps between them."""
-    named = groups >= 0
-    found, index = groups[named].unique(return_inverse=True)
-    return named, index, len(found)
+def _sum_groups(log_probs: Tensor, groups: Tensor) -> Tensor:
+    """Probability of each group, in N slots of which some stay empty.
+
+    The groups' numbers are only names: a large one costs no memory.
+    """
+    ordered, order = groups.sort()
+    another = (ordered[1:] != ordered[:-1]).long()
+    slot = torch.nn.functional.pad(another.cumsum(0), (1, 0))
+    probs = at_least_float32(log_probs).exp().masked_fill(groups < 0, 0.0)
+    return torch.zeros_like(probs).scatter_add(0, slot, probs.gather(0, order))
