@@ -212,7 +212,7 @@ class Unspeakable:
 
 
 # What is no tensor, or stands where none is meant.
-ODD = [None, True, False, 1j, object(), Unspeakable(), [Unspeakable()], str, math.sqrt]
+ODD = [None, True, False, 1j, object(), Unspeakable(), [Unspeakable()], lambda *_: None]
 ODD += [0, 1, 2, 3, -1, 0.5, -0.5, 1.0, 1e308, -1e308, 5e-324, NAN, INF, -INF]
 ODD += [10**12, 10**30, 10**400, -(10**400), 10**5000, 100_001]
 ODD += [2**31, 2**62, 2**63, -(2**63), 2**64]
