@@ -27,6 +27,7 @@ from torch.masked import MaskedTensor
 from torch.nn.parameter import is_lazy
 
 __all__ = [
+    "FLOAT_DTYPES",
     "LARGEST",
     "bad_input",
     "check_batch",
@@ -61,10 +62,11 @@ _SHAPE_FIXES = {
     "(tokens.next_token_logits makes the cut)",
 }
 _ANY_SHAPE_FIX = "make the shapes agree"
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # kind -> (dtypes that torch can compute with, expected, fix)
 _KINDS = {
     "float": (
-        {torch.float16, torch.bfloat16, torch.float32, torch.float64},
+        FLOAT_DTYPES,
         "a floating dtype, of 16 bits or more",
         "convert it with .float()",
     ),

@@ -114,6 +114,8 @@ MORE = {
 }
 # NaN without Z_φ, or for values that are all equal: as documented.
 NAN_FIELDS = {"log_z_learned", "log_z_rmse", "slope", "intercept", "correlation"}
+# NaN for values that are all equal; values that are not looked at.
+NAN_RESULTS = {metrics.rank_correlation, tokens.log_probs_from_logits}
 MODULES = (tokens, advantages, losses, partition, exact, evaluation, metrics)
 
 
@@ -124,7 +126,7 @@ def _callables():
             value = getattr(module, name)
             if not callable(value) or getattr(value, "_is_protocol", False):
                 continue
-            if dataclasses.is_dataclass(value):
+            if dataclasses.is_dataclass(value) or hasattr(value, "_fields"):
                 continue  # a record holds what it is given
             good = MORE.get(value) or TABLE.get(value, ({},))[0]
             yield name, value, good
@@ -336,8 +338,8 @@ def _call(function, arguments):
     except ImportError as error:  # self_bleu without its package
         assert "Fix: pip install" in str(error)
         return
-    if _is_meta(arguments) or function is metrics.rank_correlation:
-        return  # no values; NaN for values that are all equal
+    if _is_meta(arguments) or function in NAN_RESULTS:
+        return
     for numbers in _numbers(result):
         assert not bool(numbers.isnan().any()), result
         # An infinite distance or log-prob is one where an infinite log-prob came in.
