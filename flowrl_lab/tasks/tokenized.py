@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.tasks.text import Scored, TextTask
+from flowrl_lab.tasks.text import Scored, TextTask, cut_completion
 from flowrl_lab.types import AnswerSet, PromptBatch
 
 __all__ = ["TokenizedTask"]
@@ -59,9 +59,12 @@ class TokenizedTask:
         self.eos_id = tokenizer.eos_token_id
         self.has_referee = hasattr(task, "answer_texts")
         self._context = context
+        # Where the task looks at the whole text, no stop ends it by itself.
+        self._looks = hasattr(task, "cut")
+        stops = () if self._looks else task.stop
         ends = {*getattr(tokenizer, "completion_ends", ()), self.eos_id}
         self._end_ids = sorted(number for number in ends if 0 <= number < vocab_size)
-        self._ends = _ending_tokens(tokenizer, task.stop, vocab_size)
+        self._ends = _ending_tokens(tokenizer, stops, vocab_size)
         self._ends[self._end_ids] = True
         self._ids: dict[str, list[int]] = {}
         if not task.prompts("train"):
@@ -163,13 +166,21 @@ class TokenizedTask:
     def ended(self, tokens: Tensor) -> Tensor:
         """Which rows of tokens ``[B, t]`` are complete with their last token."""
         ends = self._ends.to(tokens.device)[tokens[:, -1]]
-        longer = [stop for stop in self.task.stop if len(stop) > 1]
-        if longer:
-            tail = max(map(len, longer)) + 1  # a token has a character at least
+        stops = [stop for stop in self.task.stop if self._looks or len(stop) > 1]
+        if stops:
+            tail = max(map(len, stops)) + 1  # a token has a character at least
             texts = self.tokenizer.batch_decode(tokens[:, -tail:].tolist())
-            found = [any(stop in text for stop in longer) for text in texts]
+            found = [
+                any(stop in text for stop in stops)
+                and (not self._looks or self._is_cut(row))
+                for text, row in zip(texts, tokens, strict=True)
+            ]
             ends = ends | torch.tensor(found, device=tokens.device)
         return ends
+
+    def _is_cut(self, row: Tensor) -> bool:
+        text = self.tokenizer.decode(row.tolist())
+        return cut_completion(self.task, text) != text
 
     def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[str]:
         """Completions as text, without the end; special tokens inside stay visible.
@@ -188,9 +199,7 @@ class TokenizedTask:
 
     def _cut(self, text: str) -> str:
         """The part before the first stop string; without the space of the question."""
-        places = [text.find(stop) for stop in self.task.stop]
-        found = [place for place in places if place >= 0]
-        text = text[: min(found)] if found else text
+        text = cut_completion(self.task, text)
         return text.removeprefix(" ") if self.has_referee else text
 
     def score(
