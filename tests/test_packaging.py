@@ -238,6 +238,43 @@ def test_the_code_is_ruff_clean():
         assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_every_text_file_is_opened_with_its_encoding():
+    """The default is the machine's: a code page on Windows, ASCII in a C locale."""
+    folders = [ROOT / "flowrl_lab", ROOT / "benchmarks"]
+    files = [ROOT / "lab.py", *chain(*(folder.rglob("*.py") for folder in folders))]
+    silent = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and leaves_encoding_open(node)
+    ]
+    assert silent == []
+
+
+TEXT_CALLS = {"read_text": 0, "write_text": 1}  # name -> which argument is encoding
+OPENING = ("open", "fdopen", "TemporaryFile", "NamedTemporaryFile")
+
+
+def is_text(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def leaves_encoding_open(call: ast.Call) -> bool:
+    """Whether a call reads or writes text in an encoding that nobody named."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if given.keys() & {"encoding", "errors"}:
+        return False
+    if name in TEXT_CALLS:
+        return len(call.args) <= TEXT_CALLS[name]
+    if isinstance(call.func, ast.Name) and name == "open" and len(call.args) < 2:
+        return "mode" not in given  # what it opens without a mode is text
+    modes = [m.value for m in (*call.args[:2], given.get("mode")) if is_text(m)]
+    if name in OPENING and any(set(mode) <= set("rwax+t") for mode in modes):
+        return True
+    return "text" in given or "universal_newlines" in given
+
+
 def test_functions_are_short():
     """No body over 60 lines, and nine in ten within 35 (docstrings not counted)."""
     lengths = {}

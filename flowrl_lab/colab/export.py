@@ -153,7 +153,7 @@ def build_wheel() -> tuple[str, bytes]:
         build = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1])"
         done = subprocess.run(
             [sys.executable, "-c", build, folder],
-            cwd=copy, capture_output=True, text=True,
+            cwd=copy, capture_output=True, text=True, errors="replace",
             # one time for all files: the same sources give the same wheel
             env={**os.environ, "SOURCE_DATE_EPOCH": "1577836800"},
         )  # fmt: skip

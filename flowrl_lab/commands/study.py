@@ -149,26 +149,28 @@ def _gather(cells: list, out: Path, seeds: list[int]) -> dict[str, list]:
 
 
 def _write(args: argparse.Namespace, studies: dict[str, list]) -> None:
-    """Tables on the screen; recordings and one report in the folder."""
+    """Recordings and one report in the folder; then tables on the screen."""
     from flowrl_lab.checkpoints import write_atomically
     from flowrl_lab.recorded import add_recorded
     from flowrl_lab.reports import render_study
     from flowrl_lab.session import data_path
     from flowrl_lab.summaries import format_table
 
+    said = []
     for study, runs in studies.items():
-        print(f"\n{study}\n{format_table(runs)}")
+        said.append(f"\n{study}\n{format_table(runs)}")
         (args.out / "results").mkdir(exist_ok=True)
         add_recorded(args.out / "results" / f"{study}.jsonl", runs)
         if args.publish:
             path = data_path("results") / f"{study}.jsonl"
-            print(f"{add_recorded(path, runs)} runs added to {path}")
+            said.append(f"{add_recorded(path, runs)} runs added to {path}")
     page = render_study(
-        studies, title="The study: FlowRL beside the others",
+        studies,
+        title="The study: FlowRL beside the others",
         command=command_to_go_on(args),
-    )  # fmt: skip
+    )
     write_atomically(args.out / "report.html", page.encode())
-    print(f"Report: {args.out / 'report.html'}")
+    print("\n".join([*said, f"Report: {args.out / 'report.html'}"]))
 
 
 def _tune(args: argparse.Namespace, cells: list) -> int:
@@ -184,15 +186,21 @@ def _tune(args: argparse.Namespace, cells: list) -> int:
     if outcome.interrupted:
         print(f"Go on with: {command_to_go_on(args)}")
         return INTERRUPTED
+    said = []
     for study in dict.fromkeys(cell.study for cell in cells):
         mine = plan_search([cell for cell in cells if cell.study == study], args.out)
         rows = rank_tries(mine, load_search(study).last_steps)
         write_json(args.out / f"{study}_tuning.json", {"tries": rows})
-        for row in rows:
-            mark = "taken" if row["taken"] else ""
-            print(f"{study}/{row['cell']:20} {row['setting']}={row['value']:<8g} "
-                  f"training reward {row['train_reward']:.4f}  {mark}")  # fmt: skip
+        said += [_describe_try(study, row) for row in rows]
+    print("\n".join(said))
     return FAILED if outcome.failed else DONE
+
+
+def _describe_try(study: str, row: dict) -> str:
+    """A line of ``--tune``."""
+    setting = f"{study}/{row['cell']:20} {row['setting']}={row['value']:<8g}"
+    taken = "taken" if row["taken"] else ""
+    return f"{setting} training reward {row['train_reward']:.4f}  {taken}"
 
 
 def _check(cell, seed: int) -> int:

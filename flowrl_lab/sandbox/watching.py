@@ -58,7 +58,7 @@ def read_usage(pid: int, *, most: int = 1) -> Usage:
             if most > 1:
                 for task in os.listdir(f"/proc/{current}/task"):
                     path = f"/proc/{current}/task/{task}/children"
-                    waiting += map(int, Path(path).read_text().split())
+                    waiting += map(int, Path(path).read_text("ascii").split())
         except (FileNotFoundError, ProcessLookupError):
             continue  # it has just ended
     return total
@@ -66,12 +66,12 @@ def read_usage(pid: int, *, most: int = 1) -> Usage:
 
 def _read_process(pid: int) -> Usage:
     status: dict[str, str] = {}
-    for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+    for line in Path(f"/proc/{pid}/status").read_text("ascii", "replace").splitlines():
         key, _, value = line.partition(":")
         status[key] = value.strip()
     kept = ("RssAnon", "RssShmem", "VmSwap")
     kilobytes = sum(int(status.get(key, "0").split()[0]) for key in kept)
-    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
     fields = stat.rpartition(")")[2].split()
     cpu = sum(map(int, fields[11:15])) / _CLOCK_TICKS  # own and waited-for children's
     return Usage(cpu, kilobytes * 1024, int(status.get("Threads", "1")), 1)

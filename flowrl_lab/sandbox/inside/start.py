@@ -107,7 +107,7 @@ def map_user(user: int, group: int) -> None:
         ("uid_map", f"{user} {user} 1"),
         ("gid_map", f"{group} {group} 1"),
     ):
-        with open(f"/proc/self/{name}", "w") as file:
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
             file.write(text)
 
 
@@ -132,7 +132,7 @@ def become_first_process(order: dict) -> None:
 def die_first() -> None:
     """If the machine runs out of memory, the kernel is to pick this process."""
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")
     except OSError:  # where /proc cannot be written, the limits still hold
         return
