@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from flowrl_lab.commands import DONE, FAILED, INTERRUPTED
@@ -204,12 +203,13 @@ def _describe_try(study: str, row: dict) -> str:
 
 def _check(cell, seed: int) -> int:
     """``--check``: train once more, and see whether the same comes out."""
+    from flowrl_lab._files import scratch_folder
     from flowrl_lab.measuring.runner import Job
     from flowrl_lab.measuring.study import compare_with_stored, stored_result
 
     stored = stored_result(cell, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(cell.config.replace(seed=seed), Path(folder) / "run")
+    with scratch_folder("flowrl-check-") as folder:
+        job = Job(cell.config.replace(seed=seed), folder / "run")
         outcome = work_off([job], 1)
         if not outcome.finished:
             print(*(why for _, why in outcome.failed), file=sys.stderr)

@@ -220,11 +220,34 @@ class Updater:
         return {"optimizer": self.optimizer.state_dict(), "survival": list(counts)}
 
     def load_state(self, state: dict) -> None:
-        """Put back what ``state`` gave; older checkpoints hold the optimiser only."""
+        """Put back what ``state`` gave; older checkpoints hold the optimiser only.
+
+        Raises:
+            ValueError: the optimiser's state is of another model, or no such state.
+        """
+        before = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, before, strict=True):
+            _check_optimizer_group(group, own, self.optimizer.state)
         if "survival" in state:
             self.rows, self.scale, *counts = state["survival"]
             self._good_steps, self.skipped, self._in_a_row = counts
+
+
+def _check_optimizer_group(group: dict, own: dict, state: dict) -> None:
+    """PyTorch takes any numbers and shapes, and fails at the next step."""
+    for name, value in own.items():
+        given = group.get(name, value)
+        if isinstance(value, float) and not isinstance(given, (int, float)):
+            raise ValueError(f"the optimiser's {name} is {given!r}")
+    for parameter in group["params"]:
+        for name, value in state.get(parameter, {}).items():
+            shaped = isinstance(value, Tensor) and value.shape in ((), parameter.shape)
+            if not shaped or not torch.isfinite(value).all():
+                raise ValueError(
+                    f"the optimiser's {name} does not fit its parameter of shape "
+                    f"{tuple(parameter.shape)}, or is not finite"
+                )
 
 
 def _free_memory() -> None:

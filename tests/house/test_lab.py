@@ -301,8 +301,7 @@ INDEX = "[global]\nindex-url = https://mirror.example/simple\n"
         ({"PIP_PREFIX": "{}", "PIP_ROOT": "{}"}, "", INDEX, ["PIP_PREFIX", "PIP_ROOT"]),
         ({}, INDEX + "target = {}\n", None, ["global.target in pip's configuration"]),
         ({}, "[install]\nuser = yes\n", INDEX + "[install]\nprefix = {}\n",
-         ["install.prefix in pip's configuration",
-          "install.user in pip's configuration"]),
+         ["install.prefix in pip's configuration"]),  # instead of the user's file
         ({"PYTHONPATH": "{}"}, INDEX, None, ["PYTHONPATH"]),
         ({}, INDEX, None, []),
     ],
