@@ -42,9 +42,10 @@ FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 STATE_FILE = ".flowrl_lab.json"  # marks a folder as ours, and says what is in it
 LOG_FILE = "install.log"
 
-# The build everything was tested with.  pyproject.toml gives the tested range; the
-# launcher installs torch on its own first, because the usual index would bring
-# gigabytes of CUDA libraries to a Linux machine without a GPU.
+# The versions everything was tested with; pyproject.toml gives the ranges that work.
+LOCK = ROOT / "lock.txt"
+# torch comes on its own first, because the usual index would bring gigabytes of CUDA
+# libraries to a Linux machine without a GPU.
 TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 DISK_NEEDED_GB = {"cpu": 3.0, "gpu": 9.0}
@@ -114,6 +115,7 @@ def compute_fingerprint():
     """What the environment depends on, as one hash: a change means: install again."""
     parts = [
         (ROOT / "pyproject.toml").read_bytes(),
+        LOCK.read_bytes(),
         TORCH.encode(),
         "{}.{}".format(*sys.version_info[:2]).encode(),
         platform.machine().encode(),
@@ -272,11 +274,14 @@ def check_installed(folder):
 
 
 def pip_command(folder, *arguments):
-    """``pip install`` without questions or bars; .pyc files come with first use."""
+    """``pip install`` of the tested versions, without questions or bars.
+
+    .pyc files come with first use.
+    """
     return [
         find_python(folder),
         *("-m", "pip", "install", "--no-input", "--disable-pip-version-check"),
-        *("--progress-bar", "off", "--no-compile", *arguments),
+        *("--progress-bar", "off", "--no-compile", "--constraint", LOCK, *arguments),
     ]
 
 
@@ -477,6 +482,12 @@ EXPLANATIONS = (
         "index may be out of reach: check the network and PIP_INDEX_URL.",
     ),
     (
+        ("No matching distribution found for",),
+        "The package index lacks a version that lock.txt names.\n"
+        "Fix: ask for an index that has it (PIP_INDEX_URL), or install versions of\n"
+        "your own into an environment of your own:  pip install -e .[notebooks]",
+    ),
+    (
         ("Permission denied", "Errno 13", "Access is denied"),
         "A folder cannot be written to.\n"
         "Fix: use --venv with a folder of your own; never sudo.",
@@ -593,6 +604,8 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a folder's name in a poorer code page
             stream.reconfigure(errors="backslashreplace")
+    # Where bytecode is not kept, each kernel and each test compiles PyTorch anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     options, rest = parse_arguments(argv)
     try:
         python = prepare_environment(options.venv, EXTRAS[options.command])

@@ -9,6 +9,8 @@ switched off, so no second copy is kept in memory.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -296,12 +298,12 @@ class LanguageModelPolicy:
         first = prefix.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
         if completion_ids.shape[1] == 1:
             return first
-        cache = prefix.past_key_values
+        cache = cache_of(prefix)
         cache.batch_repeat_interleave(copies)
         rest = self._backbone(
             input_ids=completion_ids[:, :-1],
-            past_key_values=cache,
             use_cache=True,
+            **as_cache(self._backbone, cache),
             **_continuation(prompts, copies, completion_ids.shape[1] - 1),
         )
         return torch.cat([first, rest.last_hidden_state], dim=1)
@@ -425,13 +427,34 @@ def _continuation(prompts: PromptBatch, copies: int, new_tokens: int) -> dict:
     return {"attention_mask": attention, "position_ids": lengths[:, None] + offsets}
 
 
+def as_cache(backbone: nn.Module, cache) -> dict:
+    """``cache`` under the name that ``backbone`` takes it by; nothing for None.
+
+    From transformers 5.24 on its own models call it ``cache``, as others do when they
+    follow; before, all called it ``past_key_values``.
+    """
+    return {} if cache is None else {_cache_name(type(backbone)): cache}
+
+
+@functools.cache
+def _cache_name(kind: type[nn.Module]) -> str:
+    names = inspect.signature(kind.forward).parameters
+    new = "cache" in names and "past_key_values" not in names
+    return "cache" if new else "past_key_values"
+
+
+def cache_of(output):
+    """The cache that a backbone's output carries, whatever it calls it."""
+    return output["cache" if "cache" in output else "past_key_values"]
+
+
 class _Decoder:
     """Next-token logits of P*G rows that share their prompts' caches."""
 
     def __init__(self, policy: LanguageModelPolicy, prompts: PromptBatch, copies: int):
         self._policy = policy
         prefix = policy._prefill(prompts, use_cache=True)
-        self._cache = prefix.past_key_values
+        self._cache = cache_of(prefix)
         self._cache.batch_repeat_interleave(copies)
         last = prefix.last_hidden_state[:, -1]
         self.logits = policy._lm_head(last).repeat_interleave(copies, 0)
@@ -447,10 +470,10 @@ class _Decoder:
             self._mask = torch.cat([self._mask, torch.ones_like(token)[:, None]], dim=1)
         states = self._policy._backbone(
             input_ids=token[:, None],
-            past_key_values=self._cache,
             attention_mask=self._mask,
             position_ids=self._positions,
             use_cache=True,
+            **as_cache(self._policy._backbone, self._cache),
         ).last_hidden_state
         self._positions = self._positions + 1
         self.logits = self._policy._lm_head(states[:, -1])

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flowrl_lab.policies.changes import ChangeCounter
-from flowrl_lab.policies.language_model import LanguageModelPolicy
+from flowrl_lab.policies.language_model import LanguageModelPolicy, as_cache
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
 __all__ = ["PackedLanguageModelPolicy", "Packing", "pack_rows"]
@@ -261,8 +261,8 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
             input_ids=torch.tensor([packing.tokens[first:]], device=device),
             position_ids=torch.tensor([packing.depths[first:]], device=device),
             attention_mask=packing.mask(first, dtype, device),
-            past_key_values=cache,
             use_cache=cache is not None,
+            **as_cache(self._backbone, cache),
         )
 
 

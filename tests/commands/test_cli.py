@@ -290,8 +290,10 @@ def test_resume_keeps_finished_runs_and_adds_new_ones(compared, capsys):
     new = {path.parent.name for path in after.keys() - before.keys()}
     assert new == {"vargrad_seed0", "vargrad_seed2"}
     assert capsys.readouterr().out.splitlines()[1].split() == [
-        "flowrl", "grpo", "vargrad"
-    ]  # fmt: skip
+        "flowrl",
+        "grpo",
+        "vargrad",
+    ]
 
 
 @pytest.mark.bad_input
@@ -300,6 +302,18 @@ def test_resume_with_other_settings_names_the_setting(compared, capsys):
     words += ["--out", str(compared), "--steps", "7"]
     assert cli.main(words) == 2
     assert "steps (6 there, 7 asked for)" in capsys.readouterr().err
+
+
+def test_a_comparison_needs_no_shared_memory(tmp_path, monkeypatch):
+    """A container may have no writable /dev/shm, and so no semaphores."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
+    job = Job(config_for(SHORT), tmp_path / "run")
+    outcome = run_jobs([job], workers=1, report=lambda *_step: None)
+    assert outcome.finished == (job,) and outcome.failed == ()
 
 
 def test_one_failing_run_does_not_stop_the_others(tmp_path):
@@ -375,15 +389,24 @@ def test_a_code_page_without_greek_costs_no_command(
     commands = [
         ["train", "--out", run, *SHORT],
         ["evaluate", run, "--repeats", "2", "--json", figures, "--report", page],
-        ["compare", "--algorithms", "flowrl,grpo", "--seeds", "0,2", *SHORT,
-         "--out", str(compared), "--resume"],
+        [
+            "compare",
+            "--algorithms",
+            "flowrl,grpo",
+            "--seeds",
+            "0,2",
+            *SHORT,
+            "--out",
+            str(compared),
+            "--resume",
+        ],
         ["recorded", "make_number"],
         ["recorded", "programs", "--markdown"],
         ["study", "--list"],
         ["export", "verl", run],
         ["tra\u03c0n"],
         ["train", "--out", run, "--task", "\U0001f600"],
-    ]  # fmt: skip
+    ]
     for words in commands:
         stream = redirect(encoding, errors)
         code = cli.main(words)

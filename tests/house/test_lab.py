@@ -214,6 +214,8 @@ def test_cpu_torch_first_then_the_rest(lab, steps, tmp_path):
     assert torch[torch.index("--index-url") + 1] == lab.TORCH_CPU_INDEX
     assert torch[torch.index("--retries") + 1] == "0"
     assert "--no-deps" in torch
+    for _, command in steps[1:3]:
+        assert command[command.index("--constraint") + 1] == str(lab.LOCK)
     assert steps[2][1][-2:] == ["-e", f"{ROOT}[notebooks]"]
     state = lab.read_state(folder)
     assert state == {
@@ -283,10 +285,14 @@ def make_wheel(folder: Path, name: str) -> None:
     info = f"{name}-1.dist-info"
     with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr(f"{name}.py", "")
-        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\n"
-                       "Version: 1\n")  # fmt: skip
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\n"
-                       "Root-Is-Purelib: true\nTag: py3-none-any\n")  # fmt: skip
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\n"
+            "Root-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         wheel.writestr(f"{info}/RECORD", "")
 
 
@@ -300,12 +306,16 @@ INDEX = "[global]\nindex-url = https://mirror.example/simple\n"
         ({"PIP_TARGET": "{}"}, INDEX, None, ["PIP_TARGET"]),
         ({"PIP_PREFIX": "{}", "PIP_ROOT": "{}"}, "", INDEX, ["PIP_PREFIX", "PIP_ROOT"]),
         ({}, INDEX + "target = {}\n", None, ["global.target in pip's configuration"]),
-        ({}, "[install]\nuser = yes\n", INDEX + "[install]\nprefix = {}\n",
-         ["install.prefix in pip's configuration"]),  # instead of the user's file
+        (
+            {},
+            "[install]\nuser = yes\n",
+            INDEX + "[install]\nprefix = {}\n",
+            ["install.prefix in pip's configuration"],
+        ),  # instead of the user's file
         ({"PYTHONPATH": "{}"}, INDEX, None, ["PYTHONPATH"]),
         ({}, INDEX, None, []),
     ],
-)  # fmt: skip
+)
 def test_pip_installs_into_the_environment_whatever_the_user_has_set(
     lab, bare, tmp_path, variables, user_file, named_file, said, monkeypatch, capsys
 ):
@@ -481,6 +491,7 @@ def test_a_full_disk_is_seen_before_the_download(
         ("socket.gaierror: [Errno 11001] getaddrinfo failed", "cannot be reached"),
         ("SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]')", "PIP_CERT"),
         ("ERROR: No matching distribution found for torch==2.13.0", "Intel Macs"),
+        ("ERROR: No matching distribution found for numpy==2.4.6", "lock.txt"),
         ("PermissionError: [Errno 13] Permission denied", "--venv"),
     ],
 )

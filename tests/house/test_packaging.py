@@ -15,6 +15,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -88,6 +90,37 @@ def test_every_range_has_a_tested_floor_and_a_ceiling():
 
 
 GRADERS = ("otter", "nbgrader")
+
+
+def test_ranges_end_at_the_next_major_release_only():
+    """A tighter cap makes pip take newer packages away from people."""
+    tested = locked_versions()
+    for requirement in map(Requirement, chain(*GROUPS.values())):
+        caps = [s.version for s in requirement.specifier if s.operator == "<"]
+        if requirement.name in tested and requirement.name != "ruff":  # its format
+            major = Version(tested[requirement.name]).major
+            assert caps in ([str(major + 1)], []), requirement
+
+
+def locked_versions() -> dict[str, str]:
+    """name -> the version in lock.txt that this Python and system get."""
+    lines = (ROOT / "lock.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    return {canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in here}
+
+
+def test_the_lock_holds_a_tested_set_inside_the_ranges():
+    lab, tested = load_launcher(), locked_versions()
+    assert lab.LOCK == ROOT / "lock.txt"
+    assert tested["torch"] == lab.TORCH.removeprefix("torch==")
+    groups = {name: group for name, group in GROUPS.items() if name not in GRADERS}
+    for requirement in map(Requirement, chain(*groups.values())):
+        if requirement.name != PROJECT["name"]:
+            version = tested[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), requirement
+    for line in lab.LOCK.read_text(encoding="utf-8").splitlines():
+        assert line.startswith("#") or "==" in line.partition(";")[0], line
 
 
 def test_what_runs_here_is_inside_the_ranges():
