@@ -18,7 +18,7 @@ import torch
 
 from flowrl_lab._files import write_atomically
 
-__all__ = ["check_kinds", "read_checkpoint", "write_checkpoint"]
+__all__ = ["check_kinds", "load_optimizer", "read_checkpoint", "write_checkpoint"]
 
 MAGIC = b"flowrl-lab checkpoint 1 "
 
@@ -92,6 +92,29 @@ def check_kinds(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> 
                 f"{_describe(example)}. Fix: use a checkpoint that Run.save wrote for "
                 "these settings, or train again."
             )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Put back an optimiser's state, which PyTorch itself takes in any shape.
+
+    Raises:
+        ValueError: it is of another model, not finite, or no such state.
+    """
+    before = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, before, strict=True):
+        for name, value in own.items():
+            if name != "params" and not _is_alike(group.get(name), value):
+                raise ValueError(f"the optimiser's {name} is {group.get(name)!r}")
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                tensor = isinstance(value, torch.Tensor)
+                shaped = tensor and value.shape in (torch.Size(), parameter.shape)
+                if not shaped or not torch.isfinite(value).all():
+                    raise ValueError(
+                        f"the optimiser's {name} does not fit its parameter of shape "
+                        f"{tuple(parameter.shape)}, or is not finite"
+                    )
 
 
 def _is_alike(found: object, example: object) -> bool:
