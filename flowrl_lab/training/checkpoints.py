@@ -95,17 +95,17 @@ def check_kinds(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> 
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Put back an optimiser's state, which PyTorch itself takes in any shape.
+    """Put back an optimiser's moments, which PyTorch itself takes in any shape.
+
+    Its settings are the config's, whatever the state says of them.
 
     Raises:
         ValueError: it is of another model, not finite, or no such state.
     """
-    before = [dict(group) for group in optimizer.param_groups]
+    settings = [dict(group) for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, before, strict=True):
-        for name, value in own.items():
-            if name != "params" and not _is_alike(group.get(name), value):
-                raise ValueError(f"the optimiser's {name} is {group.get(name)!r}")
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
                 tensor = isinstance(value, torch.Tensor)

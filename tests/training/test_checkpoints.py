@@ -196,6 +196,7 @@ class FullDisk:
 
     def __init__(self, path, _mode):
         self._file = io.FileIO(path, "w")
+        self.fileno = self._file.fileno
 
     def __enter__(self):
         return self
