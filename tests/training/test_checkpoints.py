@@ -418,7 +418,10 @@ def test_sealed_checkpoints_with_wrong_content_are_refused_or_go_on(run_folder):
                     assert "Fix:" in str(error), (place, value, error)
                     continue
                 run.folder = None
-                list(run)
+                try:
+                    list(run)
+                except Exception as error:
+                    pytest.fail(f"{place} = {value!r}: {error!r}")
     finally:
         write_checkpoint(path, whole)
     assert refused > 200
