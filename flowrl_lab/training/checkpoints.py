@@ -108,13 +108,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
         group.update(own)
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
-                tensor = isinstance(value, torch.Tensor)
-                shaped = tensor and value.shape in (torch.Size(), parameter.shape)
-                if not shaped or not torch.isfinite(value).all():
+                if not _is_moment(name, value, parameter.shape):
                     raise ValueError(
                         f"the optimiser's {name} does not fit its parameter of shape "
-                        f"{tuple(parameter.shape)}, or is not finite"
+                        f"{tuple(parameter.shape)}, is not finite, or is negative"
                     )
+
+
+def _is_moment(name: str, value: object, shape: torch.Size) -> bool:
+    """Whether AdamW can go on from it: counts and squares are not negative."""
+    if not isinstance(value, torch.Tensor) or value.shape not in (torch.Size(), shape):
+        return False
+    least = -math.inf if name == "exp_avg" else 0.0
+    return bool((torch.isfinite(value) & (value >= least)).all())
 
 
 def _is_alike(found: object, example: object) -> bool:
