@@ -221,7 +221,7 @@ def set_limits(order: dict, *, counted: bool) -> None:
         resource.RLIMIT_SIGPENDING: (64, 64),
     }
     if not order["readable"]:  # else its libraries may need any space
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="ascii") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
         most = now + order["memory_bytes"] + LIBRARY_BYTES
         limits[resource.RLIMIT_AS] = (most, most)
