@@ -246,8 +246,8 @@ ODD += [
         {"correct": torch.zeros(N, dtype=torch.bool)},
     )
 ]
-ODD += [[metrics.ReliabilityBin(0, 1, NAN, 0.5, 1)]]
-ODD += [[metrics.ReliabilityBin(0, 1, 0.5, 0.5, 0)]]
+ODD += [[metrics.ReliabilityBin(0.0, 1.0, NAN, 0.5, 1)]]
+ODD += [[metrics.ReliabilityBin(0.0, 1.0, 0.5, 0.5, 0)]]
 
 
 @st.composite
