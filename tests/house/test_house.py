@@ -1,0 +1,87 @@
+"""The house: which way its rooms import, how many they are, how long things get."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+
+from benchmarks import house
+
+
+def test_no_module_imports_itself_in_a_round():
+    assert house.circles() == []
+    assert house.room_circles() == []
+
+
+def test_no_room_imports_from_a_higher_one():
+    assert [str(one) for one in house.upward()] == []
+
+
+def test_every_room_has_a_floor():
+    assert {house.room_of(name) for name in house.modules()} == {
+        house.PACKAGE,
+        *house.FLOOR_OF,
+    }
+
+
+def test_there_are_at_most_thirty_rooms():
+    assert len(house.rooms()) <= 30
+
+
+def test_function_bodies_stay_short():
+    lengths = house.body_lengths()
+    assert {name: size for name, size in lengths.items() if size > 52} == {}
+    assert house.percentile(lengths.values(), 0.5) <= 7
+    assert house.percentile(lengths.values(), 0.9) <= 19
+
+
+def test_imports_are_found_at_the_top_and_inside_functions():
+    source = """
+from flowrl_lab.tasks import load_task, text
+import flowrl_lab.types
+class A:
+    def b(self):
+        from flowrl_lab.training.run import train
+"""
+    nodes = house._import_nodes(ast.parse(source), late=False)
+    found = [(target, late) for node, late in nodes for target in house._targets(node)]
+    assert found == [
+        ("flowrl_lab.tasks", False),
+        ("flowrl_lab.tasks.text", False),
+        ("flowrl_lab.types", False),
+        ("flowrl_lab.training.run", True),
+    ]
+
+
+def test_rounds_are_found_however_long():
+    arrows = [("a", "b"), ("b", "c"), ("c", "a"), ("c", "d"), ("e", "a")]
+    assert house._rounds(arrows) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize(
+    "text, lines",
+    [
+        ('"""Doc."""\n\n# why\nx = 1\n', {4}),
+        (
+            'def f():\n    """Doc\n    more."""\n    return [\n        1,\n    ]\n',
+            {1, 4, 5, 6},
+        ),
+        ('x = """kept\n\nkept"""\n', {1, 2, 3}),
+    ],
+)
+def test_lines_of_code_leave_out_docstrings_comments_and_blanks(tmp_path, text, lines):
+    path = tmp_path / "some.py"
+    path.write_text(text)
+    assert house.code_lines(path) == lines
+
+
+def test_the_step_is_traced_from_train_to_its_gradient():
+    path = house.trace_step()
+    assert path.calls[:2] == ("train", "Run.__iter__")
+    assert {"policies/language_model.py", "losses.py", "training/run.py"} <= set(
+        path.files
+    )
+    assert not any(name.startswith("policies/fast/") for name in path.files)
+    for lines, code, passed in path.files.values():
+        assert lines > code >= passed > 0
