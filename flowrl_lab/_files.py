@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["data_path", "read_json", "write_atomically", "write_json"]
+__all__ = ["data_path", "read_json", "refuse_used", "write_atomically", "write_json"]
 
 
 def data_path(name: str = "") -> Path:
@@ -48,6 +48,28 @@ def data_path(name: str = "") -> Path:
             "Fix: update the clone (git pull), or check FLOWRL_DATA"
         )
     return path
+
+
+def refuse_used(*paths: str | Path | None) -> None:
+    """Before any work: nothing is overwritten, and no file is named twice.
+
+    Args:
+        paths: files to be written; None is passed over.
+
+    Raises:
+        ValueError: one exists already, two are the same, or a folder is a file.
+    """
+    named = [Path(path) for path in paths if path is not None]
+    for path in named:
+        if path.parent.is_file():
+            raise ValueError(f"{path.parent} is a file. Fix: name a folder.")
+        if path.exists():
+            raise ValueError(
+                f"{path} already exists; nothing is overwritten. Fix: name a new file, "
+                "or remove it."
+            )
+    if len(set(named)) < len(named):
+        raise ValueError(f"{named[0]} is named twice. Fix: give each its own file.")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -46,7 +46,7 @@ def run_record(args: argparse.Namespace) -> int:
     from flowrl_lab.course.session import choose_threads
     from flowrl_lab.measuring.folder import is_finished
     from flowrl_lab.measuring.progress import ProgressLine
-    from flowrl_lab.measuring.replay import append_step
+    from flowrl_lab.measuring.recorded import append_step
     from flowrl_lab.measuring.runner import prepare_run, stop_on_interrupt, train_into
 
     choose_threads()
@@ -73,7 +73,7 @@ def run_record(args: argparse.Namespace) -> int:
 
 def run_gather(args: argparse.Namespace) -> int:
     """``gather-replay``: many recordings become one file."""
-    from flowrl_lab.measuring.replay import write_replay
+    from flowrl_lab.measuring.recorded import write_replay
 
     write_replay(args.file, args.folders)
     print(f"{len(args.folders)} recordings: {args.file}")

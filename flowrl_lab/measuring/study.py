@@ -18,7 +18,13 @@ from pathlib import Path
 
 from flowrl_lab._files import data_path
 from flowrl_lab.measuring.folder import RunResult, is_finished, load_result
-from flowrl_lab.measuring.recorded import load_recorded, recorded_names, trim_run
+from flowrl_lab.measuring.recorded import (
+    Comparison,
+    config_of,
+    load_recorded,
+    recorded_names,
+    trim_run,
+)
 from flowrl_lab.measuring.runner import Job
 from flowrl_lab.measuring.tables import compute_spread, group_runs, metric_of
 from flowrl_lab.training.config import CONFIG_VERSION, ExperimentConfig
@@ -26,7 +32,6 @@ from flowrl_lab.training.config import CONFIG_VERSION, ExperimentConfig
 __all__ = [
     "TOLERANCE",
     "Cell",
-    "Comparison",
     "Search",
     "Try",
     "Verdict",
@@ -252,20 +257,6 @@ def rank_tries(tries: Sequence[Try], last_steps: int) -> list[dict]:
 # ------------------------------------------------------------------------ checking
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One figure of a rerun beside its stored value."""
-
-    metric: str
-    stored: float
-    now: float
-    allowed: float
-
-    @property
-    def agrees(self) -> bool:
-        return abs(self.now - self.stored) <= self.allowed
-
-
 def stored_result(cell: Cell, seed: int) -> RunResult:
     """The stored run of a cell and seed.
 
@@ -298,9 +289,7 @@ def differing_settings(cell: Cell, stored: RunResult) -> dict[str, tuple]:
 
     Name, seed and device may differ; settings that came later have their defaults.
     """
-    then = ExperimentConfig(
-        **{k: v for k, v in stored.config.items() if k != "config_version"}
-    )
+    then = config_of(stored)
     return {
         field.name: (getattr(cell.config, field.name), getattr(then, field.name))
         for field in dataclasses.fields(ExperimentConfig)

@@ -305,4 +305,4 @@ def test_unfinished_or_damaged_folder_is_named(tmp_path):
 def test_a_result_needs_an_exact_report():
     record = dataclasses.replace(make_result("flowrl", 0, 0.5).records[0], exact=None)
     with pytest.raises(ValueError, match="at least one evaluated step"):
-        RunResult({}, (record,), {})
+        _ = RunResult({}, (record,), {}).exact
