@@ -13,12 +13,7 @@ import torch
 
 from flowrl_lab.tasks import load_task
 
-__all__ = ["is_text_task", "load_scorer", "rendered", "score_text"]
-
-
-def is_text_task(task) -> bool:
-    """Whether the task works on text, with any tokenizer."""
-    return hasattr(task, "stop")
+__all__ = ["check_language_task", "load_scorer", "score_text"]
 
 
 def check_language_task(task) -> None:
@@ -27,22 +22,17 @@ def check_language_task(task) -> None:
     Raises:
         ValueError: a task of states or symbols, without text.
     """
-    if not (is_text_task(task) or hasattr(task, "characters")):
+    if not (task.in_text or task.characters):
         raise ValueError(
             f"task {task.name!r} has no text, so no other engine can train on it. Fix: "
             "take a run of make_number or of another text task."
         )
 
 
-def rendered(task, prompt: str) -> str:
-    """The prompt as the model reads it."""
-    return task.render(prompt) if hasattr(task, "render") else prompt
-
-
 def score_text(task, prompt: str, completion: str) -> float:
     """The reward of one completion, given as text without its end token."""
     check_language_task(task)
-    if is_text_task(task):
+    if task.in_text:
         ends = [completion.find(stop) for stop in task.stop]
         end = min([e for e in ends if e >= 0], default=len(completion))
         return task.score(prompt, completion[:end]).reward

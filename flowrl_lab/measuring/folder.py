@@ -250,4 +250,3 @@ def load_result(folder: str | Path) -> RunResult:
             f"the run in {folder} cannot be read ({type(error).__name__}: {error}). "
             "Fix: delete that folder and run it again."
         ) from error
-

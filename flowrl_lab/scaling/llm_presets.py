@@ -131,18 +131,16 @@ def pass_gigabytes(shape: str, work: Workload, *, device: str = "cuda") -> float
     return peak_bytes(MODELS[shape], work, Machine(1.0, memory_base=base)) / GB
 
 
-_SMALL, _QWEN = ("smollm2-135m", "SmolLM2-135M"), "Qwen/Qwen2.5-{}-Instruct"
+_SMOLLM2 = ("smollm2-135m", "SmolLM2-135M")
+_HALF_BILLION = ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen2.5-0.5B")
+_QWEN = ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen2.5-1.5B")
 # Cheapest first; ``pick_preset`` takes the last one that fits.
 _PRESETS = (
-    LLMPreset("cpu", *_SMALL, "cpu", 4, minutes=4.6, min_gb=4.0, measured=True),
-    LLMPreset("mps", *_SMALL, "mps", 2, minutes=4, min_gb=4.0),
-    LLMPreset("gpu-small", *_SMALL, "cuda", 2, minutes=2, min_gb=4.0),
-    LLMPreset(
-        "gpu-8gb", _QWEN.format("0.5B"), "Qwen2.5-0.5B", "cuda", 2, minutes=3, min_gb=7.0
-    ),
-    LLMPreset(
-        "t4", _QWEN.format("1.5B"), "Qwen2.5-1.5B", "cuda", 2, minutes=6, min_gb=13.0
-    ),
+    LLMPreset("cpu", *_SMOLLM2, "cpu", 4, minutes=4.6, min_gb=4.0, measured=True),
+    LLMPreset("mps", *_SMOLLM2, "mps", 2, minutes=4, min_gb=4.0),
+    LLMPreset("gpu-small", *_SMOLLM2, "cuda", 2, minutes=2, min_gb=4.0),
+    LLMPreset("gpu-8gb", *_HALF_BILLION, "cuda", 2, minutes=3, min_gb=7.0),
+    LLMPreset("t4", *_QWEN, "cuda", 2, minutes=6, min_gb=13.0),
 )
 LLM_PRESETS: dict[str, LLMPreset] = {one.name: one for one in _PRESETS}
 

@@ -12,10 +12,10 @@ from flowrl_lab.plots.panels import (
     Page,
     RunStyle,
     StatesPanel,
+    count_alive,
     describe_page,
     format_number,
 )
-from flowrl_lab.plots.panels import effective_number as count_effective
 from flowrl_lab.plots.placement import place_page
 from flowrl_lab.plots.static import draw_svg
 from flowrl_lab.widgets._base import FOLDER, Explorer
@@ -104,7 +104,7 @@ class BetaExplorer(Explorer):
         panels, rows = [], ["β         effective  entropy  log Z    best state"]
         for scale in scales:
             probs, log_z = self.target(scale)
-            number = count_effective(probs)
+            number = count_alive(probs)
             best = probs[self.rewards == self.rewards.max()].sum()
             panels.append(self._panel(scale, probs, log_z))
             cells = (scale, number, np.log(number), log_z, best)
@@ -117,7 +117,7 @@ class BetaExplorer(Explorer):
         return draw_svg(page, place_page(page)), describe_page(page), "\n".join(rows)
 
     def _panel(self, scale: float, probs: np.ndarray, log_z: float) -> StatesPanel:
-        number = f"{count_effective(probs):.1f} of {len(probs)} alive"
+        number = f"{count_alive(probs):.1f} of {len(probs)} alive"
         return StatesPanel(
             title=number,
             run=f"β = {format_number(scale)}",

@@ -14,8 +14,8 @@ from flowrl_lab.plots.panels import (
     RunStyle,
     StatesPanel,
     alive_text,
+    count_alive,
     describe_page,
-    effective_number,
     format_number,
     run_styles,
     states_panel,
@@ -267,7 +267,7 @@ class TargetDesigner(Explorer):
         panels = [reward_panel(rewards)]
         lines = [
             f"β = {format_number(scale)}, log Z {format_number(log_z)} nats, effective "
-            f"states of p* {format_number(effective_number(probs))} of {len(probs)}"
+            f"states of p* {format_number(count_alive(probs))} of {len(probs)}"
         ]
         if self._result and not self.outdated:
             panels += [
@@ -303,7 +303,7 @@ def tell(record: StepRecord, modes: int) -> list[list[str]]:
         ["KL(π‖p*)", f"{format_number(exact.kl_policy_target)} nats"],
         ["KL(p*‖π)", f"{format_number(exact.kl_target_policy)} nats"],
         ["modes alive", f"{round(exact.modes_covered * modes)} of {modes}"],
-        ["effective states", format_number(effective_number(snapshot.probs))],
+        ["effective states", format_number(count_alive(snapshot.probs))],
         ["mean reward", format_number(float(snapshot.probs @ snapshot.rewards))],
         ["largest π", f"{format_number(snapshot.probs[top])} at state {top}"],
     ]

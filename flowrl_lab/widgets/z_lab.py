@@ -15,11 +15,11 @@ from flowrl_lab.plots.panels import (
     RunStyle,
     Series,
     StatesPanel,
+    count_alive,
     curve_range,
     describe_page,
     format_number,
 )
-from flowrl_lab.plots.panels import effective_number as count_effective
 from flowrl_lab.plots.placement import place_page
 from flowrl_lab.plots.static import draw_svg
 from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
@@ -220,7 +220,7 @@ class ZLab(Explorer):
         probs = np.exp(trace.log_probs[self.step])
         target = np.exp(self.scores - trace.exact_log_z)
         return StatesPanel(
-            title=f"{count_effective(probs):.1f} of {len(probs)} alive",
+            title=f"{count_alive(probs):.1f} of {len(probs)} alive",
             run="policy",
             style=USED,
             states=np.arange(len(probs), dtype=float),

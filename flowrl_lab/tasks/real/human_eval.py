@@ -17,7 +17,13 @@ from flowrl_lab.sandbox import (
     sandbox_problem,
 )
 from flowrl_lab.tasks.real.word_problems import CHARACTERS_PER_TOKEN, check_split
-from flowrl_lab.tasks.text import DEFAULT_WEIGHTS, RewardWeights, Scored, combine_parts
+from flowrl_lab.tasks.text import (
+    DEFAULT_WEIGHTS,
+    RewardWeights,
+    Scored,
+    TextTask,
+    combine_parts,
+)
 
 __all__ = ["HumanEval"]
 
@@ -52,7 +58,7 @@ judge()
 """
 
 
-class HumanEval:
+class HumanEval(TextTask):
     """Complete a Python function from its header and docstring.
 
     Every fourth problem is held out.  HumanEval was made for testing only: after
