@@ -339,7 +339,7 @@ def format_number(value: float) -> str:
 def format_seconds(seconds: int | float) -> str:
     """``"8 s"``, ``"3 min 20 s"`` or ``"2 h 5 min"``."""
     whole = max(0, round(seconds))
-    if whole < 60:
+    if whole < 90:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     if minutes < 60:

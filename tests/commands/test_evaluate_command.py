@@ -11,8 +11,8 @@ import torch
 
 from flowrl_lab import __main__ as cli
 from flowrl_lab.losses import flowrl_loss
-from flowrl_lab.measuring.evaluation_pages import format_evaluation, render_evaluation
 from flowrl_lab.measuring.judged import evaluate_run, load_for_evaluation
+from flowrl_lab.measuring.pages import format_evaluation, render_evaluation
 from flowrl_lab.metrics import CountingJudge
 from flowrl_lab.tasks.text import Scored
 from flowrl_lab.training.presets import preset
