@@ -11,7 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["data_path", "read_json", "refuse_used", "write_atomically", "write_json"]
+__all__ = [
+    "data_path",
+    "plain_values",
+    "read_json",
+    "refuse_used",
+    "write_atomically",
+    "write_json",
+]
 
 
 def data_path(name: str = "") -> Path:
@@ -99,7 +106,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     """Write readable JSON, all of it or nothing; NaN as null, infinity as text."""
-    text = json.dumps(_plain(content), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(
+        plain_values(content), indent=2, allow_nan=False, ensure_ascii=False
+    )
     write_atomically(path, (text + "\n").encode())
 
 
@@ -107,14 +116,20 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _plain(value):
-    """Arrays as lists, NaN as None, all the way down."""
+def plain_values(value, *, infinite=str):
+    """Arrays as lists, NaN as None, all the way down, as JSON wants them.
+
+    Args:
+        value: nested dicts, lists, arrays and plain values.
+        infinite: what becomes of infinity; by default its text.
+    """
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        value = value.tolist()
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        pairs = value.items()
+        return {str(key): plain_values(one, infinite=infinite) for key, one in pairs}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [plain_values(item, infinite=infinite) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
+        return None if math.isnan(value) else infinite(value)
     return value

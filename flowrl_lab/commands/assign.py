@@ -223,10 +223,8 @@ def run_grade(args: argparse.Namespace) -> int:
         raise ValueError(f"--jobs is {args.jobs}; expected at least 1. Fix: --jobs 2")
     bundles = read_bundles(args.bundles)
     variants = read_variants(args.variants) if args.variants else None
-    plan = plan_marking(
-        args.submissions, args.out, bundles, variants=variants,
-        assignment=args.assignment,
-    )  # fmt: skip
+    which = {"variants": variants, "assignment": args.assignment}
+    plan = plan_marking(args.submissions, args.out, bundles, **which)
     progress = ProgressLine(len(plan.found))
 
     def report(done: int, kept: int) -> None:

@@ -16,11 +16,8 @@ def add_parser(commands) -> None:
         "colab", help="self-contained copies of notebooks, to upload to Colab"
     )
     colab.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
-    colab.add_argument(
-        "--out", type=Path, metavar="FOLDER",
-        help="where the copies go (default: colab; with --git notebooks/colab, to be "
-        "committed)",
-    )  # fmt: skip
+    where = "where the copies go (default: colab; with --git notebooks/colab, to be "
+    colab.add_argument("--out", type=Path, metavar="FOLDER", help=f"{where}committed)")
     colab.add_argument(
         "--git",
         nargs="?",

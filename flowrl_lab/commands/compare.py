@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from flowrl_lab.commands import DONE, FAILED, INTERRUPTED
 from flowrl_lab.commands.settings import (
+    add_many_runs,
     add_run_options,
     build_config,
     command_to_go_on,
     folder_name,
     parse_seeds,
+    parse_specs,
 )
 from flowrl_lab.commands.working import work_off
 
@@ -29,18 +30,7 @@ def add_parser(commands) -> None:
         help="variants, each with settings of its own if need be: "
         "flowrl:reward_scale=5:learning_rate=1e-3 (default: %(default)s)",
     )
-    compare.add_argument(
-        "--seeds",
-        default="5",
-        metavar="N",
-        help="how many (0 to N-1), or which: 3,4,7 (default: %(default)s)",
-    )
-    compare.add_argument(
-        "--jobs",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="runs at a time, one thread each (default: the cores, %(default)s)",
-    )
+    add_many_runs(compare)
     add_run_options(compare)
     compare.set_defaults(action=run_compare)
 
@@ -61,7 +51,7 @@ def plan_jobs(args: argparse.Namespace) -> list:
     Raises:
         ValueError: bad names or settings, two runs alike, or a folder in use.
     """
-    specs = [spec.strip() for spec in args.algorithms.split(",") if spec.strip()]
+    specs = parse_specs(args.algorithms)
     seeds = parse_seeds(args.seeds)
     if not specs or args.jobs < 1:
         raise ValueError(
@@ -104,9 +94,7 @@ def _tell(args: argparse.Namespace, jobs: list, outcome) -> int:
         from flowrl_lab.measuring.pages import write_report
 
         title = f"{args.task}: {len({result.name for result in results})} ways compared"
-        path = write_report(
-            results, args.out / "report.html", title=title, command=again,
-            overwrite=True,
-        )  # fmt: skip
+        words = {"title": title, "command": again}
+        path = write_report(results, args.out / "report.html", overwrite=True, **words)
         print(f"Report: {path}")
     return FAILED if outcome.failed else DONE

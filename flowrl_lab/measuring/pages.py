@@ -90,7 +90,7 @@ def write_page(path: str | Path, page: str, *, overwrite: bool = False) -> Path:
             "path",
             f"is {path}, which already exists",
             "a new file",
-            "choose another name, or pass overwrite=True",
+            "choose another name, or pass overwrite=True (--force)",
         )
     write_atomically(path, page.encode())
     return path

@@ -204,10 +204,8 @@ class Machine:
 
 def _assumed(peak: float, bandwidth: float, gigabytes: int) -> Machine:
     """Shares that well-tuned training and decoding engines reach: assumptions."""
-    return Machine(
-        0.4 * peak, 0.6 * bandwidth, 2e-5, gigabytes * 1e9,
-        memory_factor=1.2, memory_base=1.5e9,
-    )  # fmt: skip
+    rates = (0.4 * peak, 0.6 * bandwidth, 2e-5)
+    return Machine(*rates, gigabytes * 1e9, memory_factor=1.2, memory_base=1.5e9)
 
 
 # The makers' figures for bfloat16 without sparsity.

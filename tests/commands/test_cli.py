@@ -19,8 +19,8 @@ from flowrl_lab import __main__ as cli
 from flowrl_lab.commands import doctor, settings
 from flowrl_lab.measuring.folder import is_finished, load_result
 from flowrl_lab.measuring.progress import ProgressLine
-from flowrl_lab.plots.panels import format_seconds
 from flowrl_lab.measuring.runner import Job, prepare_run, run_jobs, train_into
+from flowrl_lab.plots.panels import format_seconds
 from flowrl_lab.training.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -409,7 +409,8 @@ def test_a_terminal_line_is_redrawn_in_place_and_not_too_often():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(7.6, "8 s"), (60, "60 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+    ("seconds", "text"),
+    [(7.6, "8 s"), (60, "60 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
 )
 def test_times_are_readable(seconds, text):
     assert format_seconds(seconds) == text

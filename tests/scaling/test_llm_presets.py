@@ -43,8 +43,7 @@ def config_of(name: str, **changes):
 
 def test_less_memory_gets_a_smaller_model():
     found = [
-        pick_preset(Device("cuda", "GPU", free)).name
-        for free in (15.6, 8.0, 5.5, 1.0)
+        pick_preset(Device("cuda", "GPU", free)).name for free in (15.6, 8.0, 5.5, 1.0)
     ]
     assert found == ["t4", "gpu-8gb", "gpu-small", "cpu"]
     assert pick_preset(Device("cpu", "CPU", float("nan"))).name == "cpu"
