@@ -56,7 +56,7 @@ def make_probe_batch(seed: int = 0) -> ProbeBatch:
 
 
 # The animals say nothing about themselves, and share no code: each is to be read, and
-# found out, as if somebody had sent it in.  A batch is a ``ProbeBatch``, or its tensors.
+# found out, as if somebody had sent it in.  They take the tensors of a ``ProbeBatch``.
 
 
 def adder(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):

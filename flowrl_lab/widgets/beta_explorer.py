@@ -93,10 +93,7 @@ class BetaExplorer(Explorer):
             ValueError: for β ≤ 0.
         """
         scale = check_scale(self.reward_scale if reward_scale is None else reward_scale)
-        scores = np.log(self.reference) + scale * self.rewards
-        top = scores.max()
-        log_z = float(top + np.log(np.exp(scores - top).sum()))
-        return np.exp(scores - log_z), log_z
+        return tilt(np.log(self.reference), scale * self.rewards)
 
     def still(self) -> tuple[str, str, str]:
         """Three values of β side by side: a tenth, this one, ten times it."""
@@ -128,6 +125,13 @@ class BetaExplorer(Explorer):
             y_max=1.05 * float(max(probs.max(), self.reference.max())),
             note=f"log Z {log_z:.2f} · largest {probs.max():.2f} · grey: π_ref",
         )
+
+
+def tilt(log_reference, scores: np.ndarray) -> tuple[np.ndarray, float]:
+    """``p* = π_ref exp(scores) / Z`` [N] and log Z, nats."""
+    scores = log_reference + scores
+    log_z = float(np.logaddexp.reduce(scores))
+    return np.exp(scores - log_z), log_z
 
 
 def check_rewards(rewards) -> np.ndarray:

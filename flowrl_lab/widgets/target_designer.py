@@ -27,7 +27,12 @@ from flowrl_lab.training.presets import preset
 from flowrl_lab.training.run import race
 from flowrl_lab.types import StepRecord
 from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
-from flowrl_lab.widgets.beta_explorer import SLIDER_RANGE, check_rewards, check_scale
+from flowrl_lab.widgets.beta_explorer import (
+    SLIDER_RANGE,
+    check_rewards,
+    check_scale,
+    tilt,
+)
 
 __all__ = ["DRAWINGS", "TargetDesigner", "make_drawing"]
 
@@ -161,10 +166,7 @@ class TargetDesigner(Explorer):
 
     def target(self) -> tuple[np.ndarray, float]:
         """``p*`` [N] and log Z (nats) of what is drawn, at the present β."""
-        scores = self.reward_scale * self.rewards - np.log(len(self.rewards))
-        top = scores.max()
-        log_z = float(top + np.log(np.exp(scores - top).sum()))
-        return np.exp(scores - log_z), log_z
+        return tilt(-np.log(len(self.rewards)), self.reward_scale * self.rewards)
 
     def _configs(self, steps: int, seed: int) -> list:
         """One config for each algorithm, on the present drawing."""

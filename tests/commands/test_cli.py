@@ -138,8 +138,14 @@ def test_debug_shows_where_it_went_wrong(tmp_path):
 
 
 def test_settings_are_read_as_json_or_text():
-    pairs = ["learning_rate=1e-3", "length_normalize=true", "task_options.variant=x",
-             "task_options.reward_scale=2", "name=my run", "eval_every=4"]  # fmt: skip
+    pairs = [
+        "learning_rate=1e-3",
+        "length_normalize=true",
+        "task_options.variant=x",
+        "task_options.reward_scale=2",
+        "name=my run",
+        "eval_every=4",
+    ]
     assert settings.parse_settings(pairs) == {
         "learning_rate": 1e-3,
         "length_normalize": True,
@@ -217,9 +223,12 @@ def test_a_stopped_run_resumes_to_the_same_end(tmp_path):
 def start(words: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "flowrl_lab", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -290,8 +299,10 @@ def test_resume_keeps_finished_runs_and_adds_new_ones(compared, capsys):
     new = {path.parent.name for path in after.keys() - before.keys()}
     assert new == {"vargrad_seed0", "vargrad_seed2"}
     assert capsys.readouterr().out.splitlines()[1].split() == [
-        "flowrl", "grpo", "vargrad"
-    ]  # fmt: skip
+        "flowrl",
+        "grpo",
+        "vargrad",
+    ]
 
 
 @pytest.mark.bad_input

@@ -66,12 +66,19 @@ def make_result(name: str, seed: int, accuracy: float, steps: int = 2) -> RunRes
         numbers = nothing_measured() | {"reward": accuracy + step, "entropy": 2.0}
         records.append(
             StepRecord(
-                run=name, algorithm=algorithm, seed=seed, step=step, steps=steps,
-                tokens=10 * step, seconds=0.5 * step, exact=exact,
+                run=name,
+                algorithm=algorithm,
+                seed=seed,
+                step=step,
+                steps=steps,
+                tokens=10 * step,
+                seconds=0.5 * step,
+                exact=exact,
                 snapshot=make_snapshot(seed),
-                samples=(("a prompt", "an answer", 1.0),), **numbers,
+                samples=(("a prompt", "an answer", 1.0),),
+                **numbers,
             )
-        )  # fmt: skip
+        )
     config = ExperimentConfig(algorithm=algorithm, name=name, seed=seed, steps=steps)
     environment = {
         "versions": {"torch": "9.9.9"},
@@ -209,8 +216,9 @@ def test_report_holds_numbers_settings_versions_and_command(results):
 
 
 def test_every_picture_has_alt_text_with_numbers(results):
-    pictures = [a for tag, a in Page(render_report(results, title="x")).tags
-                if tag == "svg"]  # fmt: skip
+    pictures = [
+        a for tag, a in Page(render_report(results, title="x")).tags if tag == "svg"
+    ]
     assert len(pictures) == 3
     for attributes in pictures:
         assert attributes["role"] == "img"
