@@ -34,7 +34,7 @@ GB = 1e9
 # CUDA's own share, cuBLAS workspaces and what the allocator loses to fragments.
 OVERHEAD_GB = {"cuda": 1.5}
 RESERVE = 0.9  # of what is free
-SCORED_AT_ONCE = 64  # tokens, as ``tokens.log_probs_from_hidden`` does
+SCORED_AT_ONCE = 64  # tokens, as ``policies.hf_lm`` scores them
 
 
 @dataclass(frozen=True)
