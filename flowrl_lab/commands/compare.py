@@ -20,16 +20,12 @@ from flowrl_lab.commands.working import work_off
 
 def add_parser(commands) -> None:
     """Add ``compare`` and its options."""
-    compare = commands.add_parser(
-        "compare", help="several algorithms and seeds: one table, one HTML report"
-    )
-    compare.add_argument(
-        "--algorithms",
-        default="flowrl,grpo,ppo,reinforce_pp",
-        metavar="A,B,...",
-        help="variants, each with settings of its own if need be: "
-        "flowrl:reward_scale=5:learning_rate=1e-3 (default: %(default)s)",
-    )
+    what = "several algorithms and seeds: one table, one HTML report"
+    compare = commands.add_parser("compare", help=what)
+    names = "flowrl,grpo,ppo,reinforce_pp"
+    which = "variants, each with settings of its own if need be: "
+    which += "flowrl:reward_scale=5:learning_rate=1e-3 (default: %(default)s)"
+    compare.add_argument("--algorithms", default=names, metavar="A,B,...", help=which)
     add_many_runs(compare)
     add_run_options(compare)
     compare.set_defaults(action=run_compare)
