@@ -7,6 +7,7 @@ import ast
 import pytest
 
 from benchmarks import house
+from flowrl_lab.tasks import TASKS, Task, TextTask, load_task
 
 
 def test_no_module_imports_itself_in_a_round():
@@ -34,6 +35,42 @@ def test_function_bodies_stay_short():
     assert {name: size for name, size in lengths.items() if size > 52} == {}
     assert house.percentile(lengths.values(), 0.5) <= 7
     assert house.percentile(lengths.values(), 0.9) <= 19
+
+
+ASKED = ("evaluation", "measuring", "plots", "scaling", "widgets", "course")
+ASKED += ("integrations", "commands")
+
+
+def probes_of(source: str) -> list[str]:
+    """``hasattr`` and ``getattr`` with a default, asked of a task or a policy."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            asks = node.func.id == "hasattr" or len(node.args) == 3
+            if node.func.id in ("hasattr", "getattr") and asks:
+                what = ast.unparse(node.args[0]).rpartition(".")[2].strip("_")
+                found += [ast.unparse(node)] if what in ("task", "policy") else []
+    return found
+
+
+def test_what_a_task_can_is_declared_and_not_probed():
+    assert probes_of("hasattr(run.task, 'a'), getattr(policy, 'b', 1)") != []
+    assert probes_of("getattr(task, name), hasattr(model, 'module')") == []
+    for name, path in house.modules().items():
+        if house.room_of(name) in ASKED:
+            assert probes_of(path.read_text(encoding="utf-8")) == [], name
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_every_task_declares_what_it_can(name):
+    task = load_task(name)
+    wanted = TextTask if task.in_text else Task
+    assert isinstance(task, wanted)
+    assert task.has_referee == hasattr(
+        task, "answers" if wanted is Task else "answer_texts"
+    )
+    assert task.render(task.prompts("heldout")[0])
+    assert all(len(character) == 1 for character in task.characters)
 
 
 def test_imports_are_found_at_the_top_and_inside_functions():
