@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowrl_lab._files import read_json, write_json
+from flowrl_lab._files import read_json, read_lines, write_json
 from flowrl_lab.training.records import record_from_dict, record_to_dict
 from flowrl_lab.types import ExactReport, Snapshot, StepRecord
 
@@ -237,7 +237,7 @@ def load_result(folder: str | Path) -> RunResult:
             "`train --resume`, or name another folder."
         )
     try:
-        lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = read_lines(folder / "records.jsonl")
         records = [record_from_dict(json.loads(line)) for line in lines]
         last = max(i for i, record in enumerate(records) if record.exact is not None)
         picture = folder / "snapshot.json"

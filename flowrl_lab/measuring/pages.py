@@ -92,7 +92,8 @@ def write_page(path: str | Path, page: str, *, overwrite: bool = False) -> Path:
             "a new file",
             "choose another name, or pass overwrite=True (--force)",
         )
-    write_atomically(path, page.encode())
+    # half a surrogate pair, from a cut emoji, becomes a question mark
+    write_atomically(path, page.encode("utf-8", "replace"))
     return path
 
 

@@ -22,7 +22,13 @@ from pathlib import Path
 
 import numpy as np
 
-from flowrl_lab._files import data_path, read_json, refuse_used, write_atomically
+from flowrl_lab._files import (
+    data_path,
+    read_json,
+    read_lines,
+    refuse_used,
+    write_atomically,
+)
 from flowrl_lab._validation import bad_input, check_choice
 from flowrl_lab.measuring.folder import (
     RunResult,
@@ -164,7 +170,7 @@ def add_recorded(path: str | Path, results: Iterable[RunResult]) -> int:
         How many runs were added: those with a name and seed that it lacked.
     """
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = read_lines(path) if path.exists() else []
     held = {(run.name, run.seed) for run in map(run_from_line, lines)}
     fresh = [run for run in results if (run.name, run.seed) not in held]
     if fresh:
@@ -178,7 +184,7 @@ def _write_lines(path: Path, lines: Iterable[str]) -> None:
 
 def _read_lines(path: Path) -> list[RunResult]:
     results = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             results.append(run_from_line(line))
         except (KeyError, TypeError, ValueError) as error:
@@ -231,7 +237,7 @@ def append_step(folder: Path, record: StepRecord) -> None:
 def read_steps(folder: Path) -> list[StepRecord]:
     """The steps that ``append_step`` wrote; of a step written twice, the last."""
     found: dict[int, StepRecord] = {}
-    for line in (folder / STEPS_FILE).read_text(encoding="utf-8").splitlines():
+    for line in read_lines(folder / STEPS_FILE):
         try:
             record = record_from_plain(json.loads(line))
         except json.JSONDecodeError:  # the line at which a crash cut it off

@@ -16,9 +16,7 @@ def test_used_names_are_refused_before_any_work(tmp_path):
     taken = tmp_path / "taken.json"
     taken.write_text("mine")
     refuse_used(tmp_path / "new.json", None, tmp_path / "deep" / "other.json")
-    with pytest.raises(
-        ValueError, match=r"taken\.json already exists; nothing is over"
-    ):
+    with pytest.raises(ValueError, match=r"taken\.json already exists; nothing"):
         refuse_used(tmp_path / "new.json", taken)
     with pytest.raises(ValueError, match="is named twice"):
         refuse_used(tmp_path / "new.json", str(tmp_path / "new.json"))
