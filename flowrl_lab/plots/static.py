@@ -75,7 +75,7 @@ def draw_svg(page: Page, placement: Placement) -> str:
     return svg(placement.width, placement.height, describe_page(page), parts)
 
 
-def svg(width: float, height: float, alt: str, parts: Iterable[str]) -> str:
+def svg(width: int | float, height: int | float, alt: str, parts: Iterable[str]) -> str:
     """A picture of its parts, with what it says in words; empty parts are left out."""
     size = f'width="{round(width)}" height="{round(height)}"'
     head = (
