@@ -209,7 +209,7 @@ def test_report_holds_numbers_settings_versions_and_command(results):
     for row in table.values():
         for spread in row.values():
             assert str(spread) in text
-    for needed in ("seeds 0, 1, 2", "torch 9.9.9", "device cpu", "18.0 s"):
+    for needed in ("seeds 0, 1, 2", "torch 9.9.9", "device cpu", "18 s"):
         assert needed in text
     assert "python -m flowrl_lab x" in text
     assert "reward_scale 15.0" in text and "algorithm flowrl grpo" in text
