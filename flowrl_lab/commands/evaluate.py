@@ -58,7 +58,6 @@ def run_evaluate(args: argparse.Namespace) -> int:
         seed=args.seed,
         on_stage=lambda stage: print(f"{stage} ...", file=sys.stderr),
     )
-    print(format_evaluation(evaluation))
     if args.json is not None:
         environment = describe_environment(evaluation.facts["device"])
         content = dataclasses.asdict(evaluation)
@@ -66,6 +65,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
     if args.report is not None:
         again = " ".join(["python -m flowrl_lab", *map(shlex.quote, args.words)])
         write_page(args.report, render_evaluation(evaluation, command=again))
+    print(format_evaluation(evaluation))
     for path in (args.json, args.report):
         if path is not None:
             print(f"Written: {path}")

@@ -23,7 +23,11 @@ import torch
 from torch import Tensor
 
 from flowrl_lab.policies.changes import ChangeCounter
-from flowrl_lab.policies.language_model import LanguageModelPolicy, pool_features
+from flowrl_lab.policies.language_model import (
+    LanguageModelPolicy,
+    as_cache,
+    pool_features,
+)
 from flowrl_lab.policies.plain_rows import PlainDecoder, plain_states
 from flowrl_lab.policies.self_check import Ways, is_as_sampled
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
@@ -290,8 +294,8 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
             input_ids=torch.tensor([packing.tokens[first:]], device=device),
             position_ids=torch.tensor([packing.depths[first:]], device=device),
             attention_mask=packing.mask(first, dtype, device),
-            past_key_values=cache,
             use_cache=cache is not None,
+            **as_cache(self._backbone, cache),
         )
 
 

@@ -51,10 +51,10 @@ class Group:
             raise
 
     def _set(self, name: str, value: int) -> None:
-        (self._folder / name).write_text(str(value))
+        (self._folder / name).write_text(str(value), "ascii")
 
     def _counters(self, name: str) -> dict[str, int]:
-        lines = (self._folder / name).read_text().splitlines()
+        lines = (self._folder / name).read_text("utf-8").splitlines()
         return {key: int(value) for key, value in map(str.split, lines)}
 
     def add(self, pid: int) -> None:
@@ -92,7 +92,7 @@ def find_place() -> Path | None:
     """A folder of the group file system where groups can be made; None without."""
     for folder in _candidates(Path("/proc/self")):
         with contextlib.suppress(OSError):
-            given = (folder / "cgroup.subtree_control").read_text().split()
+            given = (folder / "cgroup.subtree_control").read_text("utf-8").split()
             if "memory" in given and os.access(folder, os.W_OK):
                 _sweep(folder)
                 _try_out(folder)
@@ -103,8 +103,10 @@ def find_place() -> Path | None:
 def _candidates(process: Path) -> list[Path]:
     """The group of this process and those above it, nearest first."""
     try:
-        lines = (process / "cgroup").read_text().splitlines()
-        mounts = (process / "mountinfo").read_text().splitlines()
+        lines = (process / "cgroup").read_text("utf-8", "surrogateescape").splitlines()
+        mounts = (
+            (process / "mountinfo").read_text("utf-8", "surrogateescape").splitlines()
+        )
     except OSError:
         return []
     own = next((line[3:] for line in lines if line.startswith("0::/")), None)

@@ -45,7 +45,7 @@ def find_processes(pid: int, *, most: int = 1) -> Iterator[int]:
         with contextlib.suppress(*_GONE):
             for task in os.listdir(f"/proc/{current}/task") if most > 1 else ():
                 path = f"/proc/{current}/task/{task}/children"
-                waiting += map(int, Path(path).read_text().split())
+                waiting += map(int, Path(path).read_text("ascii").split())
 
 
 def read_usage(pids: Iterable[int]) -> Usage:

@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 import zipfile
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from flowrl_lab._files import data_path
+from flowrl_lab._files import data_path, scratch_folder
 from flowrl_lab._validation import bad_input
 from flowrl_lab.tasks import TASKS
 
@@ -143,8 +142,8 @@ def _read_project() -> dict:
 def build_wheel() -> tuple[str, bytes]:
     """The library's wheel, (file name, bytes), built from a copy of its sources."""
     _read_project()
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "source"
+    with scratch_folder("flowrl-wheel-") as folder:
+        copy = folder / "source"
         ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
         shutil.copytree(ROOT / "flowrl_lab", copy / "flowrl_lab", ignore=ignore)
         for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -153,8 +152,10 @@ def build_wheel() -> tuple[str, bytes]:
         command = [sys.executable, "-c", build, folder]
         # one time for all files: the same sources give the same wheel
         how = {"cwd": copy, "env": {**os.environ, "SOURCE_DATE_EPOCH": "1577836800"}}
-        done = subprocess.run(command, capture_output=True, text=True, **how)
-        wheels = list(Path(folder).glob("*.whl"))
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", **how
+        )
+        wheels = list(folder.glob("*.whl"))
         if done.returncode or not wheels:
             raise ValueError(
                 f"the wheel could not be built: {done.stderr.strip()[-500:]}. Fix: "

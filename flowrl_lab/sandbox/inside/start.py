@@ -128,7 +128,7 @@ def map_user(user: int, group: int) -> bool:
         ("gid_map", f"{group} {group} 1"),
     ):
         try:
-            with open(f"/proc/self/{name}", "w") as file:
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
                 file.write(text)
         except OSError:
             return False
@@ -200,7 +200,7 @@ def mount_scratch(order: dict) -> bool:
 def die_first() -> None:
     """If the machine runs out of memory, the kernel is to pick this process."""
     try:
-        with open("/proc/self/oom_score_adj", "w") as file:
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")
     except OSError:  # where /proc cannot be written, the limits still hold
         return
@@ -221,7 +221,7 @@ def set_limits(order: dict, *, counted: bool) -> None:
         resource.RLIMIT_SIGPENDING: (64, 64),
     }
     if not order["readable"]:  # else its libraries may need any space
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="ascii") as file:
             now = int(file.read().split()[0]) * resource.getpagesize()
         most = now + order["memory_bytes"] + LIBRARY_BYTES
         limits[resource.RLIMIT_AS] = (most, most)

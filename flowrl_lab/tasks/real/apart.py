@@ -61,10 +61,10 @@ def answer_inputs(order: dict) -> None:
             packed ``inputs``.
     """
     function = define_first(order["programs"], order["entry"])
-    with open("defined", "w"):
+    with open("defined", "w", encoding="utf-8"):
         pass
     answers = [pack(function(*unpack(one))) for one in order["inputs"]]
-    with open("answers", "w") as file:
+    with open("answers", "w", encoding="utf-8") as file:
         json.dump(answers, file)
 
 
