@@ -21,8 +21,8 @@ except ModuleNotFoundError:  # Windows
     fcntl = None
 
 __all__ = [
-    *("data_path", "read_json", "read_lines", "scratch_folder"),
-    *("write_atomically", "write_json"),
+    *("data_path", "plain_values", "read_json", "read_lines", "refuse_used"),
+    *("scratch_folder", "write_atomically", "write_json"),
 ]
 
 # What a kill left behind is removed at once if its process is gone and nobody holds
@@ -64,6 +64,28 @@ def data_path(name: str = "") -> Path:
             "Fix: update the clone (git pull), or check FLOWRL_DATA"
         )
     return path
+
+
+def refuse_used(*paths: str | Path | None) -> None:
+    """Before any work: nothing is overwritten, and no file is named twice.
+
+    Args:
+        paths: files to be written; None is passed over.
+
+    Raises:
+        ValueError: one exists already, two are the same, or a folder is a file.
+    """
+    named = [Path(path) for path in paths if path is not None]
+    for path in named:
+        if path.parent.is_file():
+            raise ValueError(f"{path.parent} is a file. Fix: name a folder.")
+        if path.exists():
+            raise ValueError(
+                f"{path} already exists; nothing is overwritten. Fix: name a new file, "
+                "or remove it."
+            )
+    if len(set(named)) < len(named):
+        raise ValueError(f"{named[0]} is named twice. Fix: give each its own file.")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -175,7 +197,9 @@ def _is_running(number: int) -> bool:
 
 def write_json(path: Path, content: dict) -> None:
     """Write readable JSON, all of it or nothing; NaN as null, infinity as text."""
-    text = json.dumps(_plain(content), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(
+        plain_values(content), indent=2, allow_nan=False, ensure_ascii=False
+    )
     write_atomically(path, (text + "\n").encode())
 
 
@@ -193,14 +217,20 @@ def read_lines(path: Path) -> list[str]:
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def _plain(value):
-    """Arrays as lists, NaN as None, all the way down."""
+def plain_values(value, *, infinite=str):
+    """Arrays as lists, NaN as None, all the way down, as JSON wants them.
+
+    Args:
+        value: nested dicts, lists, arrays and plain values.
+        infinite: what becomes of infinity; by default its text.
+    """
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        value = value.tolist()
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        pairs = value.items()
+        return {str(key): plain_values(one, infinite=infinite) for key, one in pairs}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
+        return [plain_values(item, infinite=infinite) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
+        return None if math.isnan(value) else infinite(value)
     return value

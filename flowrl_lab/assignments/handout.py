@@ -21,7 +21,6 @@ from flowrl_lab.assignments.compare import difference
 from flowrl_lab.assignments.encoding import decode
 from flowrl_lab.assignments.spec import Call
 from flowrl_lab.course.checking import Result
-from flowrl_lab.course.showing import show
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 
 __all__ = ["Assignment", "open_assignment", "read_key"]
@@ -108,8 +107,7 @@ class Assignment:
             result = _check_own_test(name, given, self._checks[name]["harmless"])
         else:
             result = _check_function(name, given, self._checks[name])
-        show({"text/html": result._repr_html_(), "text/plain": str(result)})
-        result._shown = True
+        result.show_now()
         return result
 
     def check_files(self, name: str) -> Result:
@@ -128,8 +126,7 @@ class Assignment:
             untouched = not any((self.folder / file).exists() for file in files)
             status = "not attempted" if untouched else "failed"
             result = Result(name, status, "; ".join(problems) + ".")
-        show({"text/html": result._repr_html_(), "text/plain": str(result)})
-        result._shown = True
+        result.show_now()
         return result
 
     def files(self) -> set[str]:

@@ -35,43 +35,23 @@ def add_parser(commands) -> None:
     _add_export(inner)
 
 
-def _add_sources(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--sources",
-        type=Path,
-        default=FOLDER,
-        metavar="FOLDER",
-        help="where the sources lie (default: %(default)s)",
-    )
+def _add_sources(add) -> None:
+    where = "where the sources lie (default: %(default)s)"
+    add("--sources", type=Path, default=FOLDER, metavar="FOLDER", help=where)
 
 
 def _add_build(inner) -> None:
-    build = inner.add_parser(
-        "build", help="student notebooks, solved ones and grading bundles"
-    )
-    _add_sources(build)
-    build.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: beside the sources"
-    )
-    build.add_argument(
-        "--students",
-        type=Path,
-        metavar="FILE",
-        help="one name a line: each gets a folder with a variant of their own",
-    )
-    build.add_argument(
-        "--student", metavar="NAME", help="the same for one student only"
-    )
-    build.add_argument(
-        "--seed", type=int, default=0, help="of the students' variants (default: 0)"
-    )
-    build.add_argument(
-        "--secret",
-        default="",
-        metavar="TEXT",
-        help="mixed into the numbers of hidden tests, so that who knows the sources "
-        "does not know them",
-    )
+    what = "student notebooks, solved ones and grading bundles"
+    build = inner.add_parser("build", help=what)
+    add = build.add_argument
+    _add_sources(add)
+    add("--out", type=Path, metavar="FOLDER", help="default: beside the sources")
+    names = "one name a line: each gets a folder with a variant of their own"
+    add("--students", type=Path, metavar="FILE", help=names)
+    add("--student", metavar="NAME", help="the same for one student only")
+    add("--seed", type=int, default=0, help="of the students' variants (default: 0)")
+    why = "mixed into the numbers of hidden tests, so that who knows the sources does "
+    add("--secret", default="", metavar="TEXT", help=f"{why}not know them")
     build.set_defaults(action=run_build)
 
 
@@ -84,41 +64,28 @@ def _add_submit(inner) -> None:
 
 def _add_grade(inner) -> None:
     grade = inner.add_parser("grade", help="mark a folder of submissions")
-    grade.add_argument("submissions", type=Path, metavar="SUBMISSIONS")
-    grade.add_argument("--out", type=Path, required=True, metavar="GRADES")
-    grade.add_argument(
-        "--bundles",
-        type=Path,
-        default=FOLDER / "instructor",
-        metavar="FOLDER",
-        help="where `assign build` put the bundles (default: %(default)s)",
-    )
-    grade.add_argument(
-        "--variants",
-        type=Path,
-        metavar="FILE",
-        help="variants.csv of `assign build --students`: who has which variant",
-    )
-    grade.add_argument(
-        "--assignment", default="", metavar="KEY", help="all are of this one"
-    )
-    grade.add_argument(
-        "--jobs",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="submissions at a time (default: the cores, %(default)s)",
-    )
+    add, where = grade.add_argument, FOLDER / "instructor"
+    add("submissions", type=Path, metavar="SUBMISSIONS")
+    add("--out", type=Path, required=True, metavar="GRADES")
+    made = "where `assign build` put the bundles (default: %(default)s)"
+    add("--bundles", type=Path, default=where, metavar="FOLDER", help=made)
+    who = "variants.csv of `assign build --students`: who has which variant"
+    add("--variants", type=Path, metavar="FILE", help=who)
+    add("--assignment", default="", metavar="KEY", help="all are of this one")
+    many = "submissions at a time (default: the cores, %(default)s)"
+    add("--jobs", type=int, default=os.cpu_count() or 1, help=many)
     grade.set_defaults(action=run_grade)
 
 
 def _add_export(inner) -> None:
     export = inner.add_parser("export", help="a bundle for otter-grader or nbgrader")
-    export.add_argument("assignment", metavar="KEY")
-    export.add_argument("--format", choices=("otter", "nbgrader"), required=True)
-    export.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    export.add_argument("--variant", type=int, default=0)
-    export.add_argument("--secret", default="", metavar="TEXT")
-    _add_sources(export)
+    add = export.add_argument
+    add("assignment", metavar="KEY")
+    add("--format", choices=("otter", "nbgrader"), required=True)
+    add("--out", type=Path, required=True, metavar="FOLDER")
+    add("--variant", type=int, default=0)
+    add("--secret", default="", metavar="TEXT")
+    _add_sources(add)
     export.set_defaults(action=run_export)
 
 
@@ -223,10 +190,8 @@ def run_grade(args: argparse.Namespace) -> int:
         raise ValueError(f"--jobs is {args.jobs}; expected at least 1. Fix: --jobs 2")
     bundles = read_bundles(args.bundles)
     variants = read_variants(args.variants) if args.variants else None
-    plan = plan_marking(
-        args.submissions, args.out, bundles, variants=variants,
-        assignment=args.assignment,
-    )  # fmt: skip
+    which = {"variants": variants, "assignment": args.assignment}
+    plan = plan_marking(args.submissions, args.out, bundles, **which)
     progress = ProgressLine(len(plan.found))
 
     def report(done: int, kept: int) -> None:

@@ -12,24 +12,18 @@ FROM_SETTING = "[tool.flowrl_lab] repository"
 
 def add_parser(commands) -> None:
     """Add ``colab`` and its options."""
-    colab = commands.add_parser(
-        "colab", help="self-contained copies of notebooks, to upload to Colab"
+    what = "self-contained copies of notebooks, to upload to Colab"
+    colab = commands.add_parser("colab", help=what)
+    add = colab.add_argument
+    add("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
+    where = "where the copies go (default: colab; with --git notebooks/colab, to be "
+    add("--out", type=Path, metavar="FOLDER", help=f"{where}committed)")
+    git = (
+        "clone this GitHub repository instead of carrying the library; without a name, "
+        f"the one under {FROM_SETTING} in pyproject.toml"
     )
-    colab.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
-    colab.add_argument(
-        "--out", type=Path, metavar="FOLDER",
-        help="where the copies go (default: colab; with --git notebooks/colab, to be "
-        "committed)",
-    )  # fmt: skip
-    colab.add_argument(
-        "--git",
-        nargs="?",
-        const=FROM_SETTING,
-        metavar="OWNER/NAME",
-        help="clone this GitHub repository instead of carrying the library; without "
-        f"a name, the one under {FROM_SETTING} in pyproject.toml",
-    )
-    colab.add_argument("--branch", default="main", help="default: %(default)s")
+    add("--git", nargs="?", const=FROM_SETTING, metavar="OWNER/NAME", help=git)
+    add("--branch", default="main", help="default: %(default)s")
     colab.set_defaults(action=run_colab)
 
 

@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from flowrl_lab.commands import DONE, FAILED, INTERRUPTED
 from flowrl_lab.commands.settings import (
+    add_many_runs,
     add_run_options,
     build_config,
     command_to_go_on,
     folder_name,
     parse_seeds,
+    parse_specs,
 )
 from flowrl_lab.commands.working import work_off
 
 
 def add_parser(commands) -> None:
     """Add ``compare`` and its options."""
-    compare = commands.add_parser(
-        "compare", help="several algorithms and seeds: one table, one HTML report"
-    )
-    compare.add_argument(
-        "--algorithms",
-        default="flowrl,grpo,ppo,reinforce_pp",
-        metavar="A,B,...",
-        help="variants, each with settings of its own if need be: "
-        "flowrl:reward_scale=5:learning_rate=1e-3 (default: %(default)s)",
-    )
-    compare.add_argument(
-        "--seeds",
-        default="5",
-        metavar="N",
-        help="how many (0 to N-1), or which: 3,4,7 (default: %(default)s)",
-    )
-    compare.add_argument(
-        "--jobs",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="runs at a time, one thread each (default: the cores, %(default)s)",
-    )
+    what = "several algorithms and seeds: one table, one HTML report"
+    compare = commands.add_parser("compare", help=what)
+    names = "flowrl,grpo,ppo,reinforce_pp"
+    which = "variants, each with settings of its own if need be: "
+    which += "flowrl:reward_scale=5:learning_rate=1e-3 (default: %(default)s)"
+    compare.add_argument("--algorithms", default=names, metavar="A,B,...", help=which)
+    add_many_runs(compare)
     add_run_options(compare)
     compare.set_defaults(action=run_compare)
 
@@ -61,7 +47,7 @@ def plan_jobs(args: argparse.Namespace) -> list:
     Raises:
         ValueError: bad names or settings, two runs alike, or a folder in use.
     """
-    specs = [spec.strip() for spec in args.algorithms.split(",") if spec.strip()]
+    specs = parse_specs(args.algorithms)
     seeds = parse_seeds(args.seeds)
     if not specs or args.jobs < 1:
         raise ValueError(

@@ -21,13 +21,15 @@ def run_explorer_data(args: argparse.Namespace) -> int:
     """``explorer-data``: all runs of the scrubber, in about two minutes."""
     from time import perf_counter
 
-    from flowrl_lab.measuring import landscape_runs
+    from flowrl_lab._files import refuse_used
+    from flowrl_lab.measuring import recorded
     from flowrl_lab.measuring.progress import ProgressLine
 
-    landscape_runs.refuse_used_folder(args.out)
-    progress, start = ProgressLine(landscape_runs.count_steps()), perf_counter()
-    grid = landscape_runs.make_grid(progress.update)
+    refuse_used(args.out / recorded.DATA, args.out / recorded.FACTS)
+    steps = len(recorded.grid_points()) * recorded.STEPS
+    progress, start = ProgressLine(steps), perf_counter()
+    grid = recorded.make_grid(progress.update)
     progress.close()
-    facts = landscape_runs.write_grid(args.out, grid, perf_counter() - start)
-    print(f"{landscape_runs.DATA} in {args.out}, sha256 {facts['sha256']}")
+    facts = recorded.write_grid(args.out, grid, perf_counter() - start)
+    print(f"{recorded.DATA} in {args.out}, sha256 {facts['sha256']}")
     return DONE

@@ -12,6 +12,7 @@ from flowrl_lab.commands.settings import (
     command_to_go_on,
     folder_name,
     parse_seeds,
+    parse_specs,
 )
 
 
@@ -20,10 +21,8 @@ def add_parser(commands) -> None:
     record = commands.add_parser(
         "record", help="runs with every step and solution map, to be played again"
     )
-    record.add_argument(
-        "--algorithms", required=True, metavar="LIST",
-        help="as for compare: grpo,flowrl:reward_scale=6",
-    )  # fmt: skip
+    same = "as for compare: grpo,flowrl:reward_scale=6"
+    record.add_argument("--algorithms", required=True, metavar="LIST", help=same)
     record.add_argument("--seeds", default="1", help="how many, or a list such as 3,4")
     add_run_options(record)
     record.set_defaults(action=run_record)
@@ -37,16 +36,15 @@ def add_parser(commands) -> None:
 
 def run_record(args: argparse.Namespace) -> int:
     """Train one run after the other; each step is written as it comes."""
-    specs = [spec.strip() for spec in args.algorithms.split(",") if spec.strip()]
     configs = [
         build_config(args, spec, seed)
         for seed in parse_seeds(args.seeds)
-        for spec in specs
+        for spec in parse_specs(args.algorithms)
     ]
     from flowrl_lab.course.session import choose_threads
     from flowrl_lab.measuring.folder import is_finished
     from flowrl_lab.measuring.progress import ProgressLine
-    from flowrl_lab.measuring.replay import append_step
+    from flowrl_lab.measuring.recorded import append_step
     from flowrl_lab.measuring.runner import prepare_run, stop_on_interrupt, train_into
 
     choose_threads()
@@ -73,7 +71,7 @@ def run_record(args: argparse.Namespace) -> int:
 
 def run_gather(args: argparse.Namespace) -> int:
     """``gather-replay``: many recordings become one file."""
-    from flowrl_lab.measuring.replay import write_replay
+    from flowrl_lab.measuring.recorded import write_replay
 
     write_replay(args.file, args.folders)
     print(f"{len(args.folders)} recordings: {args.file}")

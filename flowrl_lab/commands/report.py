@@ -9,15 +9,10 @@ from flowrl_lab.commands import DONE
 
 def add_parser(commands) -> None:
     """Add ``report`` and its options."""
-    report = commands.add_parser(
-        "report", help="one HTML page of a learner's course: predictions, checks, quiz"
-    )
-    report.add_argument(
-        "files",
-        nargs="*",
-        metavar="FILE",
-        help="progress files, merged; default: your own",
-    )
+    what = "one HTML page of a learner's course: predictions, checks, quiz"
+    report = commands.add_parser("report", help=what)
+    files = "progress files, merged; default: your own"
+    report.add_argument("files", nargs="*", metavar="FILE", help=files)
     report.add_argument("--out", default="course.html", help="default: %(default)s")
     report.add_argument("--force", action="store_true", help="replace OUT")
     report.set_defaults(action=run_report)

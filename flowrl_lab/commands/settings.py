@@ -4,50 +4,57 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 from pathlib import Path
 
 __all__ = [
+    "RESUME",
+    "add_many_runs",
     "add_run_options",
     "build_config",
     "command_to_go_on",
     "folder_name",
     "parse_seeds",
     "parse_settings",
+    "parse_specs",
 ]
+
+
+SEEDS = "how many (0 to N-1), or which: 3,4,7 (default: %(default)s)"
+JOBS = "runs at a time, one thread each (default: the cores, %(default)s)"
+RESUME = "go on with what FOLDER holds; finished runs are kept as they are"
+TASK = "landscape, strings, make_number or programs (default: %(default)s)"
+CHANGE = (
+    "change one setting, e.g. --set learning_rate=1e-3; a task's own options as --set "
+    "task_options.KEY=VALUE; may be repeated"
+)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of everything that trains."""
-    parser.add_argument(
-        "--task",
-        default="landscape",
-        help="landscape, strings, make_number or programs (default: %(default)s)",
-    )
-    parser.add_argument("--steps", type=int, help="rollouts; default: the preset's")
-    parser.add_argument(
-        "--budget",
-        choices=("quick", "full"),
-        default="full",
-        help="which preset to start from (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change one setting, e.g. --set learning_rate=1e-3; a task's own "
-        "options as --set task_options.KEY=VALUE; may be repeated",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="where results go"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with what FOLDER holds; finished runs are kept as they are",
-    )
+    add = parser.add_argument
+    add("--task", default="landscape", help=TASK)
+    add("--steps", type=int, help="rollouts; default: the preset's")
+    which = "which preset to start from (default: %(default)s)"
+    add("--budget", choices=("quick", "full"), default="full", help=which)
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help=CHANGE)
+    where = "where results go"
+    add("--out", type=Path, required=True, metavar="FOLDER", help=where)
+    add("--resume", action="store_true", help=RESUME)
+
+
+def add_many_runs(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what trains many runs side by side."""
+    cores = os.cpu_count() or 1
+    parser.add_argument("--seeds", default="5", metavar="N", help=SEEDS)
+    parser.add_argument("--jobs", type=int, default=cores, help=JOBS)
+
+
+def parse_specs(text: str) -> list[str]:
+    """``"grpo, flowrl:reward_scale=6"`` -> its parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def parse_settings(pairs: list[str]) -> dict:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from flowrl_lab.commands import DONE, FAILED, INTERRUPTED
-from flowrl_lab.commands.settings import command_to_go_on, parse_seeds
+from flowrl_lab.commands.settings import (
+    RESUME,
+    add_many_runs,
+    command_to_go_on,
+    parse_seeds,
+    parse_specs,
+)
 from flowrl_lab.commands.working import work_off
 
 
@@ -17,48 +22,24 @@ def add_parser(commands) -> None:
     study = commands.add_parser(
         "study", help="rerun the study of data/study, or check one cell of it"
     )
-    study.add_argument(
-        "--only",
-        default="",
-        metavar="A,B,...",
-        help="studies and cells, such as programs,make_number/grpo (default: all)",
+    add = study.add_argument
+    only = "studies and cells, such as programs,make_number/grpo (default: all)"
+    add("--only", default="", metavar="A,B,...", help=only)
+    add_many_runs(study)
+    add("--out", type=Path, metavar="FOLDER", help="where results go")
+    add("--resume", action="store_true", help=RESUME)
+    publish = "add the runs to data/results; what is there already stays as it is"
+    add("--publish", action="store_true", help=publish)
+    instead = study.add_mutually_exclusive_group().add_argument
+    listed = "the cells, and what is stored of them"
+    instead("--list", action="store_true", help=listed)
+    tuned = "the searches by which cells were tuned"
+    instead("--tune", action="store_true", help=tuned)
+    again = (
+        "rerun one cell, such as landscape/flowrl, with the first of --seeds, and "
+        "compare with the stored result"
     )
-    study.add_argument(
-        "--seeds",
-        default="5",
-        metavar="N",
-        help="how many (0 to N-1), or which: 3,4,7 (default: %(default)s)",
-    )
-    study.add_argument(
-        "--jobs",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="runs at a time, one thread each (default: the cores, %(default)s)",
-    )
-    study.add_argument("--out", type=Path, metavar="FOLDER", help="where results go")
-    study.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with what FOLDER holds; finished runs are kept as they are",
-    )
-    study.add_argument(
-        "--publish",
-        action="store_true",
-        help="add the runs to data/results; what is there already stays as it is",
-    )
-    instead = study.add_mutually_exclusive_group()
-    instead.add_argument(
-        "--list", action="store_true", help="the cells, and what is stored of them"
-    )
-    instead.add_argument(
-        "--tune", action="store_true", help="the searches by which cells were tuned"
-    )
-    instead.add_argument(
-        "--check",
-        metavar="CELL",
-        help="rerun one cell, such as landscape/flowrl, with the first of --seeds, "
-        "and compare with the stored result",
-    )
+    instead("--check", metavar="CELL", help=again)
     study.set_defaults(action=run_study)
 
 
@@ -69,7 +50,7 @@ def run_study(args: argparse.Namespace) -> int:
     if args.check:
         (cell,) = _one_cell(load_cells([args.check]), args.check)
         return _check(cell, parse_seeds(args.seeds)[0])
-    cells = load_cells([name.strip() for name in args.only.split(",") if name.strip()])
+    cells = load_cells(parse_specs(args.only))
     if args.list:
         return _list(cells)
     _check_options(args)
@@ -149,8 +130,8 @@ def _gather(cells: list, out: Path, seeds: list[int]) -> dict[str, list]:
 
 def _write(args: argparse.Namespace, studies: dict[str, list]) -> None:
     """Recordings and one report in the folder; then tables on the screen."""
-    from flowrl_lab._files import data_path, write_atomically
-    from flowrl_lab.measuring.pages import render_study
+    from flowrl_lab._files import data_path
+    from flowrl_lab.measuring.pages import render_study, write_page
     from flowrl_lab.measuring.recorded import add_recorded
     from flowrl_lab.measuring.tables import format_table
 
@@ -162,13 +143,10 @@ def _write(args: argparse.Namespace, studies: dict[str, list]) -> None:
         if args.publish:
             path = data_path("results") / f"{study}.jsonl"
             said.append(f"{add_recorded(path, runs)} runs added to {path}")
-    page = render_study(
-        studies,
-        title="The study: FlowRL beside the others",
-        command=command_to_go_on(args),
-    )
-    write_atomically(args.out / "report.html", page.encode())
-    print("\n".join([*said, f"Report: {args.out / 'report.html'}"]))
+    title, again = "The study: FlowRL beside the others", command_to_go_on(args)
+    page = render_study(studies, title=title, command=again)
+    path = write_page(args.out / "report.html", page, overwrite=True)
+    print("\n".join([*said, f"Report: {path}"]))
 
 
 def _tune(args: argparse.Namespace, cells: list) -> int:
@@ -206,6 +184,7 @@ def _check(cell, seed: int) -> int:
     from flowrl_lab._files import scratch_folder
     from flowrl_lab.measuring.runner import Job
     from flowrl_lab.measuring.study import compare_with_stored, stored_result
+    from flowrl_lab.plots.tabulate import text_table
 
     stored = stored_result(cell, seed)
     with scratch_folder("flowrl-check-") as folder:
@@ -218,9 +197,10 @@ def _check(cell, seed: int) -> int:
 
         rows = compare_with_stored(stored, load_result(job.folder))
     print(f"{cell.key}, seed {seed}")
-    print(f"{'':18} {'stored':>10} {'now':>10} {'allowed':>10}")
+    table = [["", "stored", "now", "allowed", ""]]
     for row in rows:
         word = "agrees" if row.agrees else "DIFFERS"
-        print(f"{row.metric:18} {row.stored:10.5f} {row.now:10.5f} "
-              f"± {row.allowed:8.5f}  {word}")  # fmt: skip
+        values = (f"{value:.5f}" for value in (row.stored, row.now))
+        table.append([row.metric, *values, f"± {row.allowed:.5f}", word])
+    print(text_table(table))
     return DONE if all(row.agrees for row in rows) else FAILED

@@ -15,12 +15,8 @@ from flowrl_lab.commands.settings import (
 def add_parser(commands) -> None:
     """Add ``train`` and its options."""
     train = commands.add_parser("train", help="one run, into a folder")
-    train.add_argument(
-        "--algorithm",
-        "--variant",
-        default="flowrl",
-        help="an algorithm or one of its variants (default: %(default)s)",
-    )
+    which = "an algorithm or one of its variants (default: %(default)s)"
+    train.add_argument("--algorithm", "--variant", default="flowrl", help=which)
     train.add_argument("--seed", type=int, default=0)
     add_run_options(train)
     train.set_defaults(action=run_train)

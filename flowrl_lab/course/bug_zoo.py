@@ -56,11 +56,11 @@ def make_probe_batch(seed: int = 0) -> ProbeBatch:
 
 
 # The animals say nothing about themselves, and share no code: each is to be read, and
-# found out, as if somebody had sent it in.
+# found out, as if somebody had sent it in.  They take the tensors of a ``ProbeBatch``.
 
 
-def adder(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
-          *, reward_scale=15.0, clip_low=0.2, clip_high=0.2):  # fmt: skip
+def adder(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):
+    log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask = batch
     lengths = completion_mask.sum(1)
     gained = (log_probs - ref_log_probs).masked_fill(~completion_mask, 0).sum(1)
     moved = (log_probs - old_log_probs).masked_fill(~completion_mask, 0).sum(1)
@@ -69,8 +69,8 @@ def adder(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_ma
     return (weights * residuals**2).mean()
 
 
-def bat(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
-        *, reward_scale=15.0, clip_low=0.2, clip_high=0.2):  # fmt: skip
+def bat(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):
+    log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask = batch
     lengths = completion_mask.sum(1)
     gained = (log_probs - ref_log_probs).masked_fill(~completion_mask, 0).sum(1)
     moved = (log_probs - old_log_probs).masked_fill(~completion_mask, 0).sum(1)
@@ -80,8 +80,8 @@ def bat(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask
     return (ratio * residuals**2).mean()
 
 
-def crow(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
-         *, reward_scale=15.0, clip_low=0.2, clip_high=0.2):  # fmt: skip
+def crow(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):
+    log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask = batch
     lengths = completion_mask.sum(1)
     gained = (log_probs - ref_log_probs).masked_fill(~completion_mask, 0).sum(1)
     moved = (log_probs - old_log_probs).masked_fill(~completion_mask, 0).sum(1)
@@ -90,8 +90,8 @@ def crow(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mas
     return (weights * residuals**2).mean()
 
 
-def dingo(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
-          *, reward_scale=15.0, clip_low=0.2, clip_high=0.2):  # fmt: skip
+def dingo(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):
+    log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask = batch
     gained = (log_probs - ref_log_probs).masked_fill(~completion_mask, 0).mean(1)
     moved = (log_probs - old_log_probs).masked_fill(~completion_mask, 0).sum(1)
     weights = moved.exp().detach().clamp(1 - clip_low, 1 + clip_high)
@@ -99,8 +99,8 @@ def dingo(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_ma
     return (weights * residuals**2).mean()
 
 
-def eel(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
-        *, reward_scale=15.0, clip_low=0.2, clip_high=0.2):  # fmt: skip
+def eel(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):
+    log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask = batch
     lengths = completion_mask.sum(1)
     gained = (log_probs - ref_log_probs).masked_fill(~completion_mask, 0).sum(1)
     moved = (log_probs - old_log_probs).masked_fill(~completion_mask, 0).sum(1)
@@ -110,8 +110,8 @@ def eel(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask
     return (weights * residuals**2).mean()
 
 
-def fox(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
-        *, reward_scale=15.0, clip_low=0.2, clip_high=0.2):  # fmt: skip
+def fox(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):
+    log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask = batch
     share = completion_mask / completion_mask.sum(1, keepdim=True)
     difference = torch.where(completion_mask, ref_log_probs - log_probs, 0)
     moved = torch.where(completion_mask, old_log_probs - log_probs, 0).sum(1)
@@ -120,8 +120,8 @@ def fox(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask
     return (deficit.square() * weights.detach()).sum() / len(rewards)
 
 
-def gnu(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
-        *, reward_scale=15.0, clip_low=0.2, clip_high=0.2):  # fmt: skip
+def gnu(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):
+    log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask = batch
     lengths = completion_mask.sum(1)
     gained = (ref_log_probs - log_probs).masked_fill(~completion_mask, 0).sum(1)
     moved = (log_probs - old_log_probs).masked_fill(~completion_mask, 0).sum(1)
@@ -130,8 +130,8 @@ def gnu(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask
     return (weights * residuals**2).mean()
 
 
-def hare(log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
-         *, reward_scale=15.0, clip_low=0.2, clip_high=0.2):  # fmt: skip
+def hare(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):
+    log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask = batch
     lengths = completion_mask.sum(1)
     gained = (log_probs - ref_log_probs).masked_fill(~completion_mask, 0).sum(1)
     moved = (log_probs - old_log_probs).masked_fill(~completion_mask, 0).sum(1)
@@ -179,10 +179,7 @@ def in_a_run(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
         ValueError: when it is called for another form than the zoo has.
     """
 
-    def flowrl_loss(
-        log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask, *,
-        reward_scale, importance, clip_low, clip_high, length_normalize,
-    ):  # fmt: skip
+    def flowrl_loss(*batch, importance, length_normalize, **settings):
         if importance != "clip" or not length_normalize:
             raise bad_input(
                 "config",
@@ -190,10 +187,7 @@ def in_a_run(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
                 "the form that the zoo claims to have: 'clip' and True",
                 "set both in the config",
             )
-        return loss(
-            log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
-            reward_scale=reward_scale, clip_low=clip_low, clip_high=clip_high,
-        )  # fmt: skip
+        return loss(*batch, **settings)
 
     flowrl_loss.__qualname__ = f"in_a_run({loss.__name__})"
     return flowrl_loss

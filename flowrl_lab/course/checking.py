@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl_lab.course.showing import show
+from flowrl_lab.course.showing import ShownOnce
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Result",
     "judge",
     "load_solution",
-    "show_result",
 ]
 
 Case = tuple[tuple[Any, ...], dict[str, Any]]
@@ -72,8 +71,8 @@ class Exercise:
     gradients: tuple[str, ...] = ()
 
 
-@dataclass
-class Result:
+@dataclass(repr=False)
+class Result(ShownOnce):
     """What a check found; shows itself in a notebook, and prints well.
 
     Attributes:
@@ -87,7 +86,6 @@ class Result:
     status: str
     message: str
     mistake: str = ""
-    _shown: bool = False
 
     def __str__(self) -> str:
         sign = {"passed": "✓", "failed": "✗"}.get(self.status, "○")
@@ -108,12 +106,8 @@ class Result:
             f"<br>{message}</div>"
         )
 
-    def _ipython_display_(self) -> None:
-        # `check` has shown it already; as a cell's last value it would come twice.
-        if self._shown:
-            self._shown = False
-        else:
-            show_result(self)
+    def _repr_mimebundle_(self, **_options) -> dict:
+        return {"text/html": self._repr_html_(), "text/plain": str(self)}
 
 
 def load_solution(exercise: Exercise) -> Callable[..., Any]:
@@ -290,8 +284,3 @@ def _brief(values: Tensor) -> str:
     if values.ndim == 0:
         return flat[0]
     return f"[{', '.join(flat)}{', …' if values.numel() > 4 else ''}]"
-
-
-def show_result(result: Result) -> None:
-    """As HTML in a notebook, as text elsewhere."""
-    show({"text/html": result._repr_html_(), "text/plain": str(result)})

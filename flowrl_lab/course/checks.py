@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 
-from flowrl_lab.course.checking import Exercise, Result, judge, show_result
+from flowrl_lab.course.checking import Exercise, Result, judge
 from flowrl_lab.course.exercises import EXERCISES
 from flowrl_lab.course.ledger import open_ledger
 from flowrl_lab.course.using import read_source
@@ -46,8 +46,7 @@ def check(
         )
     else:
         result = judge(exercises[name], function, seconds)
-    show_result(result)
-    result._shown = True
+    result.show_now()
     if recorded and name in exercises and result.status != "not attempted":
         facts = {"status": result.status, "mistake": result.mistake}
         if result.status == "passed":

@@ -19,15 +19,13 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from flowrl_lab.scaling.machine import Check, check_machine, in_colab
+from flowrl_lab.scaling.machine import Check, check_machine, first_line, in_colab
 
 __all__ = ["Check", "format_checks", "main", "run_doctor"]
 
 _PROJECT = "flowrl-lab"
-_SHOWN_EXTRAS = (
-    *("lm", "notebooks", "metrics", "sets", "gym", "trl", "trackers", "test"),
-)
 _OPTIONAL_EXTRAS = ("metrics", "sets", "gym", "trl", "trackers", "test")
+_SHOWN_EXTRAS = ("lm", "notebooks", *_OPTIONAL_EXTRAS)
 
 
 def run_doctor() -> list[Check]:
@@ -150,7 +148,7 @@ def check_widgets() -> Check:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            return Check("live plots", "broken", _first_line(error), fix)
+            return Check("live plots", "broken", first_line(error), fix)
     from flowrl_lab.plots.live import choose_backend
 
     here = f"drawn as {choose_backend()} here"
@@ -240,11 +238,6 @@ def _find_data_folder() -> Path | None:
         return data_path()
     except FileNotFoundError:
         return None
-
-
-def _first_line(error: BaseException) -> str:
-    """An error's message, cut to its first line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from flowrl_lab._files import write_atomically
 from flowrl_lab._validation import bad_input
 from flowrl_lab.course.exercises import EXERCISES
 from flowrl_lab.course.ledger import Event, merge_events, progress_path, read_events
 from flowrl_lab.course.questions import say
 from flowrl_lab.course.verdicts import number_line, outcome_text
-from flowrl_lab.measuring.pages import html_page, html_table
+from flowrl_lab.measuring.pages import html_page, write_page
+from flowrl_lab.plots.tabulate import html_table
 
 __all__ = ["read_progress", "render_course", "write_course"]
 
@@ -63,15 +63,7 @@ def write_course(
         raise bad_input(
             "out", f"is {out}, a progress file", "a page's name", "--out course.html"
         )
-    if out.exists() and not overwrite:
-        raise bad_input(
-            "out",
-            f"is {out}, which already exists",
-            "a new file",
-            "choose another name with --out, or replace it with --force",
-        )
-    # half a surrogate pair, from a cut emoji, becomes a question mark
-    write_atomically(out, render_course(events).encode("utf-8", "replace"))
+    write_page(out, render_course(events), overwrite=overwrite)
     return len(events)
 
 
@@ -104,13 +96,13 @@ def render_course(events: Iterable[Event], notebooks: Path = NOTEBOOKS) -> str:
     rooms: dict[str, list[Event]] = {}
     for event in events:
         rooms.setdefault(_home_of(event, homes), []).append(event)
-    parts = ["<h1>My FlowRL course</h1>", _overview(events)]
+    parts = [_overview(events)]
     for stem in sorted(rooms, key=lambda stem: (stem == ELSEWHERE, stem)):
         title = homes[stem].title if stem in homes else stem.replace("_", " ")
         body = _room(rooms[stem])
         parts += [f"<h2>{escape(title)}</h2>", body] if body else []
     parts += ["<h2>Sessions</h2>", _sessions(events)]
-    return html_page("My FlowRL course", "\n".join(parts))
+    return html_page("My FlowRL course", *parts)
 
 
 def _read_home(path: Path) -> Home | None:
@@ -139,12 +131,14 @@ def _home_of(event: Event, homes: dict[str, Home]) -> str:
     return ELSEWHERE  # sessions have a table of their own
 
 
-def _of_kind(events: Iterable[Event], *kinds: str) -> dict[str, list[Event]]:
+def _of_kind(
+    events: Iterable[Event], *kinds: str, by: str = "key"
+) -> dict[str, list[Event]]:
     """key -> its events of these kinds, in order of time."""
     found: dict[str, list[Event]] = {}
     for event in events:
         if event["kind"] in kinds:
-            found.setdefault(str(event["key"]), []).append(event)
+            found.setdefault(str(event.get(by, "")), []).append(event)
     return found
 
 
@@ -154,7 +148,7 @@ def _overview(events: list[Event]) -> str:
     same = sum(row["predicted"] == row["result"] for row in settled)
     checks = _of_kind(events, "check").values()
     passed = sum(any(e.get("status") == "passed" for e in rows) for rows in checks)
-    first = [rows[0] for rows in _quiz_questions(events).values()]
+    first = [rows[0] for rows in _of_kind(events, "quiz", by="question").values()]
     right = sum(bool(row.get("right")) for row in first)
     days = [str(event["time"])[:10] for event in events]
     return (
@@ -176,7 +170,7 @@ def _room(events: list[Event]) -> str:
         head = ("exercise", "verdict", "mistakes on the way", "passed on")
         rows = [_check_row(name, verdicts) for name, verdicts in checks.items()]
         parts.append(html_table("Exercises.", head, rows))
-    quiz = _quiz_questions(events)
+    quiz = _of_kind(events, "quiz", by="question")
     if quiz:
         rows = "".join(_quiz_row(text, tries) for text, tries in quiz.items())
         parts.append(f"<h3>Quiz</h3>\n<ul>{rows}</ul>")
@@ -238,15 +232,6 @@ def _check_row(name: str, verdicts: list[Event]) -> list[str]:
         ", then ".join(names) or "–",
         str(passed[0]["time"])[:10] if passed else "–",
     ]
-
-
-def _quiz_questions(events: Iterable[Event]) -> dict[str, list[Event]]:
-    """question -> its answers in order of time."""
-    found: dict[str, list[Event]] = {}
-    for event in events:
-        if event["kind"] == "quiz":
-            found.setdefault(str(event.get("question", "")), []).append(event)
-    return found
 
 
 def _quiz_row(question: str, tries: list[Event]) -> str:

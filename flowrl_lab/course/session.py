@@ -1,7 +1,4 @@
-"""The first line of every notebook: seed everything, say what this machine is.
-
-Also the one place that knows where the shipped data lies.
-"""
+"""The first line of every notebook: seed everything, say what this machine is."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from flowrl_lab.plots.live import choose_backend
+from flowrl_lab.plots.live import choose_backend, in_notebook
 from flowrl_lab.policies.device import set_threads_for_large
 from flowrl_lab.policies.fast.workers import set_workers
 
@@ -146,14 +143,14 @@ def _describe(session: Session) -> str:
         threads = torch.get_num_threads()
         device = f"{device} ({threads} thread{'s' if threads > 1 else ''})"
     note = " (short runs that still show the effect)" if session.quick else ""
+    own = f"flowrl_lab {_own_version()}, Python {platform.python_version()}"
     rows = (
-        ("versions", f"flowrl_lab {_own_version()}, Python "
-         f"{platform.python_version()}, torch {torch.__version__}"),
+        ("versions", f"{own}, torch {torch.__version__}"),
         ("device", device),
         ("seed", str(session.seed)),
         ("budget", session.budget + note),
         ("plots", session.plot_backend),
-    )  # fmt: skip
+    )
     return "\n".join(f"{label:<9} {text}" for label, text in rows)
 
 
@@ -164,7 +161,6 @@ def _record(session: Session) -> None:
     should leave nothing behind in the folder it was started in.
     """
     from flowrl_lab.course.ledger import open_ledger
-    from flowrl_lab.course.showing import in_notebook
     from flowrl_lab.measuring.folder import describe_environment
 
     if in_notebook() or os.environ.get("FLOWRL_PROGRESS"):

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+from flowrl_lab.plots.live import in_notebook
 
-__all__ = ["ShownOnce", "in_notebook", "show"]
-
-
-def in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and hasattr(shell, "kernel")
+__all__ = ["ShownOnce", "show"]
 
 
 def show(bundle: dict[str, object], metadata: dict | None = None) -> None:

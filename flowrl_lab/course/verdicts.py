@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from xml.sax.saxutils import quoteattr
 
 from flowrl_lab.course.questions import say
-from flowrl_lab.plots.static import INK, linear_ticks
+from flowrl_lab.plots.static import INK, linear_ticks, svg
 
 __all__ = ["number_line", "outcome_html", "outcome_text"]
 
@@ -73,10 +72,6 @@ def number_line(facts: Facts) -> str:
         return MARGIN + (value - low) / (high - low) * (WIDTH - 2 * MARGIN)
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH:.0f}" height="108" '
-        f'viewBox="0 0 {WIDTH:.0f} 108" role="img" style="max-width:100%" '
-        f'aria-label={quoteattr(outcome_text(facts))} fill="{INK}" '
-        'font-family="system-ui,sans-serif" font-size="12">',
         f'<path d="M{MARGIN} {AXIS}H{WIDTH - MARGIN}" stroke="{INK}"/>',
     ]
     for tick in linear_ticks(low, high):
@@ -95,7 +90,7 @@ def number_line(facts: Facts) -> str:
         parts.append(_mark(here, AXIS - 3, "▼", PREDICTED, AXIS - 22, words))
     words = f"came out: {say(result, unit)}"
     parts.append(_mark(place(result), AXIS + 34, "▲", CAME_OUT, AXIS + 50, words))
-    return "".join([*parts, "</svg>"])
+    return svg(WIDTH, 108, outcome_text(facts), parts)
 
 
 def _mark(x: float, y: float, glyph: str, color: str, text_y: float, words: str) -> str:

@@ -61,7 +61,7 @@ def export_merged(run: Run, folder: str | Path) -> Path:
 
 
 def _prepare(run: Run, folder: str | Path) -> Path:
-    if getattr(run.policy, "loaded", None) is None:
+    if run.policy.name != "hf_lm":
         raise ValueError(
             f"the run's policy is {run.policy.name!r}; expected 'hf_lm', a model of "
             "the hub or a folder. Fix: export a run of such a model; others are saved "

@@ -14,12 +14,7 @@ import torch
 from flowrl_lab.tasks import load_task
 from flowrl_lab.tasks.text import cut_completion
 
-__all__ = ["is_text_task", "load_scorer", "rendered", "score_text"]
-
-
-def is_text_task(task) -> bool:
-    """Whether the task works on text, with any tokenizer."""
-    return hasattr(task, "stop")
+__all__ = ["check_language_task", "load_scorer", "score_text"]
 
 
 def check_language_task(task) -> None:
@@ -28,22 +23,17 @@ def check_language_task(task) -> None:
     Raises:
         ValueError: a task of states or symbols, without text.
     """
-    if not (is_text_task(task) or hasattr(task, "characters")):
+    if not (task.in_text or task.characters):
         raise ValueError(
             f"task {task.name!r} has no text, so no other engine can train on it. Fix: "
             "take a run of make_number or of another text task."
         )
 
 
-def rendered(task, prompt: str) -> str:
-    """The prompt as the model reads it."""
-    return task.render(prompt) if hasattr(task, "render") else prompt
-
-
 def score_text(task, prompt: str, completion: str) -> float:
     """The reward of one completion, given as text without its end token."""
     check_language_task(task)
-    if is_text_task(task):
+    if task.in_text:
         return task.score(prompt, cut_completion(task, completion)).reward
     known = all(character in task.characters for character in completion)
     if not known or len(completion) >= task.max_completion_tokens:

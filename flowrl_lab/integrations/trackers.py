@@ -215,10 +215,8 @@ class Trackio:
         self._waiting: dict[str, list[tuple[int, dict[str, float]]]] = {}
 
     def _open(self, run: str):
-        return self._trackio.init(
-            project=_safe(self._project), name=run, embed=False,
-            auto_log_gpu=False, auto_log_cpu=False,
-        )  # fmt: skip
+        quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        return self._trackio.init(project=_safe(self._project), name=run, **quiet)
 
     def write(self, run: str, step: int, values: dict[str, float]) -> None:
         if self._live is None:

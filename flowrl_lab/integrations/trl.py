@@ -207,11 +207,13 @@ class FlowRLTrainer(GRPOTrainer):
             "reward_scale": args.reward_scale,
             "length_normalize": args.length_normalize,
         }
+        clip = {"clip_low": self.epsilon_low, "clip_high": self.epsilon_high}
         rows = flowrl_loss(
-            log_z, log_probs, old, reference, rewards, mask,
-            importance=args.importance, clip_low=self.epsilon_low,
-            clip_high=self.epsilon_high, reduction="none", **form,
-        )  # fmt: skip
+            *(log_z, log_probs, old, reference, rewards, mask),
+            importance=args.importance,
+            reduction="none",
+            **(form | clip),
+        )
         correction = inputs.get("importance_sampling_ratio")
         if correction is not None:  # vLLM's samples are not quite π_old's
             rows = rows * correction.view(-1)
@@ -235,17 +237,16 @@ class FlowRLTrainer(GRPOTrainer):
         self, log_z, residuals, log_probs, old, reference, entropies, mask
     ) -> None:
         """Put this library's measures into TRL's log, averaged over the processes."""
+        clip = {"clip_low": self.epsilon_low, "clip_high": self.epsilon_high}
+        clipped = clip_fraction(log_probs, old, mask, level="sequence", **clip)
         measured = {
             "log_z": log_z.mean(),
             "residual_mean": residuals.mean(),
             "residual_square": residuals.square().mean(),
             "kl_to_reference": masked_sum(old - reference, mask).mean(),
             "entropy": (entropies * mask).sum() / mask.sum(),
-            "clip_fraction": clip_fraction(
-                log_probs, old, mask, clip_low=self.epsilon_low,
-                clip_high=self.epsilon_high, level="sequence",
-            ),
-        }  # fmt: skip
+            "clip_fraction": clipped,
+        }
         values = torch.stack([value.float() for value in measured.values()])
         values = self.accelerator.reduce(values, reduction="mean").tolist()
         found = dict(zip(measured, values, strict=True))

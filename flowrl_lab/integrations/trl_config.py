@@ -55,6 +55,11 @@ _TRUNCATED_SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 _SCHEDULES = {"constant": "constant", "linear": "linear", "cosine": "cosine"}
 
 
+_SAME = ("seed", "num_generations", "temperature", "learning_rate", "max_grad_norm")
+_SAME += ("reward_scale", "reward_form", "length_normalize", "importance")
+_SAME += ("log_z_learning_rate", "log_z_features")
+
+
 def _setting(default: Any, words: str) -> Any:
     return field(default=default, metadata={"help": words})
 
@@ -200,13 +205,8 @@ def translate(config: ExperimentConfig, processes: int = 1) -> dict[str, Any]:
             "a divisor of prompts_per_step x num_generations",
             "change one of the three",
         )
-    same = (
-        "seed", "num_generations", "temperature", "learning_rate", "max_grad_norm",
-        "reward_scale", "reward_form", "length_normalize", "importance",
-        "log_z_learning_rate", "log_z_features",
-    )  # fmt: skip
     return {
-        **{name: getattr(config, name) for name in same},
+        **{name: getattr(config, name) for name in _SAME},
         "max_steps": config.steps * config.updates_per_batch,
         "per_device_train_batch_size": rows // processes,
         "num_iterations": config.updates_per_batch,

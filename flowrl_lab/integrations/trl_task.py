@@ -13,12 +13,7 @@ from typing import Any
 
 import torch
 
-from flowrl_lab.integrations.task_scores import (
-    check_language_task,
-    is_text_task,
-    rendered,
-    score_text,
-)
+from flowrl_lab.integrations.task_scores import check_language_task, score_text
 
 __all__ = ["character_tokenizer", "make_reward", "task_for_trl"]
 
@@ -39,7 +34,7 @@ def task_for_trl(task, *, split: str = "train", tokenizer=None) -> dict[str, Any
     check_language_task(task)
     prompts = task.prompts(split)
     columns = {
-        "prompt": [rendered(task, prompt) for prompt in prompts],
+        "prompt": [task.render(prompt) for prompt in prompts],
         "task_prompt": list(prompts),  # what the verifier asks for
     }
     return {
@@ -54,13 +49,12 @@ def character_tokenizer(task):
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    characters = getattr(task, "characters", None)
-    if characters is None:
+    if not task.characters:
         raise ValueError(
             f"task {task.name!r} does not spell with characters of its own. Fix: pass "
             "your model's tokenizer: task_for_trl(task, tokenizer=...)."
         )
-    vocab = {character: index for index, character in enumerate(characters)}
+    vocab = {character: index for index, character in enumerate(task.characters)}
     vocab |= {"<pad>": task.pad_id, "<eos>": task.eos_id}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
@@ -78,7 +72,7 @@ def make_reward(task) -> Callable[..., list[float]]:
 
     def reward(prompts, completions, completion_ids, task_prompt=None, **_columns):
         asked = prompts if task_prompt is None else task_prompt
-        if is_text_task(task):
+        if task.in_text:
             pairs = zip(asked, completions, strict=True)
             return [score_text(task, *pair) for pair in pairs]
         width = max(map(len, completion_ids))

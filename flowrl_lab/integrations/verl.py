@@ -14,14 +14,16 @@ run on a GPU.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowrl_lab._files import write_atomically
-from flowrl_lab.integrations.task_scores import check_language_task, rendered
+from flowrl_lab._files import refuse_used, write_atomically
+from flowrl_lab.integrations.task_scores import check_language_task
+from flowrl_lab.plots.tabulate import markdown_table
 from flowrl_lab.tasks import load_task
 from flowrl_lab.training.config import ExperimentConfig
 
@@ -40,9 +42,18 @@ RECIPE_WEIGHTS = "min(ratio, 10), with no floor"
 RECIPE_KEYS = ("data.gen_batch_size", "actor_rollout_ref.actor.optim.warmup_style")
 # Fields that a FlowRL run does not read, here or there.
 IDLE = ("kl_coef", "pass_k", "value_learning_rate")
-FILES = (
-    "run.sh", "reward.py", "train.jsonl", "heldout.jsonl", "DIFFERENCES.md",
-)  # fmt: skip
+FILES = ("run.sh", "reward.py", "train.jsonl", "heldout.jsonl", "DIFFERENCES.md")
+PAGE = """# {name}: what verl's FlowRL recipe does otherwise
+
+Same name, other meaning. Everything that is not listed means the same.
+
+{table}
+
+A FlowRL run reads none of {idle}, here or there.
+
+A group whose rewards are all equal still trains, here and there: its residual pulls \
+the policy to the reference.
+"""
 
 
 def verl_settings(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
@@ -323,12 +334,7 @@ def export_verl(
     """
     folder = Path(folder).absolute()
     task, settings = _check(config), verl_settings(config, folder)
-    taken = [name for name in FILES if (folder / name).exists()]
-    if taken:
-        raise ValueError(
-            f"{folder / taken[0]} already exists; nothing is overwritten. Fix: name a "
-            "new folder with --out."
-        )
+    refuse_used(*(folder / name for name in FILES))
     settings["data.max_prompt_length"] = _longest_prompt(task)
     contents = {
         "run.sh": _script(settings, model),
@@ -356,7 +362,7 @@ def _check(config: ExperimentConfig):
 def _longest_prompt(task) -> int:
     """Tokens of the longest prompt, at most: no tokenizer has more than bytes."""
     every = (*task.prompts("train"), *task.prompts("heldout"))
-    return max(len(rendered(task, prompt).encode()) for prompt in every)
+    return max(len(task.render(prompt).encode()) for prompt in every)
 
 
 def _script(settings: dict[str, Any], model: str) -> str:
@@ -403,7 +409,7 @@ def _rows(task, split: str) -> str:
     rows = [
         {
             "data_source": task.name,
-            "prompt": [{"role": "user", "content": rendered(task, prompt)}],
+            "prompt": [{"role": "user", "content": task.render(prompt)}],
             # The verifier judges from the prompt; verl hands this to the reward.
             "reward_model": {"style": "rule", "ground_truth": prompt},
             "extra_info": {"index": index, "split": split},
@@ -414,21 +420,6 @@ def _rows(task, split: str) -> str:
 
 
 def _page(config: ExperimentConfig) -> str:
-    lines = [
-        f"# {config.run_name}: what verl's FlowRL recipe does otherwise",
-        "",
-        "Same name, other meaning. Everything that is not listed means the same.",
-        "",
-        "| setting | here | in the recipe | what to do |",
-        "|---|---|---|---|",
-    ]
-    for one in compare_meaning(config):
-        lines.append(f"| {one.setting} | {one.here} | {one.there} | {one.what_to_do} |")
-    lines += [
-        "",
-        f"A FlowRL run reads none of {', '.join(IDLE)}, here or there.",
-        "",
-        "A group whose rewards are all equal still trains, here and there: its "
-        "residual pulls the policy to the reference.",
-    ]
-    return "\n".join(lines) + "\n"
+    head = ("setting", "here", "in the recipe", "what to do")
+    table = markdown_table(head, map(dataclasses.astuple, compare_meaning(config)))
+    return PAGE.format(name=config.run_name, table=table, idle=", ".join(IDLE))

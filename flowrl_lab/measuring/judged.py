@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from flowrl_lab.measuring.noise_floors import (
     measure_samples,
 )
 from flowrl_lab.measuring.samples import draw_samples, needs_words
+from flowrl_lab.measuring.tables import Metric
 from flowrl_lab.metrics import (
     Judge,
     LogZCalibration,
@@ -39,25 +39,13 @@ __all__ = [
     "ExactFigure",
     "evaluate_run",
     "load_for_evaluation",
-    "to_plain",
 ]
 
 
 @dataclass(frozen=True)
-class ExactFigure:
-    """An exact figure of the policy, and of the target itself.
+class ExactFigure(Metric):
+    """An exact figure of the policy (mean over prompts), and of the target itself."""
 
-    Attributes:
-        key: for JSON.
-        heading: for people.
-        better: "↑" or "↓".
-        value: the policy's, mean over prompts.
-        perfect: the exact target's.
-    """
-
-    key: str
-    heading: str
-    better: str
     value: float
     perfect: float
 
@@ -151,12 +139,10 @@ def evaluate_run(
     facts = _facts(run, prompts, num_samples, temperature, repeats, seed)
     referee = None
     exact, log_z, pass_rates = (), None, ()
-    if getattr(run.task, "has_referee", True):
+    if run.task.has_referee:
         on_stage(f"exact figures of {len(prompts)} prompts")
-        referee = Referee(
-            run.policy, run.task, prompts, reward_scale=run.config.reward_scale,
-            temperature=temperature,
-        )  # fmt: skip
+        scales = {"reward_scale": run.config.reward_scale, "temperature": temperature}
+        referee = Referee(run.policy, run.task, prompts, **scales)
         reports = referee.reports(
             run.textbook_log_z, log_z_features=run.config.log_z_features
         )
@@ -185,13 +171,21 @@ def _pick_prompts(run: Run, wanted: int | None) -> tuple[str, ...]:
 def _facts(run, prompts, num_samples, temperature, repeats, seed) -> dict:
     config = run.config
     return {
-        "run": config.run_name, "algorithm": config.algorithm, "task": config.task,
-        "task_options": config.task_options, "seed_of_run": config.seed,
-        "step": run.step, "steps": config.steps,
-        "finished": run.step >= config.steps, "prompts": len(prompts),
-        "samples": num_samples, "temperature": temperature, "repeats": repeats,
-        "seed": seed, "device": str(run.policy.device),
-    }  # fmt: skip
+        "run": config.run_name,
+        "algorithm": config.algorithm,
+        "task": config.task,
+        "task_options": config.task_options,
+        "seed_of_run": config.seed,
+        "step": run.step,
+        "steps": config.steps,
+        "finished": run.step >= config.steps,
+        "prompts": len(prompts),
+        "samples": num_samples,
+        "temperature": temperature,
+        "repeats": repeats,
+        "seed": seed,
+        "device": str(run.policy.device),
+    }
 
 
 # ------------------------------------------------------------------------- exact
@@ -287,14 +281,13 @@ def _sampled_figures(
     facts: dict,
     judge: Judge | None,
 ) -> Sequence[SampledFigure]:
-    num_samples, seed = facts["samples"], facts["seed"]
-    samples = draw_samples(
-        run.policy, run.task, prompts, num_samples, temperature=facts["temperature"],
-        generator=torch.Generator(run.policy.device).manual_seed(seed),
-    )  # fmt: skip
+    seed = facts["seed"]
+    generator = torch.Generator(run.policy.device).manual_seed(seed)
+    how = {"temperature": facts["temperature"], "generator": generator}
+    samples = draw_samples(run.policy, run.task, prompts, facts["samples"], **how)
     answers = [] if referee is None else list(referee.answers.values())
     measures = make_measures(
-        num_samples,
+        facts["samples"],
         words=needs_words(samples),
         texts=run.task.max_completion_tokens > 1,
         ideas=any(bool((listed.groups >= 0).any()) for listed in answers),
@@ -303,13 +296,11 @@ def _sampled_figures(
     if referee is None:
         return measure_samples(samples, measures)
     return measure_samples(
-        samples, measures, answers=answers,
+        samples,
+        measures,
+        answers=answers,
         log_probs=list(referee.log_probs().values()),
-        targets=list(referee.targets().values()), repeats=facts["repeats"],
+        targets=list(referee.targets().values()),
+        repeats=facts["repeats"],
         generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
-
-
-def to_plain(evaluation: Evaluation) -> dict:
-    """The evaluation as dicts, lists, numbers and text, for JSON."""
-    return dataclasses.asdict(evaluation)
+    )

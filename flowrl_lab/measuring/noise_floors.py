@@ -19,6 +19,7 @@ from torch import Tensor
 
 from flowrl_lab._validation import bad_input, check_count
 from flowrl_lab.measuring.samples import PromptSamples, draw_perfect_samples
+from flowrl_lab.measuring.tables import Metric
 from flowrl_lab.metrics import (
     Judge,
     answer_entropy,
@@ -50,31 +51,24 @@ Expectation = Callable[[Tensor, AnswerSet, int], float]
 
 
 @dataclass(frozen=True)
-class SampleMeasure:
+class SampleMeasure(Metric):
     """One figure of a prompt's samples.
 
     Attributes:
-        key: for JSON.
-        heading: for people.
-        better: "↑" or "↓" where one direction is more right or more varied.
         of: samples of one prompt -> value; NaN where it does not apply.
         expected: its exact mean over draws from known probabilities, if there is a
             formula.
     """
 
-    key: str
-    heading: str
-    better: str
     of: Callable[[PromptSamples], float]
     expected: Expectation | None = None
 
 
 @dataclass(frozen=True)
-class SampledFigure:
+class SampledFigure(Metric):
     """A measure of a policy's samples, mean over prompts.
 
     Attributes:
-        key, heading, better: of the measure.
         value: what the samples gave.
         error: its standard error over the prompts; NaN for a single one.
         exact: what it is on average over draws from this very policy; NaN where
@@ -86,9 +80,6 @@ class SampledFigure:
         prompts: how many prompts the measure applied to.
     """
 
-    key: str
-    heading: str
-    better: str
     value: float
     error: float
     exact: float
@@ -118,64 +109,48 @@ def make_measures(
         judge: include the rating of this judge.
     """
     check_count("num_samples", num_samples, least=2)
-    found = [
-        SampleMeasure(
-            "avg", f"Avg@{num_samples} (accuracy)", "↑",
-            lambda s: avg_at_k(s.correct), _expected_accuracy,
-        ),
-        *(_pass_measure(k) for k in PASS_AT if k <= num_samples),
-        SampleMeasure(
-            "distinct_correct", "different right answers", "↑",
-            lambda s: float(distinct_solutions(s.solutions, s.correct)),
-            lambda probs, answers, n: expected_distinct(
-                probs[answers.correct], n
-            ).item(),
-        ),
-    ]  # fmt: skip
+    n, ways = num_samples, SampleMeasure
+    found = [ways("avg", f"Avg@{n} (accuracy)", "↑", _average, _expected_accuracy)]
+    found += [_pass_measure(k) for k in PASS_AT if k <= n]
+    found.append(
+        ways("distinct_correct", "different right answers", "↑", _right, _expect_right)
+    )
     if ideas:
+        words_for = "different right ideas"
         found.append(
-            SampleMeasure(
-                "distinct_ideas", "different right ideas", "↑",
-                _count_ideas, _expected_ideas,
-            )
-        )  # fmt: skip
-    found += _entropy_measures()
+            ways("distinct_ideas", words_for, "↑", _count_ideas, _expected_ideas)
+        )
+    nats = "entropy of the answers, nats"
+    found += [
+        ways(
+            "entropy", nats, "", lambda s: answer_entropy(s.solutions), _expect_entropy
+        ),
+        ways("entropy_correct", "entropy of the right ones, nats", "↑", _right_entropy),
+    ]
     if texts:
         found += _text_measures(words)
     if judge is not None:
-        found.append(
-            SampleMeasure(
-                "judge", "judge's rating, 1 to 5", "↑",
-                lambda s: judge_diversity(judge, {s.prompt: s.texts})[s.prompt],
-            )
-        )  # fmt: skip
+
+        def rate(s: PromptSamples) -> float:
+            return judge_diversity(judge, {s.prompt: s.texts})[s.prompt]
+
+        found.append(ways("judge", "judge's rating, 1 to 5", "↑", rate))
     return tuple(found)
 
 
 def _pass_measure(k: int) -> SampleMeasure:
-    return SampleMeasure(
-        f"pass@{k}", f"pass@{k}, unbiased", "↑",
-        lambda s: pass_at_k(len(s), sum(s.correct), k),
-        lambda probs, answers, n: exact_pass_at_k(
-            _expected_accuracy(probs, answers, n), k
-        ),
-    )  # fmt: skip
+    def seen(s: PromptSamples) -> float:
+        return pass_at_k(len(s), sum(s.correct), k)
 
+    def expected(probs: Tensor, answers: AnswerSet, n: int) -> float:
+        return exact_pass_at_k(_expected_accuracy(probs, answers, n), k)
 
-def _entropy_measures() -> list[SampleMeasure]:
-    return [
-        SampleMeasure(
-            "entropy", "entropy of the answers, nats", "",
-            lambda s: answer_entropy(s.solutions), _expected_entropy,
-        ),
-        SampleMeasure(
-            "entropy_correct", "entropy of the right ones, nats", "↑",
-            lambda s: answer_entropy(s.right) if s.right else math.nan,
-        ),
-    ]  # fmt: skip
+    return SampleMeasure(f"pass@{k}", f"pass@{k}, unbiased", "↑", seen, expected)
 
 
 def _text_measures(words: bool) -> list[SampleMeasure]:
+    unit, tokenize = ("words", "13a") if words else ("characters", "char")
+
     def units(s: PromptSamples) -> list:
         return [text.split() if words else text for text in s.texts]
 
@@ -184,22 +159,41 @@ def _text_measures(words: bool) -> list[SampleMeasure]:
         long_enough = max(map(len, sequences)) >= 2
         return distinct_n(sequences, 2) if long_enough else math.nan
 
-    unit, tokenize = ("words", "13a") if words else ("characters", "char")
+    def bleu(s: PromptSamples) -> float:
+        return self_bleu(s.texts, tokenize=tokenize)
+
+    def vendi(s: PromptSamples) -> float:
+        return vendi_score(ngram_similarity(units(s), 2))
+
+    def compression(s: PromptSamples) -> float:
+        return compression_ratio(s.texts)
+
     return [
         SampleMeasure("distinct_2", f"distinct-2 ({unit})", "↑", distinct_pairs),
-        SampleMeasure(
-            "self_bleu", f"self-BLEU ({unit})", "↓",
-            lambda s: self_bleu(s.texts, tokenize=tokenize),
-        ),
-        SampleMeasure(
-            "compression", "compression ratio", "↓",
-            lambda s: compression_ratio(s.texts),
-        ),
-        SampleMeasure(
-            "vendi", f"Vendi score (pairs of {unit})", "↑",
-            lambda s: vendi_score(ngram_similarity(units(s), 2)),
-        ),
-    ]  # fmt: skip
+        SampleMeasure("self_bleu", f"self-BLEU ({unit})", "↓", bleu),
+        SampleMeasure("compression", "compression ratio", "↓", compression),
+        SampleMeasure("vendi", f"Vendi score (pairs of {unit})", "↑", vendi),
+    ]
+
+
+def _average(s: PromptSamples) -> float:
+    return avg_at_k(s.correct)
+
+
+def _right(s: PromptSamples) -> float:
+    return float(distinct_solutions(s.solutions, s.correct))
+
+
+def _entropy(s: PromptSamples) -> float:
+    return answer_entropy(s.solutions)
+
+
+def _right_entropy(s: PromptSamples) -> float:
+    return answer_entropy(s.right) if s.right else math.nan
+
+
+def _expect_right(probs: Tensor, answers: AnswerSet, n: int) -> float:
+    return expected_distinct(probs[answers.correct], n).item()
 
 
 def _expected_accuracy(probs: Tensor, answers: AnswerSet, _n: int) -> float:
@@ -222,7 +216,7 @@ def _expected_ideas(probs: Tensor, answers: AnswerSet, n: int) -> float:
     return expected_distinct(held.clamp(max=1.0), n).item()
 
 
-def _expected_entropy(probs: Tensor, _answers: AnswerSet, n: int) -> float:
+def _expect_entropy(probs: Tensor, _answers: AnswerSet, n: int) -> float:
     if probs.sum().item() < 1 - 1e-3:  # what is not listed has an unknown entropy
         return math.nan
     return expected_answer_entropy(probs, n).item()
@@ -258,10 +252,9 @@ def measure_samples(
     """
     sizes = {len(s) for s in samples}
     if len(sizes) != 1:
-        raise bad_input(
-            "samples", f"have {sorted(sizes)} texts a prompt", "the same of each",
-            "draw equally many samples of every prompt",
-        )  # fmt: skip
+        got = f"have {sorted(sizes)} texts a prompt"
+        fix = "draw equally many samples of every prompt"
+        raise bad_input("samples", got, "the same of each", fix)
     check_count("repeats", repeats, least=2)
     if generator is None:
         generator = torch.Generator().manual_seed(0)
@@ -289,11 +282,14 @@ def _figure(measure, samples, answers, log_probs, targets, perfect) -> SampledFi
     floor = _mean(drawn)
     known = _expect(measure, answers, targets, len(samples[0]))
     return SampledFigure(
-        measure.key, measure.heading, measure.better, _mean(values), error,
+        *(measure.key, measure.heading, measure.better),
+        value=_mean(values),
+        error=error,
         exact=_expect(measure, answers, log_probs, len(samples[0])),
         perfect=floor if math.isnan(known) else known,
-        perfect_spread=_spread(drawn), prompts=len(kept),
-    )  # fmt: skip
+        perfect_spread=_spread(drawn),
+        prompts=len(kept),
+    )
 
 
 def _expect(measure, answers, log_probs, num_samples: int) -> float:

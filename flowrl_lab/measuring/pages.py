@@ -1,6 +1,6 @@
-"""One self-contained HTML page about a set of runs.
+"""Self-contained HTML pages: about a set of runs, a study, an evaluation.
 
-The page opens offline in any browser: styles and pictures (SVG) are inside it, it
+A page opens offline in any browser: styles and pictures (SVG) are inside it, it
 has no script and asks for nothing from outside.  It follows the reader's light or
 dark theme, and every picture carries its numbers as alt text.
 """
@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
-from xml.sax.saxutils import quoteattr
 
 from flowrl_lab._files import write_atomically
 from flowrl_lab._validation import bad_input
 from flowrl_lab.measuring.folder import RunResult
+from flowrl_lab.measuring.judged import Evaluation
+from flowrl_lab.measuring.noise_floors import SampledFigure
 from flowrl_lab.measuring.tables import (
     METRICS,
     Spread,
@@ -27,16 +29,25 @@ from flowrl_lab.measuring.tables import (
     metric_of,
     summarize,
 )
+from flowrl_lab.metrics import calibration_error
 from flowrl_lab.plots.figures import svg_from_records
-from flowrl_lab.plots.panels import ALWAYS_LOG, format_number, run_styles
+from flowrl_lab.plots.panels import (
+    ALWAYS_LOG,
+    format_number,
+    format_seconds,
+    run_styles,
+)
 from flowrl_lab.plots.placement import Box
-from flowrl_lab.plots.static import INK, draw_axes
+from flowrl_lab.plots.static import draw_axes, svg
+from flowrl_lab.plots.tabulate import html_table, text_table
 
 __all__ = [
+    "format_evaluation",
     "html_page",
-    "html_table",
+    "render_evaluation",
     "render_report",
     "render_study",
+    "write_page",
     "write_report",
 ]
 
@@ -67,6 +78,25 @@ pre { overflow-x: auto; padding: .7rem; background: var(--band); }
 """
 
 
+def write_page(path: str | Path, page: str, *, overwrite: bool = False) -> Path:
+    """Write a page to a file; its folder is made if need be.
+
+    Raises:
+        ValueError: the file exists and ``overwrite`` is False.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise bad_input(
+            "path",
+            f"is {path}, which already exists",
+            "a new file",
+            "choose another name, or pass overwrite=True (--force)",
+        )
+    # half a surrogate pair, from a cut emoji, becomes a question mark
+    write_atomically(path, page.encode("utf-8", "replace"))
+    return path
+
+
 def write_report(
     results: Sequence[RunResult],
     path: str | Path,
@@ -79,7 +109,7 @@ def write_report(
 
     Args:
         results: finished runs; runs of one name are seeds of the same experiment.
-        path: where to write; its folder is made if need be.
+        path: where to write.
         title: the page's headline.
         command: the command that makes these runs again; empty leaves it out.
         overwrite: replace a file that is already there.
@@ -90,32 +120,18 @@ def write_report(
     Raises:
         ValueError: no results, or the file exists and ``overwrite`` is False.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise bad_input(
-            "path",
-            f"is {path}, which already exists",
-            "a new file",
-            "choose another name, or pass overwrite=True",
-        )
     page = render_report(results, title=title, command=command)
-    write_atomically(path, page.encode())
-    return path
+    return write_page(path, page, overwrite=overwrite)
 
 
 def render_report(
     results: Sequence[RunResult], *, title: str, command: str = ""
 ) -> str:
-    """The page that ``write_report`` writes.
-
-    Raises:
-        ValueError: ``results`` is empty.
-    """
+    """The page that ``write_report`` writes."""
     results = list(results)
     if not results:
         raise bad_input("results", "is empty", "at least one run", "train one first")
-    parts = [f"<h1>{escape(title)}</h1>", *_about(results), _again(command)]
-    return html_page(title, "\n".join(part for part in parts if part))
+    return html_page(title, *_about(results), again=command)
 
 
 def render_study(
@@ -133,11 +149,10 @@ def render_study(
         f'<li><a href="#{quote(name)}">{escape(name)}</a>: {len(runs)} runs</li>'
         for name, runs in studies.items()
     )
-    parts = [f"<h1>{escape(title)}</h1>", f"<ul>{links}</ul>"]
+    parts = [f"<ul>{links}</ul>"]
     for name, runs in studies.items():
-        parts.append(f'<h1 id="{quote(name)}">{escape(name)}</h1>')
-        parts += _about(list(runs))
-    return html_page(title, "\n".join([*parts, _again(command)]))
+        parts += [f'<h1 id="{quote(name)}">{escape(name)}</h1>', *_about(list(runs))]
+    return html_page(title, *parts, again=command)
 
 
 def _about(results: list[RunResult]) -> list[str]:
@@ -158,13 +173,22 @@ def _about(results: list[RunResult]) -> list[str]:
     ]
 
 
-def html_page(title: str, body: str) -> str:
-    """A whole page around ``body``: self-contained, in the reader's theme."""
+def html_page(title: str, *parts: str, again: str = "") -> str:
+    """A whole page: self-contained, in the reader's theme.
+
+    Args:
+        title: of the page, and its headline.
+        parts: what stands below it, as HTML; empty ones are left out.
+        again: the command that makes the page's content again.
+    """
+    body = [f"<h1>{escape(title)}</h1>", *filter(None, parts)]
+    if again:
+        body.append(f"<h2>Again</h2>\n<pre><code>{escape(again)}</code></pre>")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        "<body>\n<main>\n" + "\n".join(body) + "\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -177,7 +201,7 @@ def _overview(results: list[RunResult], groups: dict[str, list[RunResult]]) -> s
     return (
         f"<p>Task {escape(', '.join(tasks))}; {len(groups)} kinds of run, "
         f"{len(results)} runs, seeds {', '.join(map(str, seeds))}; device "
-        f"{escape(', '.join(devices))}; wall time {_duration(total)}, all runs "
+        f"{escape(', '.join(devices))}; wall time {format_seconds(total)}, all runs "
         "added up, evaluation included.</p>"
         "<p class='soft'>The numbers of the first table are exact: the referee "
         "enumerates the answers and asks the trained policy for the probability of "
@@ -186,32 +210,11 @@ def _overview(results: list[RunResult], groups: dict[str, list[RunResult]]) -> s
     )
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
-def html_table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; the first cell of a row is its heading."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in others)
-        + "</tr>\n"
-        for first, *others in rows
-    )
-    return (
-        f'<div class="wide"><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{top}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-    )
-
-
 def _summary_table(results: list[RunResult], groups: dict) -> str:
     table = summarize(results)
     keys = list(next(iter(table.values())))
     shown = [metric for metric in METRICS if metric.key in keys]
-    head = ["run", "n", *(f"{m.heading} {m.better}".strip() for m in shown)]
+    head = ["run", "n", *(metric.title for metric in shown)]
     rows = [
         [name, str(len(groups[name])), *(str(row[key]) for key in keys)]
         for name, row in table.items()
@@ -290,11 +293,7 @@ def draw_front(groups: dict[str, list[RunResult]]) -> str:
         f"{name}: accuracy {right}, effective answers {answers}"
         for name, (right, answers) in points.items()
     )
-    label = quoteattr(f"Accuracy against effective answers. {words}")
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="720" height="360" '
-        f'viewBox="0 0 720 360" role="img" aria-label={label} fill="{INK}" '
-        'font-family="system-ui,sans-serif" font-size="12">',
         '<text x="20" y="14">effective answers</text>',
         draw_axes(box, x_range, y_range, "accuracy", False),
     ]
@@ -326,7 +325,7 @@ def draw_front(groups: dict[str, list[RunResult]]) -> str:
             f"{style.glyph}</tspan> {escape(name)}: {accuracy.mean:.3f}, "
             f"{answers.mean:.2f}</text>"
         )
-    return "\n".join([*parts, "</svg>"])
+    return svg(720, 360, f"Accuracy against effective answers. {words}", parts)
 
 
 def _families(names: Iterable[str]) -> list[list[str]]:
@@ -388,7 +387,140 @@ def _environment_table(results: Sequence[RunResult]) -> str:
     return html_table("Versions and machine.", ["what", "value"], rows)
 
 
-def _again(command: str) -> str:
-    if not command:
-        return ""
-    return f"<h2>Again</h2>\n<pre><code>{escape(command)}</code></pre>"
+# -------------------------------------------------------------------- an evaluation
+
+EXACT_HEAD = ("exact, from the list of answers", "policy", "perfect (p*)")
+SAMPLED_HEAD = ("from samples", "policy", "its exact mean", "perfect sampler", "in sd")
+BIN_HEAD = ("stated pass rate", "prompts", "stated", "exact")
+NO_LIST = (
+    "This task cannot list its answers: there are no exact figures, and what a perfect "
+    "sampler would score is not known. ± is the standard error over the prompts."
+)
+HOW_TO_READ = (
+    "± after the policy is the standard error over the prompts; ± after the perfect "
+    "sampler is how much its figure scatters from draw to draw. The last column is the "
+    "distance of the two in units of that scatter: within 2 the sample does not show "
+    "that the policy differs from the target."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of an evaluation: a table, words, or both."""
+
+    title: str
+    words: str = ""
+    caption: str = "Mean over prompts."
+    head: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+
+def format_evaluation(evaluation: Evaluation) -> str:
+    """An evaluation for the terminal: its tables as plain text."""
+    parts = [_headline(evaluation)]
+    for section in _sections(evaluation):
+        parts += [text_table([section.head, *section.rows])] if section.rows else []
+        parts += [section.words] if section.words else []
+    return "\n\n".join(parts)
+
+
+def render_evaluation(evaluation: Evaluation, *, command: str = "") -> str:
+    """The same as a page that opens offline."""
+    parts = [f"<p>{escape(_headline(evaluation))}</p>"]
+    for section in _sections(evaluation):
+        parts.append(f"<h2>{escape(section.title)}</h2>")
+        if section.rows:
+            parts.append(html_table(section.caption, section.head, section.rows))
+        parts.append(f"<p class='soft'>{escape(section.words)}</p>")
+    facts = [[key, str(value)] for key, value in evaluation.facts.items()]
+    parts += ["<h2>Settings</h2>", html_table("This evaluation.", ("", ""), facts)]
+    return html_page(f"Evaluation: {evaluation.facts['run']}", *parts, again=command)
+
+
+def _sections(evaluation: Evaluation) -> list[Section]:
+    exact = [
+        [figure.title, _number(figure.value), _number(figure.perfect)]
+        for figure in evaluation.exact
+    ]
+    sampled = [
+        [
+            figure.title,
+            _with_error(figure.value, figure.error),
+            format_number(figure.exact),
+            _with_error(figure.perfect, figure.perfect_spread),
+            _distance(figure),
+        ]
+        for figure in evaluation.sampled
+    ]
+    how = HOW_TO_READ if exact else NO_LIST
+    found = [Section("From samples", how, head=SAMPLED_HEAD, rows=sampled)]
+    if exact:
+        found.insert(0, Section("Exact", head=EXACT_HEAD, rows=exact))
+    if evaluation.log_z is not None:
+        found.append(Section("log Z", _about_log_z(evaluation)))
+    if evaluation.pass_rates:
+        rows = [
+            [f"{b.low:g} to {b.high:g}", str(b.count)]
+            + [f"{rate:.3f}" for rate in (b.stated, b.observed)]
+            for b in evaluation.pass_rates
+        ]
+        caption = "What log Z says about how hard the prompts are for π_ref."
+        found.append(Section("Pass rates", "", caption, BIN_HEAD, rows))
+    return found
+
+
+def _headline(evaluation: Evaluation) -> str:
+    facts = evaluation.facts
+    state = "finished" if facts["finished"] else "stopped half-way"
+    return (
+        f"{facts['run']} on {facts['task']}, seed {facts['seed_of_run']}, step "
+        f"{facts['step']} of {facts['steps']} ({state}); "
+        f"{_prompts(facts['prompts'], 'held-out ')}, {facts['samples']} samples each, "
+        f"temperature "
+        f"{facts['temperature']:g}."
+    )
+
+
+def _distance(figure: SampledFigure) -> str:
+    """How far from perfect, in standard deviations of a perfect sampler."""
+    gap = figure.value - figure.perfect
+    if abs(gap) < 1e-9:
+        return "0"
+    if math.isnan(gap) or not figure.perfect_spread > 1e-9:
+        return "–"
+    return f"{gap / figure.perfect_spread:+.1f}"
+
+
+def _about_log_z(evaluation: Evaluation) -> str:
+    line = evaluation.log_z
+    text = (
+        f"Learned against exact log Z over {_prompts(line.count)}: bias "
+        f"{line.bias:+.3g}, RMS error {format_number(line.rmse)} nats"
+    )
+    if line.count > 2:  # through two points there is always a line
+        text += (
+            f", slope {format_number(line.slope)}, correlation "
+            f"{format_number(line.correlation)}"
+        )
+    text += "."
+    if evaluation.pass_rates:
+        error = calibration_error(evaluation.pass_rates)
+        text += (
+            " As pass rates of the reference, what it states is off by "
+            f"{error:.3f} on average."
+        )
+    return text
+
+
+def _number(value: float) -> str:
+    """Rounding errors of float64 are shown as the 0 that they are."""
+    return format_number(0.0 if abs(value) < 1e-12 else value)
+
+
+def _prompts(count: int, kind: str = "") -> str:
+    return f"{count} {kind}prompt{'' if count == 1 else 's'}"
+
+
+def _with_error(value: float, error: float) -> str:
+    shown = _number(value)
+    return shown if math.isnan(error) or shown == "–" else f"{shown} ± {error:.2g}"

@@ -5,22 +5,13 @@ from __future__ import annotations
 import sys
 import time
 
-__all__ = ["ProgressLine", "format_seconds"]
+from flowrl_lab.plots.panels import format_seconds
+
+__all__ = ["ProgressLine"]
 
 BAR = 24
 REDRAW_SECONDS = 0.2
 LINES_WITHOUT_TERMINAL = 10
-
-
-def format_seconds(seconds: int | float) -> str:
-    """``"8 s"``, ``"3 min 20 s"`` or ``"2 h 5 min"``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 class ProgressLine:

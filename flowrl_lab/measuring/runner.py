@@ -125,7 +125,7 @@ def train_into(run, should_stop: Callable[[], bool], report: Callable) -> bool:
     write_environment(run.folder, environment)
     if run.step < run.config.steps:
         return False
-    if not getattr(run.task, "has_referee", True):
+    if not run.task.has_referee:
         return True  # nothing exact to sum up; `evaluate` judges it by samples
     config = dataclasses.asdict(run.config)
     save_result(RunResult(config, tuple(run.records), environment), run.folder)

@@ -91,7 +91,7 @@ def draw_samples(
         )
         ids, mask = drawn.completion_ids.cpu(), drawn.completion_mask.cpu()
         texts = tuple(task.decode(ids, mask))
-        if not getattr(task, "has_referee", True):
+        if not task.has_referee:
             scored = task.judge(batch, ids, mask, num_samples)
             found.append(_as_verified(prompt, texts, [s.correct for s in scored]))
             continue

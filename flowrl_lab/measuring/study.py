@@ -10,15 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowrl_lab._files import data_path
+from flowrl_lab._files import data_path, read_json, write_json
 from flowrl_lab.measuring.folder import RunResult, is_finished, load_result
-from flowrl_lab.measuring.recorded import load_recorded, recorded_names, trim_run
+from flowrl_lab.measuring.recorded import (
+    Comparison,
+    config_of,
+    load_recorded,
+    recorded_names,
+    trim_run,
+)
 from flowrl_lab.measuring.runner import Job
 from flowrl_lab.measuring.tables import compute_spread, group_runs, metric_of
 from flowrl_lab.training.config import CONFIG_VERSION, ExperimentConfig
@@ -26,7 +31,6 @@ from flowrl_lab.training.config import CONFIG_VERSION, ExperimentConfig
 __all__ = [
     "TOLERANCE",
     "Cell",
-    "Comparison",
     "Search",
     "Try",
     "Verdict",
@@ -178,7 +182,7 @@ def load_search(study: str) -> Search:
         raise ValueError(
             f"study {study!r} has no {path.name}; it was not tuned. Fix: name another."
         )
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
     try:
         return Search(content["settings"], content["last_steps"], content["tries"])
     except KeyError as error:
@@ -234,7 +238,7 @@ def rank_tries(tries: Sequence[Try], last_steps: int) -> list[dict]:
             continue
         result = load_result(attempt.job.folder)
         rewards = [record.reward for record in result.records[-last_steps:]]
-        rows.append({
+        row = {
             "cell": attempt.cell,
             "setting": attempt.setting,
             "value": attempt.value,
@@ -242,7 +246,8 @@ def rank_tries(tries: Sequence[Try], last_steps: int) -> list[dict]:
             "train_reward": sum(rewards) / len(rewards),
             "accuracy": result.exact.accuracy,
             "effective_answers": result.exact.effective_answers,
-        })  # fmt: skip
+        }
+        rows.append(row)
     best: dict[str, float] = {}
     for row in rows:
         best[row["cell"]] = max(best.get(row["cell"], -math.inf), row["train_reward"])
@@ -250,20 +255,6 @@ def rank_tries(tries: Sequence[Try], last_steps: int) -> list[dict]:
 
 
 # ------------------------------------------------------------------------ checking
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One figure of a rerun beside its stored value."""
-
-    metric: str
-    stored: float
-    now: float
-    allowed: float
-
-    @property
-    def agrees(self) -> bool:
-        return abs(self.now - self.stored) <= self.allowed
 
 
 def stored_result(cell: Cell, seed: int) -> RunResult:
@@ -298,9 +289,7 @@ def differing_settings(cell: Cell, stored: RunResult) -> dict[str, tuple]:
 
     Name, seed and device may differ; settings that came later have their defaults.
     """
-    then = ExperimentConfig(
-        **{k: v for k, v in stored.config.items() if k != "config_version"}
-    )
+    then = config_of(stored)
     return {
         field.name: (getattr(cell.config, field.name), getattr(then, field.name))
         for field in dataclasses.fields(ExperimentConfig)
@@ -398,7 +387,4 @@ def write_cell(path: Path, config: ExperimentConfig) -> None:
         or getattr(config, field.name) != getattr(defaults, field.name)
     }
     kept.pop("seed", None)
-    text = json.dumps({"config_version": CONFIG_VERSION, **kept}, indent=2,
-                      ensure_ascii=False)  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_json(path, {"config_version": CONFIG_VERSION, **kept})

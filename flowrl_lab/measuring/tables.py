@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from flowrl_lab.measuring.folder import RunResult
 from flowrl_lab.plots.panels import format_number
+from flowrl_lab.plots.tabulate import markdown_table, text_table
 from flowrl_lab.types import ExactReport, StepRecord
 
 __all__ = [
@@ -28,11 +29,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of the table: its heading, and which direction is good."""
+    """A figure's key in JSON, its heading for people, and which direction is good."""
 
     key: str
     heading: str
-    better: str = ""
+    better: str
+
+    @property
+    def title(self) -> str:
+        """Heading and direction."""
+        return f"{self.heading} {self.better}".strip()
 
 
 METRICS = (
@@ -46,7 +52,7 @@ METRICS = (
     Metric("modes_covered", "modes covered", "↑"),
     Metric("lost_prompts", "lost prompts", "↓"),
     Metric("log_z_rmse", "error of log Z, nats", "↓"),
-    Metric("seconds", "training, s"),
+    Metric("seconds", "training, s", ""),
 )
 
 
@@ -119,12 +125,7 @@ def format_table(results: Sequence[RunResult]) -> str:
     headings = {metric.key: metric.heading for metric in METRICS}
     for key in next(iter(table.values()), {}):
         rows.append([headings[key], *(str(row[key]) for row in table.values())])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
-    return "\n".join(lines)
+    return text_table(rows)
 
 
 MARKDOWN = {
@@ -138,15 +139,12 @@ MARKDOWN = {
 
 def format_markdown(results: Sequence[RunResult]) -> str:
     """The table that README and notes show: a row a run name, mean ± deviation."""
-    head = ["variant", *(heading for heading, _ in MARKDOWN.values())]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for name, runs in group_runs(results).items():
-        cells = [name]
-        for key, (_, digits) in MARKDOWN.items():
-            spread = compute_spread(runs, key)
-            cells.append(f"{spread.mean:.{digits}f} ± {spread.deviation:.{digits}f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        spreads = [(compute_spread(runs, key), d) for key, (_, d) in MARKDOWN.items()]
+        cells = [f"{s.mean:.{d}f} ± {s.deviation:.{d}f}" for s, d in spreads]
+        rows.append([name, *cells])
+    return markdown_table(["variant", *(h for h, _ in MARKDOWN.values())], rows)
 
 
 def average_runs(results: Sequence[RunResult]) -> list[StepRecord]:

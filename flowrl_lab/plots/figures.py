@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from functools import partial
 from html import escape
 
 import numpy as np
 
+from flowrl_lab._files import plain_values
 from flowrl_lab.plots.panels import (
-    ALWAYS_LOG,
     CellsPanel,
     History,
     LinePanel,
@@ -48,17 +49,15 @@ __all__ = [
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
 INK = "#808080"
 GRID = "rgba(128,128,128,.3)"
+to_plain = partial(plain_values, infinite=lambda _value: None)  # a gap
 
 
 def figure_from_records(
     records: Iterable[StepRecord],
     metrics: Sequence[str] = ("reward",),
     *,
-    solution_map: bool = False,
-    title: str = "",
-    target_label: str = "target p*",
-    log_y: Sequence[str] = ALWAYS_LOG,
     width: int | float = WIDTH,
+    **options,
 ) -> dict:
     """The figure that ``LivePlot`` ends with, from finished records.
 
@@ -66,11 +65,9 @@ def figure_from_records(
         records: of one run or several, in any order between runs.
         metrics: fields of ``StepRecord`` or ``ExactReport``, or ``"pass@K"``; one
             panel each.
-        solution_map: add the latest snapshot of each run.
-        title: headline.
-        target_label: what the target distribution is called.
-        log_y: metrics on a log axis.
         width: pixels.
+        options: of ``panels.build_page``: ``title``, ``solution_map`` (add the latest
+            snapshot of each run), ``target_label``, ``log_y``.
 
     Returns:
         ``{"data", "layout"}`` for plotly, with numpy arrays in it.
@@ -78,7 +75,7 @@ def figure_from_records(
     Raises:
         ValueError: for an unknown metric.
     """
-    page = page_from_records(records, metrics, solution_map, title, target_label, log_y)
+    page = page_from_records(records, metrics, **options)
     return plotly_figure(page, place_page(page, width=width))
 
 
@@ -86,38 +83,29 @@ def svg_from_records(
     records: Iterable[StepRecord],
     metrics: Sequence[str] = ("reward",),
     *,
-    solution_map: bool = False,
-    title: str = "",
-    target_label: str = "target p*",
-    log_y: Sequence[str] = ALWAYS_LOG,
     width: int | float = WIDTH,
+    **options,
 ) -> str:
     """The same figure as a standalone SVG with alt text; see ``figure_from_records``.
 
     Raises:
         ValueError: for an unknown metric.
     """
-    page = page_from_records(records, metrics, solution_map, title, target_label, log_y)
+    page = page_from_records(records, metrics, **options)
     return draw_svg(page, place_page(page, width=width))
 
 
 def page_from_records(
     records: Iterable[StepRecord],
     metrics: Sequence[str],
-    solution_map: bool,
-    title: str,
-    target_label: str,
-    log_y: Sequence[str],
+    *,
+    solution_map: bool = False,
+    **options,
 ) -> Page:
     """Check the names and lay out what finished records show."""
     metrics = check_metrics(metrics, solution_map=solution_map)
-    return build_page(
-        History.of(records, metrics),
-        title=title,
-        solution_map=solution_map,
-        target_label=target_label,
-        log_y=log_y,
-    )
+    history = History.of(records, metrics)
+    return build_page(history, solution_map=solution_map, **options)
 
 
 def bundle_from_page(page: Page, placement: Placement) -> dict:
@@ -142,19 +130,6 @@ def svg_image(svg: str, alt: str) -> str:
     data = b64encode(svg.encode()).decode()
     source = f"data:image/svg+xml;base64,{data}"
     return f'<img alt="{escape(alt)}" src="{source}" style="max-width:100%">'
-
-
-def to_plain(value):
-    """Arrays to lists and NaN to None, as JSON wants them."""
-    if isinstance(value, np.ndarray):
-        return to_plain(value.tolist())
-    if isinstance(value, dict):
-        return {key: to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
 
 
 def plotly_figure(page: Page, placement: Placement) -> dict:

@@ -24,13 +24,14 @@ from flowrl_lab.plots.panels import (
     Page,
     build_page,
     check_metrics,
+    format_seconds,
     tabulate_page,
 )
 from flowrl_lab.plots.placement import WIDTH, place_page
 from flowrl_lab.plots.static import draw_svg
 from flowrl_lab.types import StepRecord
 
-__all__ = ["LivePlot", "choose_backend"]
+__all__ = ["LivePlot", "choose_backend", "in_notebook"]
 
 BACKENDS = ("auto", "widget", "svg", "static")
 # Drawing takes one part in this many of the time, but never waits longer than two
@@ -188,17 +189,9 @@ def choose_backend(backend: str = "auto") -> str:
 
 def in_notebook() -> bool:
     """True inside an IPython kernel, where outputs can be updated."""
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    return getattr(get_ipython(), "kernel", None) is not None
-
-
-def clock(seconds: float) -> str:
-    """A duration in words: ``35 s``, ``2 min 05 s``."""
-    whole = round(seconds)
-    return f"{whole} s" if whole < 90 else f"{whole // 60} min {whole % 60:02d} s"
+    ipython = sys.modules.get("IPython")  # a kernel has imported it
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
 
 
 def progress_text(history: History, seconds: float) -> str:
@@ -209,9 +202,9 @@ def progress_text(history: History, seconds: float) -> str:
     done = sum(step - first for first, step, _ in spans)
     left = sum(steps - step for _, step, steps in spans)
     step, steps = max((s, n) for _, s, n in spans)
-    text = f"step {step}/{steps} · {clock(seconds)}"
+    text = f"step {step}/{steps} · {format_seconds(seconds)}"
     if done and left:
-        text += f" · about {clock(seconds * left / done)} left"
+        text += f" · about {format_seconds(seconds * left / done)} left"
     return text
 
 
@@ -222,7 +215,7 @@ def ending_text(history: History, seconds: float, kind: type | None) -> str:
     step, steps = max((s, n) for _, s, n in history.progress.values())
     names = {None: "finished", KeyboardInterrupt: "interrupted"}
     how = names.get(kind, f"stopped by {kind.__name__}" if kind else "")
-    return f"{how} at step {step}/{steps} · {clock(seconds)}"
+    return f"{how} at step {step}/{steps} · {format_seconds(seconds)}"
 
 
 class _Canvas:

@@ -13,8 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 
 from flowrl_lab._validation import bad_input
+from flowrl_lab.metrics import effective_number
+from flowrl_lab.plots.tabulate import text_table
 from flowrl_lab.types import ExactReport, Snapshot, StepRecord
 
 __all__ = [
@@ -27,9 +30,10 @@ __all__ = [
     "StatesPanel",
     "build_page",
     "check_metrics",
+    "count_alive",
     "describe_page",
-    "effective_number",
     "format_number",
+    "format_seconds",
     "run_styles",
     "tabulate_page",
     "thin",
@@ -103,10 +107,8 @@ TITLES = {
     "num_prompts": "prompts evaluated",
 }
 PASS_AT = re.compile(r"pass@([1-9]\d*)\Z")
-NOT_A_CURVE = {
-    "run", "algorithm", "seed", "step", "steps", "exact", "snapshot", "samples",
-    "parts", "note",
-}  # fmt: skip
+NOT_A_CURVE = {"run", "algorithm", "seed", "step", "steps", "exact", "snapshot"}
+NOT_A_CURVE |= {"samples", "parts", "note"}
 STEP_METRICS = tuple(f.name for f in fields(StepRecord) if f.name not in NOT_A_CURVE)
 EXACT_METRICS = tuple(f.name for f in fields(ExactReport) if f.name != "pass_at_k")
 
@@ -314,17 +316,15 @@ def thin(values: np.ndarray, max_points: int = MAX_POINTS) -> np.ndarray:
     return np.unique(np.linspace(0, len(values) - 1, max_points).round().astype(int))
 
 
-def effective_number(probs: np.ndarray) -> float:
-    """How many answers a policy really uses: exp(entropy) of the listed ones.
+def count_alive(probs: np.ndarray) -> float:
+    """``metrics.effective_number`` of listed answers, whatever they sum to.
 
-    ``exp(−Σ q log q)`` with ``q = probs / Σ probs``; 0 when there is no mass.
+    0 when there is no mass.
     """
-    probs = np.asarray(probs, dtype=np.float64)
-    total = probs.sum()
-    if not total > 0:
+    mass = torch.as_tensor(np.asarray(probs, dtype=np.float64))
+    if not bool(mass.sum() > 0):
         return 0.0
-    share = probs[probs > 0] / total
-    return float(np.exp(-(share * np.log(share)).sum()))
+    return effective_number((mass / mass.sum()).log()).item()
 
 
 def format_number(value: float) -> str:
@@ -334,6 +334,17 @@ def format_number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+
+
+def format_seconds(seconds: int | float) -> str:
+    """``"8 s"``, ``"3 min 20 s"`` or ``"2 h 5 min"``."""
+    whole = max(0, round(seconds))
+    if whole < 90:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 class History:
@@ -421,7 +432,7 @@ def is_landscape(snapshot: Snapshot) -> bool:
 
 def alive_text(probs: np.ndarray) -> str:
     """The effective number in words: ``12.3 of 34 alive``."""
-    number = effective_number(probs)
+    number = count_alive(probs)
     return f"{number:,.{1 if number < 1000 else 0}f} of {len(probs):,} alive"
 
 
@@ -434,7 +445,7 @@ def states_panel(
     target = np.asarray(snapshot.target_probs, dtype=float)
     y_max = 1.6 * float(np.nanmax(target, initial=1e-9))
     top = int(np.nanargmax(probs)) if np.isfinite(probs).any() else 0
-    note = f"grey: {target_label}, {effective_number(target):.1f}"
+    note = f"grey: {target_label}, {count_alive(target):.1f}"
     if probs[top] > y_max:
         note = f"↑ {probs[top]:.2f} at {snapshot.labels[top]} · {note}"
     return StatesPanel(
@@ -578,9 +589,5 @@ def tabulate_page(page: Page) -> str:
         ends = [column.get(run, (None, np.nan))[1] for column in columns]
         row = [run, *(format_number(value) for value in ends)]
         rows.append([*row, alive.get(run, "–")] if alive else row)
-    widths = [max(len(r[i]) for r in [heads, *rows]) for i in range(len(heads))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in [heads, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in [page.title, *lines] if line)
+    table = text_table([heads, *rows], numbers=False)
+    return f"{page.title}\n{table}" if page.title else table

@@ -8,6 +8,7 @@ and a dark page, and the whole figure carries its numbers as alt text.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -24,29 +25,13 @@ from flowrl_lab.plots.panels import (
 )
 from flowrl_lab.plots.placement import Box, Placement, end_labels, mark_labels
 
-__all__ = ["VIRIDIS", "draw_svg", "viridis"]
+__all__ = ["VIRIDIS", "draw_svg", "svg", "viridis"]
 
 INK = "#808080"
-VIRIDIS = (
-    "#440154",
-    "#482878",
-    "#3e4989",
-    "#31688e",
-    "#26828e",
-    "#1f9e89",
-    "#35b779",
-    "#6ece58",
-    "#b5de2b",
-    "#fde725",
-)
-DASHES = {
-    "solid": "",
-    "dash": "8 5",
-    "dot": "2 3",
-    "dashdot": "8 4 2 4",
-    "longdash": "13 5",
-    "longdashdot": "13 4 2 4",
-}
+VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e")
+VIRIDIS += ("#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
+DASHES = {"solid": "", "dash": "8 5", "dot": "2 3", "dashdot": "8 4 2 4"}
+DASHES |= {"longdash": "13 5", "longdashdot": "13 4 2 4"}
 MARKERS_SHOWN = 8
 TITLED_CELLS = 128
 COLOUR_LEVELS = 32
@@ -75,13 +60,7 @@ def draw_svg(page: Page, placement: Placement) -> str:
     Returns:
         The SVG; ``role="img"`` and an ``aria-label`` say the end values in words.
     """
-    width, height = round(placement.width), round(placement.height)
-    label = quoteattr(describe_page(page))
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-        f'viewBox="0 0 {width} {height}" role="img" aria-label={label} '
-        f'font-family="system-ui,sans-serif" font-size="12" fill="{INK}" '
-        f'style="max-width:100%;height:auto">',
         text(2.0, placement.title_y + 16, page.title, 15, bold=True),
         text(2.0, placement.progress_y + 14, page.progress),
         draw_legend(page, placement) if page.curves else "",
@@ -93,7 +72,19 @@ def draw_svg(page: Page, placement: Placement) -> str:
         parts.append(draw(panel, box))
     if placement.scale:
         parts.append(draw_scale(page.maps[0].floor, placement.scale))
-    return "\n".join(part for part in [*parts, "</svg>"] if part)
+    return svg(placement.width, placement.height, describe_page(page), parts)
+
+
+def svg(width: int | float, height: int | float, alt: str, parts: Iterable[str]) -> str:
+    """A picture of its parts, with what it says in words; empty parts are left out."""
+    size = f'width="{round(width)}" height="{round(height)}"'
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} '
+        f'viewBox="0 0 {round(width)} {round(height)}" role="img" '
+        f'aria-label={quoteattr(alt)} font-family="system-ui,sans-serif" '
+        f'font-size="12" fill="{INK}" style="max-width:100%;height:auto">'
+    )
+    return "\n".join([head, *filter(None, parts), "</svg>"])
 
 
 def num(value: int | float) -> str:

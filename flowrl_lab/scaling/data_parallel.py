@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 
+ROWS = ("completion_ids", "completion_mask", "old_log_probs", "ref_log_probs")
+ROWS += ("rewards",)  # what a rollout has one of for each completion
+
+
 def combine_gradients(
     gradients: Float[Tensor, "W *shape"],  # noqa: F821, UP037
     rows: Sequence[int],
@@ -102,40 +106,30 @@ def sample_batch(run) -> Rollout:
     config = run.config
     generator = torch.Generator().manual_seed(config.seed)
     prompts = sample_prompts(run.task, config.prompts_per_step, generator)
-    return collect_rollout(
-        run.policy, run.task, prompts, config.num_generations,
-        temperature=config.temperature, generator=generator,
-    )  # fmt: skip
+    how = {"temperature": config.temperature, "generator": generator}
+    count = config.num_generations
+    return collect_rollout(run.policy, run.task, prompts, count, **how)
 
 
 def share_of(rollout: Rollout, rank: int, processes: int) -> Rollout:
     """The whole groups that process ``rank`` of several takes."""
     total = len(rollout.prompts)
     if processes > total:
-        raise bad_input(
-            "processes", f"is {processes}", f"at most {total}, one prompt each",
-            "use fewer processes or more prompts",
-        )  # fmt: skip
+        most, fix = f"at most {total}, one prompt each", "use fewer, or more prompts"
+        raise bad_input("processes", f"is {processes}", most, fix)
     first, last = rank * total // processes, (rank + 1) * total // processes
     groups = slice(first, last)
     rows = slice(first * rollout.num_generations, last * rollout.num_generations)
     prompts = rollout.prompts
+    kept = PromptBatch(
+        prompts.texts[groups],
+        prompts.prompt_ids[groups],
+        prompts.prompt_mask[groups],
+        prompts.indices[groups],
+    )
     return dataclasses.replace(
-        rollout,
-        prompts=PromptBatch(
-            prompts.texts[groups],
-            prompts.prompt_ids[groups],
-            prompts.prompt_mask[groups],
-            prompts.indices[groups],
-        ),
-        **{
-            name: getattr(rollout, name)[rows]
-            for name in (
-                "completion_ids", "completion_mask", "old_log_probs",
-                "ref_log_probs", "rewards",
-            )
-        },
-    )  # fmt: skip
+        rollout, prompts=kept, **{name: getattr(rollout, name)[rows] for name in ROWS}
+    )
 
 
 def batch_gradient(run, rollout: Rollout) -> Float[Tensor, " N"]:
@@ -145,10 +139,11 @@ def batch_gradient(run, rollout: Rollout) -> Float[Tensor, " N"]:
     features = run.policy.prompt_features(rollout.prompts, config.log_z_features)
     log_z = run.modules["log_z"](features).repeat_interleave(rollout.num_generations)
     loss = flowrl_loss(
-        log_z, output.log_probs, rollout.old_log_probs, rollout.ref_log_probs,
-        rollout.rewards, mask, reward_scale=config.reward_scale,
+        *(log_z, output.log_probs, rollout.old_log_probs, rollout.ref_log_probs),
+        *(rollout.rewards, mask),
+        reward_scale=config.reward_scale,
         length_normalize=config.length_normalize,
-    )  # fmt: skip
+    )
     weights = [*run.policy.trainable_parameters(), *run.modules.parameters()]
     gradients = torch.autograd.grad(loss, weights)
     return torch.cat([gradient.flatten() for gradient in gradients])
@@ -193,13 +188,11 @@ def step_apart(
         (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
         torch.save(_to_plain(rollout), folder / "rollout.pt")
         command = [sys.executable, "-m", __name__, str(folder), str(processes)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         started = [
-            subprocess.Popen(
-                [*command, str(rank)], stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT, text=True, encoding="utf-8",
-            )
+            subprocess.Popen([*command, str(rank)], encoding="utf-8", **pipes)
             for rank in range(processes)
-        ]  # fmt: skip
+        ]
         said = [process.communicate()[0] for process in started]
         for process, words in zip(started, said, strict=True):
             if process.returncode:

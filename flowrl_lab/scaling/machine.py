@@ -20,6 +20,7 @@ __all__ = [
     "check_dtypes",
     "check_machine",
     "check_memory",
+    "first_line",
     "in_colab",
     "measure_memory",
 ]
@@ -49,10 +50,13 @@ class Check:
 
 def check_machine(folder: Path) -> list[Check]:
     """All of them; ``folder`` is where runs would be saved."""
-    return [
-        check_colab(), check_device(), check_dtypes(), *check_device_memory(),
-        check_memory(), check_disk(folder),
-    ]  # fmt: skip
+    here = [check_colab(), check_device(), check_dtypes(), *check_device_memory()]
+    return [*here, check_memory(), check_disk(folder)]
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message, cut to its first line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def in_colab() -> bool:
@@ -79,8 +83,7 @@ def check_device() -> Check:
         total = float(torch.ones(8).sum())
     except (ImportError, OSError, RuntimeError) as error:
         fix = "python3 lab.py setup (torch is missing or does not load)"
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        return Check("device", "broken", first, fix)
+        return Check("device", "broken", first_line(error), fix)
     if total != 8.0:
         return Check("device", "broken", f"torch adds 8 ones to {total}", "reinstall")
     if torch.cuda.is_available():
@@ -140,8 +143,8 @@ def check_device_memory() -> list[Check]:
             return []
         free, total = torch.cuda.mem_get_info()
     except (ImportError, OSError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        return [Check("GPU memory", "note", f"cannot be measured ({first})")]
+        found = f"cannot be measured ({first_line(error)})"
+        return [Check("GPU memory", "note", found)]
     found = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     if free < total / 2:
         fix = "end other programs and kernels that hold it (nvidia-smi lists them)"

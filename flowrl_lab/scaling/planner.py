@@ -131,6 +131,10 @@ class Workload:
             once a row (TRL).
         checkpointing: activations are computed again in the backward pass.
         rows_at_once: rows of one forward and backward pass; 0 means all.
+        attended: tokens that each token of a packed pass (``policies.packed``) is
+            compared with, each pair with a weight that is kept; 0: rows lie beside
+            each other, with copies of their prompt's keys, and no weight is kept.
+        scored_at_once: tokens whose scores are held at a time; 0 means all.
     """
 
     prompts: int
@@ -144,13 +148,15 @@ class Workload:
     share_prefix: bool = True
     checkpointing: bool = False
     rows_at_once: int = 0
+    attended: int = 0
+    scored_at_once: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "generations", "prompt_tokens", "steps"):
+        positive = ("prompts", "generations", "prompt_tokens", "steps")
+        for name in (*positive, "updates_per_batch"):
             check_count(name, getattr(self, name))
-        check_count("updates_per_batch", self.updates_per_batch)
-        check_count("lora_rank", self.lora_rank, least=0)
-        check_count("rows_at_once", self.rows_at_once, least=0)
+        for name in ("lora_rank", "rows_at_once", "attended", "scored_at_once"):
+            check_count(name, getattr(self, name), least=0)
         check_number("completion_tokens", self.completion_tokens, above=True)
         if self.weight_bytes not in (1, 2, 4):
             raise bad_input(
@@ -198,10 +204,8 @@ class Machine:
 
 def _assumed(peak: float, bandwidth: float, gigabytes: int) -> Machine:
     """Shares that well-tuned training and decoding engines reach: assumptions."""
-    return Machine(
-        0.4 * peak, 0.6 * bandwidth, 2e-5, gigabytes * 1e9,
-        memory_factor=1.2, memory_base=1.5e9,
-    )  # fmt: skip
+    rates = (0.4 * peak, 0.6 * bandwidth, 2e-5)
+    return Machine(*rates, gigabytes * 1e9, memory_factor=1.2, memory_base=1.5e9)
 
 
 # The makers' figures for bfloat16 without sparsity.
@@ -386,41 +390,63 @@ def leave_one_out(measured: Sequence[Measurement]) -> list[tuple[float, float]]:
 
 
 def estimate_memory(model: ModelShape, work: Workload) -> dict[str, float]:
-    """Peak bytes on one device, by part, if nothing is cut up or moved away.
+    """Peak bytes of one step on one device, by part, counted from above.
 
-    Activations are those of a Llama-like layer that are kept for the backward pass;
-    logits this library's whole ``[B, T, V]`` in float32 with what their log-probs and
-    entropies keep (``log_probs_from_hidden`` does without).
+        weights         parameters · bytes
+        reference       the same again; nothing with LoRA, whose base it is
+        optimizer       trained weights · 12, or 16 beside half precision
+        log Z           2 (hidden² + hidden) · 16
+        activations     tokens · layers · (7 hidden + 3 query + 4 kv + 4 inner) · bytes
+                        + the adapter's inputs in float32: tokens · layers ·
+                        (6 hidden + inner + 7 rank) · 4    (float32: 7 rank · 4)
+                        + copies of prompts' keys and values
+        attention       tokens · attended · heads · layers · 4
+        logits          4 copies · tokens scored at once · vocabulary · 4
+        sampling cache  keys and values of every token of every row
+
+    "Activations" is what autograd keeps of a layer: normed input, queries, keys,
+    values, attention's result, the sums, gate, up, their product, and the adapter's
+    float32 copies of its inputs.  "Attention" are the weights of every pair of tokens,
+    which only a device without a fused kernel for masks keeps.
     """
+    wide, size = work.weight_bytes == 4, work.weight_bytes
     trained = model.lora_weights(work.lora_rank) if work.lora_rank else model.parameters
     rows = work.rows_at_once or work.rows
     prompts = work.prompt_tokens * work.prefixes * rows / work.rows
-    layer = 6 * model.hidden + 3 * model.query_width + 4 * model.intermediate
-    layer += 7 * work.lora_rank
-    context = work.prompt_tokens + work.completion_tokens
-    keys = 2 * (model.kv_width + model.query_width) * rows * context
-    kept = layer * (prompts + rows * work.completion_tokens) + keys
-    inputs = model.hidden * (prompts + rows * work.completion_tokens)
+    tokens = prompts + rows * work.completion_tokens
+    layer = 7 * model.hidden + 3 * model.query_width
+    layer += 4 * (model.kv_width + model.intermediate)
+    copied = 0 if wide else 6 * model.hidden + model.intermediate
+    inputs = (copied + 7 * work.lora_rank) * 4 if work.lora_rank else 0
+    keys = 0.0
+    if work.share_prefix and not work.attended:
+        keys = 2.0 * (model.kv_width + model.query_width) * rows * work.prompt_tokens
+    kept = (layer * size + inputs) * tokens + keys * size
     # Checkpointing keeps each layer's input, and one layer in full.
-    kept = inputs * model.layers + kept if work.checkpointing else kept * model.layers
+    below = model.hidden * tokens * size
+    kept = below * model.layers + kept if work.checkpointing else kept * model.layers
+    context = work.prompt_tokens + work.completion_tokens
     cached = 2 * model.kv_width * model.layers * work.rows * context
+    # All at once, log-probs and entropies keep a fifth copy.
+    scored = 4 * work.scored_at_once or 5 * rows * work.completion_tokens
     parts = {
-        "weights": model.parameters * work.weight_bytes,
-        # With LoRA the reference is the model without its adapter.
-        "reference": 0.0 if work.lora_rank else model.parameters * work.weight_bytes,
-        # Gradient and AdamW's two moments in float32; a float32 copy beside bf16.
-        "optimizer": trained * (12.0 if work.weight_bytes == 4 else 16.0),
-        "activations": kept * work.weight_bytes,
-        "logits": 5.0 * rows * work.completion_tokens * model.vocab * 4,
-        "sampling cache": cached * work.weight_bytes,
+        "weights": model.parameters * size,
+        "reference": 0.0 if work.lora_rank else model.parameters * size,
+        "optimizer": trained * (12 if wide and not work.lora_rank else 16),
+        "log Z": 2 * (model.hidden**2 + model.hidden) * 16,
+        "activations": kept,
+        "attention": tokens * work.attended * model.heads * model.layers * 4,
+        "logits": scored * model.vocab * 4,
+        "sampling cache": cached * size,
     }
     return {name: float(size) for name, size in parts.items()}
 
 
 def _counted_peak(parts: dict[str, float]) -> float:
     """Sampling and updating take turns: their own parts never add up."""
-    always = parts["weights"] + parts["reference"] + parts["optimizer"]
-    return always + max(parts["activations"] + parts["logits"], parts["sampling cache"])
+    always = ("weights", "reference", "optimizer", "log Z")
+    update = sum(parts[name] for name in ("activations", "attention", "logits"))
+    return sum(parts[name] for name in always) + max(update, parts["sampling cache"])
 
 
 def peak_bytes(model: ModelShape, work: Workload, machine: Machine) -> float:

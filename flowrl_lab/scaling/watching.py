@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from flowrl_lab.plots.live import clock
+from flowrl_lab.plots.panels import format_seconds
 from flowrl_lab.scaling.machine import in_colab
+from flowrl_lab.tasks.tokenized import TokenizedTask
 from flowrl_lab.types import StepRecord
 
 __all__ = ["checkpoint_folder", "describe_progress", "describe_samples", "peak_memory"]
@@ -44,7 +45,7 @@ def describe_progress(record: StepRecord, device: torch.device | str = "cpu") ->
     speed = record.tokens / record.seconds
     return (
         f"{record.run}: step {record.step}/{record.steps} · {speed:.1f} tokens/s · "
-        f"{peak_memory(device):.1f} GB at most · {clock(left)} left"
+        f"{peak_memory(device):.1f} GB at most · {format_seconds(left)} left"
     )
 
 
@@ -57,7 +58,7 @@ def describe_samples(record: StepRecord, task=None) -> str:
     for prompt, text, reward in record.samples:
         question = textwrap.shorten(prompt, 60, placeholder=" …")
         line = f"{reward:5.2f}  {question}: {text!r}"
-        if hasattr(task, "task"):
+        if isinstance(task, TokenizedTask):
             scored = task.task.score(prompt, text)
             parts = ", ".join(f"{k} {v:g}" for k, v in scored.parts.items())
             line += f"   [{parts}] {scored.reason}"

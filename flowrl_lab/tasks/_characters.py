@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowrl_lab.tasks.base import Task
 from flowrl_lab.types import AnswerSet, PromptBatch
 
 __all__ = ["CharacterTask"]
 
 
-class CharacterTask:
+class CharacterTask(Task):
     """A token for each character, then one for padding and one for the end.
 
     Every prompt has the same number of characters.  A task adds ``name``,

@@ -14,7 +14,7 @@ __all__ = ["Task"]
 
 @runtime_checkable
 class Task(Protocol):
-    """A task with an exact referee.
+    """A task in tokens of its own; a class that inherits has the defaults below.
 
     Attributes:
         name: the task's key in ``flowrl_lab.tasks.TASKS``.
@@ -26,6 +26,11 @@ class Task(Protocol):
         reward_scale: the scale at which the exact target is defined; None means
             "the reference restricted to the correct answers".  The target of a task
             that is not exhaustive lives on the correct answers either way.
+        has_referee: whether ``answers`` can list them; without it, runs are judged
+            by samples.
+        in_text: whether any tokenizer can spell it (``TextTask``).
+        characters: what it spells its texts with, one token each, in the order of
+            their ids; empty for states and symbols.
     """
 
     name: str
@@ -34,9 +39,16 @@ class Task(Protocol):
     eos_id: int | None
     max_completion_tokens: int
     reward_scale: float | None
+    has_referee: bool = True
+    in_text: bool = False
+    characters: str = ""
 
     def prompts(self, split: str) -> tuple[str, ...]:
         """All prompts of ``split``: ``"train"`` or ``"heldout"``."""
+
+    def render(self, prompt: str) -> str:
+        """The prompt as a model reads it."""
+        return prompt
 
     def encode(self, texts: tuple[str, ...]) -> PromptBatch:
         """Token ids of prompts, left-padded, on the CPU."""

@@ -19,6 +19,7 @@ from flowrl_lab.tasks._fixed_length import (
     check_prompts,
     check_range,
 )
+from flowrl_lab.tasks.base import Task
 from flowrl_lab.types import AnswerSet, PromptBatch
 
 __all__ = ["VARIANTS", "Landscape", "figure1_log_mixture"]
@@ -58,7 +59,7 @@ def figure1_log_mixture(num_states: int = 100) -> Float[Tensor, " N"]:
     return torch.log_softmax(torch.logsumexp(torch.stack(parts), dim=0), dim=0)
 
 
-class Landscape:
+class Landscape(Task):
     """A reward for each of N states; completions are one token, the state.
 
     Variants:

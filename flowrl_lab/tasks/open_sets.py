@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flowrl_lab.tasks.text import Scored
+from flowrl_lab.tasks.text import Scored, TextTask
 
 __all__ = ["QUESTIONS", "OpenSets"]
 
@@ -56,7 +56,7 @@ DEFAULT = (
 )
 
 
-class OpenSets:
+class OpenSets(TextTask):
     """Name a number with a property: 9 to 50 right answers a question, all listed.
 
     Args:
@@ -70,6 +70,7 @@ class OpenSets:
     stop = ("\n",)
     max_completion_tokens = 4  # two digits and the end of the line, and one to spare
     reward_scale = None
+    has_referee = True
 
     def __init__(self, questions: Sequence[str] = DEFAULT):
         questions = (questions,) if isinstance(questions, str) else tuple(questions)

@@ -20,6 +20,7 @@ from flowrl_lab.tasks._fixed_length import (
     check_prompts,
     check_range,
 )
+from flowrl_lab.tasks.base import Task
 from flowrl_lab.types import AnswerSet, PromptBatch
 
 __all__ = ["MAX_WORDS", "Strings"]
@@ -29,7 +30,7 @@ MAX_WORDS = 2**20  # every word is enumerated, so this bounds memory
 GRID = 4  # blobs sit in different cells of a GRID × GRID board
 
 
-class Strings:
+class Strings(Task):
     """Write a word that lands on a blob of the prompt's picture.
 
     ``reward = max over blobs exp(−distance² / (2 · blob_width²))``, in [0, 1],

@@ -58,7 +58,7 @@ class Scored:
 
 @runtime_checkable
 class TextTask(Protocol):
-    """A task whose prompts and completions are text.
+    """A task whose prompts and completions are text; inherit it for its defaults.
 
     Attributes:
         name: short, for file names and legends.
@@ -66,11 +66,20 @@ class TextTask(Protocol):
         stop: a completion ends before the first of these strings.  A task with
             ``cut(completion)`` says itself what of a completion counts; nothing is
             cut before one of them stands in it.
+        has_referee: whether its right answers are listed (``answer_texts``).
+        in_text, characters: as in ``tasks.Task``: any tokenizer spells it.
     """
 
     name: str
     max_completion_tokens: int
     stop: tuple[str, ...]
+    has_referee: bool = False
+    in_text: bool = True
+    characters: str = ""
+
+    def render(self, prompt: str) -> str:
+        """The prompt as a model reads it."""
+        return prompt
 
     def prompts(self, split: str) -> tuple[str, ...]:
         """All prompts of ``split``: ``"train"`` or ``"heldout"``."""

@@ -12,10 +12,10 @@ from flowrl_lab.plots.panels import (
     Page,
     RunStyle,
     StatesPanel,
+    count_alive,
     describe_page,
     format_number,
 )
-from flowrl_lab.plots.panels import effective_number as count_effective
 from flowrl_lab.plots.placement import place_page
 from flowrl_lab.plots.static import draw_svg
 from flowrl_lab.widgets._base import FOLDER, Explorer
@@ -93,10 +93,7 @@ class BetaExplorer(Explorer):
             ValueError: for β ≤ 0.
         """
         scale = check_scale(self.reward_scale if reward_scale is None else reward_scale)
-        scores = np.log(self.reference) + scale * self.rewards
-        top = scores.max()
-        log_z = float(top + np.log(np.exp(scores - top).sum()))
-        return np.exp(scores - log_z), log_z
+        return tilt(np.log(self.reference), scale * self.rewards)
 
     def still(self) -> tuple[str, str, str]:
         """Three values of β side by side: a tenth, this one, ten times it."""
@@ -104,7 +101,7 @@ class BetaExplorer(Explorer):
         panels, rows = [], ["β         effective  entropy  log Z    best state"]
         for scale in scales:
             probs, log_z = self.target(scale)
-            number = count_effective(probs)
+            number = count_alive(probs)
             best = probs[self.rewards == self.rewards.max()].sum()
             panels.append(self._panel(scale, probs, log_z))
             cells = (scale, number, np.log(number), log_z, best)
@@ -117,7 +114,7 @@ class BetaExplorer(Explorer):
         return draw_svg(page, place_page(page)), describe_page(page), "\n".join(rows)
 
     def _panel(self, scale: float, probs: np.ndarray, log_z: float) -> StatesPanel:
-        number = f"{count_effective(probs):.1f} of {len(probs)} alive"
+        number = f"{count_alive(probs):.1f} of {len(probs)} alive"
         return StatesPanel(
             title=number,
             run=f"β = {format_number(scale)}",
@@ -128,6 +125,13 @@ class BetaExplorer(Explorer):
             y_max=1.05 * float(max(probs.max(), self.reference.max())),
             note=f"log Z {log_z:.2f} · largest {probs.max():.2f} · grey: π_ref",
         )
+
+
+def tilt(log_reference, scores: np.ndarray) -> tuple[np.ndarray, float]:
+    """``p* = π_ref exp(scores) / Z`` [N] and log Z, nats."""
+    scores = log_reference + scores
+    log_z = float(np.logaddexp.reduce(scores))
+    return np.exp(scores - log_z), log_z
 
 
 def check_rewards(rewards) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 import traitlets
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.measuring.landscape_runs import (
+from flowrl_lab.measuring.recorded import (
     EVERY,
     OBJECTIVES,
     REWARD_SCALES,
@@ -62,8 +62,8 @@ class RunScrubber(Explorer):
     first at flowrl, β = 15 and step 400.
 
     Args:
-        objective: one of ``landscape_runs.OBJECTIVES``.
-        reward_scale: β, one of ``landscape_runs.REWARD_SCALES``.
+        objective: one of ``measuring.recorded.OBJECTIVES``.
+        reward_scale: β, one of ``measuring.recorded.REWARD_SCALES``.
         step: 0, 10, … 400.
         folder: where the stored runs lie; None for the shipped ``data/explorer``.
 
@@ -229,7 +229,7 @@ class RunScrubber(Explorer):
         self.live[objective, scale] = now
         drawn = {
             "log_probs": now.astype(np.float32).tobytes(),
-            "words": str(comparison),
+            "words": describe_comparison(comparison),
         }
         key = objective if objective in WITHOUT_SCALE else f"{objective} {scale:g}"
         self._live = {**self._live, key: drawn}
@@ -266,6 +266,19 @@ class RunScrubber(Explorer):
         title = f"Stored runs at β = {self.reward_scale:g}, step {self.step}"
         page = Page(title, "", (), (), tuple(panels), "")
         return draw_svg(page, place_page(page)), describe_page(page), "\n".join(rows)
+
+
+def describe_comparison(comparison: Comparison) -> str:
+    """How far a run made now is from the stored one."""
+    largest = f"largest difference of a probability {comparison.difference:.1e}"
+    if comparison.agrees:
+        return f"{largest}: the same run; rounding to float16 explains it all."
+    times = comparison.difference / comparison.allowed
+    return (
+        f"{largest}: {times:.3g} times what rounding to float16 explains. Another "
+        "processor or torch adds up in another order, and now and then a sample falls "
+        "on the next state."
+    )
 
 
 def describe_objectives(counts: list[int]) -> list[dict]:

@@ -14,8 +14,8 @@ from flowrl_lab.plots.panels import (
     RunStyle,
     StatesPanel,
     alive_text,
+    count_alive,
     describe_page,
-    effective_number,
     format_number,
     run_styles,
     states_panel,
@@ -27,7 +27,12 @@ from flowrl_lab.training.presets import preset
 from flowrl_lab.training.run import race
 from flowrl_lab.types import StepRecord
 from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
-from flowrl_lab.widgets.beta_explorer import SLIDER_RANGE, check_rewards, check_scale
+from flowrl_lab.widgets.beta_explorer import (
+    SLIDER_RANGE,
+    check_rewards,
+    check_scale,
+    tilt,
+)
 
 __all__ = ["DRAWINGS", "TargetDesigner", "make_drawing"]
 
@@ -161,10 +166,7 @@ class TargetDesigner(Explorer):
 
     def target(self) -> tuple[np.ndarray, float]:
         """``p*`` [N] and log Z (nats) of what is drawn, at the present β."""
-        scores = self.reward_scale * self.rewards - np.log(len(self.rewards))
-        top = scores.max()
-        log_z = float(top + np.log(np.exp(scores - top).sum()))
-        return np.exp(scores - log_z), log_z
+        return tilt(-np.log(len(self.rewards)), self.reward_scale * self.rewards)
 
     def _configs(self, steps: int, seed: int) -> list:
         """One config for each algorithm, on the present drawing."""
@@ -267,7 +269,7 @@ class TargetDesigner(Explorer):
         panels = [reward_panel(rewards)]
         lines = [
             f"β = {format_number(scale)}, log Z {format_number(log_z)} nats, effective "
-            f"states of p* {format_number(effective_number(probs))} of {len(probs)}"
+            f"states of p* {format_number(count_alive(probs))} of {len(probs)}"
         ]
         if self._result and not self.outdated:
             panels += [
@@ -303,7 +305,7 @@ def tell(record: StepRecord, modes: int) -> list[list[str]]:
         ["KL(π‖p*)", f"{format_number(exact.kl_policy_target)} nats"],
         ["KL(p*‖π)", f"{format_number(exact.kl_target_policy)} nats"],
         ["modes alive", f"{round(exact.modes_covered * modes)} of {modes}"],
-        ["effective states", format_number(effective_number(snapshot.probs))],
+        ["effective states", format_number(count_alive(snapshot.probs))],
         ["mean reward", format_number(float(snapshot.probs @ snapshot.rewards))],
         ["largest π", f"{format_number(snapshot.probs[top])} at state {top}"],
     ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from flowrl_lab._validation import bad_input, check_batch
 from flowrl_lab.plots.panels import format_number
-from flowrl_lab.plots.static import INK, num, text
+from flowrl_lab.plots.static import INK, num, svg, text
 from flowrl_lab.tokens import masked_mean, masked_sum
 from flowrl_lab.types import Completions
 from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
@@ -360,13 +359,7 @@ def draw_rows(inspector: TokenInspector, alt: str) -> str:
             parts.append(draw_token(x, y, wide, show(name), ratio, shade))
             x += wide + 3
         y += LINE + 8
-    size = f'width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" '
-        f'aria-label={quoteattr(alt)} font-family="system-ui,sans-serif" '
-        f'font-size="12" fill="{INK}" style="max-width:100%;height:auto">'
-        + "\n".join([*parts, "</svg>"])
-    )
+    return svg(WIDTH, y, alt, parts)
 
 
 def draw_token(x, y, wide, name: str, ratio, shade) -> str:

@@ -15,11 +15,11 @@ from flowrl_lab.plots.panels import (
     RunStyle,
     Series,
     StatesPanel,
+    count_alive,
     curve_range,
     describe_page,
     format_number,
 )
-from flowrl_lab.plots.panels import effective_number as count_effective
 from flowrl_lab.plots.placement import place_page
 from flowrl_lab.plots.static import draw_svg
 from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
@@ -167,16 +167,12 @@ class ZLab(Explorer):
 
     def final_kl(self) -> np.ndarray:
         """KL(π ‖ p*) at the end (mean of the last 30 steps), for five draws."""
-        return np.array(
-            [
-                train(
-                    self.scores,
-                    np.log(self.reference),
-                    dataclasses.replace(self.settings(), seed=self.seed + draw),
-                ).kl[-LAST_STEPS:].mean()
-                for draw in range(DRAWS)
-            ]
-        )  # fmt: skip
+        ends = []
+        for draw in range(DRAWS):
+            settings = dataclasses.replace(self.settings(), seed=self.seed + draw)
+            trace = train(self.scores, np.log(self.reference), settings)
+            ends.append(trace.kl[-LAST_STEPS:].mean())
+        return np.array(ends)
 
     def numbers(self) -> dict[str, float]:
         """What the browser writes under the picture, at the shown step, nats."""
@@ -195,15 +191,16 @@ class ZLab(Explorer):
     def still(self) -> tuple[str, str, str]:
         """The picture of the shown step."""
         trace = self.trace()
+        log_z = {
+            "in the residual": (USED, trace.log_z),
+            "true": (TRUTH, np.full(STEPS + 1, trace.exact_log_z)),
+            "true − KL": (BOUND, trace.best_log_z),
+        }
         lines = (
-            _line_panel("log Z", {
-                "in the residual": (USED, trace.log_z),
-                "true": (TRUTH, np.full(STEPS + 1, trace.exact_log_z)),
-                "true − KL": (BOUND, trace.best_log_z),
-            }),
+            _line_panel("log Z", log_z),
             _line_panel("KL(π‖p*)", {"KL": (USED, trace.kl)}, log_y=True),
             _line_panel("rms residual", {"rms": (USED, trace.rms_residual)}),
-        )  # fmt: skip
+        )
         legend = tuple((s.run, s.style) for s in lines[0].series)
         title = f"Z-lab: log Z {self.mode}, {self._batch_words()}"
         page = Page(
@@ -220,7 +217,7 @@ class ZLab(Explorer):
         probs = np.exp(trace.log_probs[self.step])
         target = np.exp(self.scores - trace.exact_log_z)
         return StatesPanel(
-            title=f"{count_effective(probs):.1f} of {len(probs)} alive",
+            title=f"{count_alive(probs):.1f} of {len(probs)} alive",
             run="policy",
             style=USED,
             states=np.arange(len(probs), dtype=float),

@@ -19,8 +19,9 @@ import pytest
 from flowrl_lab import __main__ as cli
 from flowrl_lab.commands import COMMANDS, doctor, settings
 from flowrl_lab.measuring.folder import is_finished, load_result
-from flowrl_lab.measuring.progress import ProgressLine, format_seconds
+from flowrl_lab.measuring.progress import ProgressLine
 from flowrl_lab.measuring.runner import Job, prepare_run, run_jobs, train_into
+from flowrl_lab.plots.panels import format_seconds
 from flowrl_lab.training.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,8 +139,14 @@ def test_debug_shows_where_it_went_wrong(tmp_path):
 
 
 def test_settings_are_read_as_json_or_text():
-    pairs = ["learning_rate=1e-3", "length_normalize=true", "task_options.variant=x",
-             "task_options.reward_scale=2", "name=my run", "eval_every=4"]  # fmt: skip
+    pairs = [
+        "learning_rate=1e-3",
+        "length_normalize=true",
+        "task_options.variant=x",
+        "task_options.reward_scale=2",
+        "name=my run",
+        "eval_every=4",
+    ]
     assert settings.parse_settings(pairs) == {
         "learning_rate": 1e-3,
         "length_normalize": True,
@@ -217,9 +224,12 @@ def test_a_stopped_run_resumes_to_the_same_end(tmp_path):
 def start(words: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "flowrl_lab", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
@@ -529,7 +539,8 @@ def test_a_terminal_line_is_redrawn_in_place_and_not_too_often():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(7.6, "8 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+    ("seconds", "text"),
+    [(7.6, "8 s"), (60, "60 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")],
 )
 def test_times_are_readable(seconds, text):
     assert format_seconds(seconds) == text

@@ -11,8 +11,8 @@ import torch
 
 from flowrl_lab import __main__ as cli
 from flowrl_lab.losses import flowrl_loss
-from flowrl_lab.measuring.evaluation_pages import format_evaluation, render_evaluation
 from flowrl_lab.measuring.judged import evaluate_run, load_for_evaluation
+from flowrl_lab.measuring.pages import format_evaluation, render_evaluation
 from flowrl_lab.metrics import CountingJudge
 from flowrl_lab.tasks.text import Scored
 from flowrl_lab.training.presets import preset
@@ -23,9 +23,13 @@ from flowrl_lab.types import Completions
 def save_run(folder: Path, task: str = "landscape", steps: int = 3, done=None, **more):
     """A run of a few steps, stopped after ``done`` of them."""
     config = preset(
-        task, more.pop("variant", "flowrl"), budget="quick", steps=steps,
-        eval_every=100, **more,
-    )  # fmt: skip
+        task,
+        more.pop("variant", "flowrl"),
+        budget="quick",
+        steps=steps,
+        eval_every=100,
+        **more,
+    )
     run = Run(config)
     for record in run:
         if record.step == done:
@@ -150,11 +154,12 @@ def test_temperature_is_of_policy_and_reference(number):
     run = load_for_evaluation(number)
     cold, warm = (
         by_key(
-            evaluate_run(run, num_prompts=2, num_samples=4, repeats=2, temperature=t)
-            .exact
+            evaluate_run(
+                run, num_prompts=2, num_samples=4, repeats=2, temperature=t
+            ).exact
         )
         for t in (0.3, 1.0)
-    )  # fmt: skip
+    )
     assert cold["effective_answers"].value < warm["effective_answers"].value
     assert cold["effective_answers"].perfect < warm["effective_answers"].perfect
 

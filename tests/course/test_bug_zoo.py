@@ -64,9 +64,15 @@ def test_each_bug_shows_where_it_should():
         for name in ZOO
     }
     assert differ == {
-        "adder": "", "bat": "vzp", "crow": "p", "dingo": "vzp", "eel": "vzp",
-        "fox": "", "gnu": "vzp", "hare": "z",
-    }  # fmt: skip
+        "adder": "",
+        "bat": "vzp",
+        "crow": "p",
+        "dingo": "vzp",
+        "eel": "vzp",
+        "fox": "",
+        "gnu": "vzp",
+        "hare": "z",
+    }
 
 
 def test_a_loss_that_is_right_but_for_a_constant_is_caught():
@@ -85,8 +91,14 @@ def test_probe_batches_differ_and_nothing_in_them_is_trivial():
 
 
 def _run(loss):
-    config = preset("landscape", "flowrl", steps=3, eval_every=3,
-                    updates_per_batch=2, length_normalize=True)  # fmt: skip
+    config = preset(
+        "landscape",
+        "flowrl",
+        steps=3,
+        eval_every=3,
+        updates_per_batch=2,
+        length_normalize=True,
+    )
     return Run(config, flowrl_loss=loss)
 
 

@@ -84,8 +84,10 @@ def test_outcome_of_a_number_shows_both_and_the_difference(own, capsys):
     )
     event = read_events(own)[-1]
     assert (event["kind"], event["result"], event["predicted"]) == (
-        "outcome", 7.91, 3.25,
-    )  # fmt: skip
+        "outcome",
+        7.91,
+        3.25,
+    )
     outcome("98.size", 1.0)
     assert "That is 2.25 nats less." in capsys.readouterr().out
     outcome("98.size", np.float32(3.25))

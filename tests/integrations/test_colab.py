@@ -172,9 +172,14 @@ def installed(monkeypatch) -> dict[str, str]:
 def test_only_what_is_missing_or_too_old_is_installed(installed):
     installed |= {"torch": "2.11.0+cu128", "plotly": "5.24.1", "peft": "0.21.2"}
     wanted, notes = first_cell.choose_packages(
-        ["torch>=2.13,<2.14", "plotly>=7.1,<8", "peft>=0.21,<0.22", "jaxtyping>=0.3",
-         "jupyterlab>=4.6,<5"]
-    )  # fmt: skip
+        [
+            "torch>=2.13,<2.14",
+            "plotly>=7.1,<8",
+            "peft>=0.21,<0.22",
+            "jaxtyping>=0.3",
+            "jupyterlab>=4.6,<5",
+        ]
+    )
     assert wanted == ["plotly>=7.1,<8", "jaxtyping>=0.3"]
     assert len(notes) == 1 and "torch 2.11.0+cu128 stays" in notes[0]
 
@@ -320,8 +325,10 @@ def test_every_notebook_runs_where_only_colabs_packages_are(
 def read_versions(python: str) -> dict[str, str]:
     done = subprocess.run(
         [python, "-m", "pip", "list", "--format", "json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return {row["name"].lower(): row["version"] for row in json.loads(done.stdout)}
 
 

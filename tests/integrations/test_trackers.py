@@ -88,14 +88,20 @@ def test_wandb_and_trackio_keep_the_race_without_an_account(records, tmp_path):
 
     (tmp_path / "records").write_bytes(pickle.dumps(records))
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline",
-        "WANDB_SILENT": "true", "TRACKIO_DIR": str(tmp_path / "trackio"),
-        "HF_HUB_OFFLINE": "1", "WANDB_ERROR_REPORTING": "false",
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "WANDB_MODE": "offline",
+        "WANDB_SILENT": "true",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
+        "HF_HUB_OFFLINE": "1",
+        "WANDB_ERROR_REPORTING": "false",
+    }
     subprocess.run(
         [sys.executable, "-c", OTHER_PROCESS, tmp_path / "records", tmp_path / "logs"],
-        env=environment, check=True, capture_output=True,
-    )  # fmt: skip
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     expected = expected_rows(records)
     assert read_wandb(tmp_path / "logs") == expected
     assert read_trackio(tmp_path / "trackio" / "a-race.db") == expected

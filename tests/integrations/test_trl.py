@@ -177,10 +177,16 @@ def test_tokens_of_tools_and_vllms_correction_are_heeded(sides):
     keep[:, 1] = False
     correction = torch.linspace(0, 2, len(keep))
     rows = flowrl_loss(
-        log_z, log_probs, rollout.old_log_probs, rollout.ref_log_probs,
-        rollout.rewards, keep, reward_scale=run.config.reward_scale,
-        length_normalize=False, reduction="none",
-    )  # fmt: skip
+        log_z,
+        log_probs,
+        rollout.old_log_probs,
+        rollout.ref_log_probs,
+        rollout.rewards,
+        keep,
+        reward_scale=run.config.reward_scale,
+        length_normalize=False,
+        reduction="none",
+    )
     tool_mask = torch.ones_like(batch["completion_mask"])
     tool_mask[:, 1] = 0
     batch |= {"tool_mask": tool_mask, "importance_sampling_ratio": correction[:, None]}
@@ -232,9 +238,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(alone, tmp_path):
 def train_on_two_processes(folder, *arguments: str, **environment: str) -> dict:
     """What ``trl_runs.py`` leaves when ``accelerate launch`` starts it, over gloo."""
     environment = {
-        **os.environ, "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **environment,
-    }  # fmt: skip
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+        **environment,
+    }
     command = [
         # With --cpu accelerate 1.15 starts one process, whatever --num_processes says;
         # --multi_gpu starts as many as asked, and use_cpu keeps them on the CPU.
@@ -266,11 +274,14 @@ def test_two_processes_train_as_one(alone, tmp_path):
 def test_two_processes_of_deepspeed_train_as_one(alone, tmp_path):
     """ZeRO 2: each process keeps half of the gradients and of the optimiser."""
     settings = {
-        "train_micro_batch_size_per_gpu": "auto", "train_batch_size": "auto",
-        "gradient_accumulation_steps": "auto", "zero_optimization": {"stage": 2},
+        "train_micro_batch_size_per_gpu": "auto",
+        "train_batch_size": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_optimization": {"stage": 2},
         # plain gradient descent is none of DeepSpeed's own optimisers
-        "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-    }  # fmt: skip
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }
     file = tmp_path / "zero2.json"
     file.write_text(json.dumps(settings))
     found = train_on_two_processes(tmp_path, str(file), DS_ACCELERATOR="cpu")
@@ -311,8 +322,9 @@ def test_features_are_those_of_our_policy(tmp_path):
         torch.testing.assert_close(
             trainer._prompt_features(padded, mask),
             run.policy.prompt_features(prompts, pooling),
-            rtol=1e-4, atol=1e-5,
-        )  # fmt: skip
+            rtol=1e-4,
+            atol=1e-5,
+        )
 
 
 # ------------------------------------------------------------ saving and resuming
@@ -329,8 +341,9 @@ def saved(tmp_path_factory):
 
 def make_saving_args(folder, **changes):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2.0}
-    return make_args(folder, logging_strategy="steps", logging_steps=1.0,
-                     **{**settings, **changes})  # fmt: skip
+    return make_args(
+        folder, logging_strategy="steps", logging_steps=1.0, **{**settings, **changes}
+    )
 
 
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(saved, tmp_path):
@@ -394,13 +407,21 @@ def test_a_checkpoint_whose_z_does_not_fit(saved, tmp_path):
 # --------------------------------------------------------------------- bad input
 
 OTHER = {
-    "beta": 0.1, "loss_type": "dr_grpo", "delta": 2.0, "scale_rewards": "none",
-    "importance_sampling_level": "sequence", "top_entropy_quantile": 0.5,
+    "beta": 0.1,
+    "loss_type": "dr_grpo",
+    "delta": 2.0,
+    "scale_rewards": "none",
+    "importance_sampling_level": "sequence",
+    "top_entropy_quantile": 0.5,
     "multi_objective_aggregation": "normalize_then_sum",
-    "mask_truncated_completions": True, "off_policy_mask_threshold": 0.5,
-    "entropy_coef": 0.01, "use_adaptive_entropy": True, "sync_ref_model": True,
-    "use_bias_correction_kl": False, "fp16": True,
-}  # fmt: skip
+    "mask_truncated_completions": True,
+    "off_policy_mask_threshold": 0.5,
+    "entropy_coef": 0.01,
+    "use_adaptive_entropy": True,
+    "sync_ref_model": True,
+    "use_bias_correction_kl": False,
+    "fp16": True,
+}
 
 
 @pytest.mark.bad_input
@@ -426,9 +447,13 @@ def test_every_setting_that_grpos_loss_reads_is_ours_or_refused():
     # The engine's own, which hold for any loss; and the entropy bonus's, which is
     # refused as a whole.
     engine = {
-        "steps_per_generation", "use_vllm", "vllm_importance_sampling_correction",
-        "max_completion_length", "use_liger_kernel", "router_aux_loss_coef",
-    }  # fmt: skip
+        "steps_per_generation",
+        "use_vllm",
+        "vllm_importance_sampling_correction",
+        "max_completion_length",
+        "use_liger_kernel",
+        "router_aux_loss_coef",
+    }
     bonus = {name for name in names if name.startswith("entropy_")}
     assert names - engine - bonus - {"epsilon_high"} <= set(GRPO_ONLY)
 
@@ -460,10 +485,14 @@ def test_settings_that_cannot_be(changes, message):
 
 def test_vllms_own_settings_are_passed_on():
     args = FlowRLConfig(
-        output_dir="unused", use_cpu=True, bf16=False, use_vllm=True,
-        vllm_mode="colocate", vllm_gpu_memory_utilization=0.4,
+        output_dir="unused",
+        use_cpu=True,
+        bf16=False,
+        use_vllm=True,
+        vllm_mode="colocate",
+        vllm_gpu_memory_utilization=0.4,
         vllm_importance_sampling_mode="sequence_truncate",
-    )  # fmt: skip
+    )
     assert (args.use_vllm, args.vllm_mode) == (True, "colocate")
     assert args.vllm_gpu_memory_utilization == 0.4
 

@@ -114,9 +114,15 @@ def test_the_batch_has_the_keys_that_are_read(trainer):
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
     assert keys >= {
-        "prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "tool_mask",
-        "old_per_token_logps", "ref_per_token_logps", "importance_sampling_ratio",
-    }  # fmt: skip
+        "prompt_ids",
+        "prompt_mask",
+        "completion_ids",
+        "completion_mask",
+        "tool_mask",
+        "old_per_token_logps",
+        "ref_per_token_logps",
+        "importance_sampling_ratio",
+    }
 
 
 def test_attributes_that_are_read_are_still_set(trainer):
@@ -128,10 +134,19 @@ def test_attributes_that_are_read_are_still_set(trainer):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     }
     assert stored >= {
-        "_is_vlm", "_metrics", "aux_loss_enabled", "beta", "epsilon_high",
-        "epsilon_low", "num_generations", "num_generations_eval", "ref_model",
-        "reward_func_names", "reward_weights", "router_aux_loss_coef",
-    }  # fmt: skip
+        "_is_vlm",
+        "_metrics",
+        "aux_loss_enabled",
+        "beta",
+        "epsilon_high",
+        "epsilon_low",
+        "num_generations",
+        "num_generations_eval",
+        "ref_model",
+        "reward_func_names",
+        "reward_weights",
+        "router_aux_loss_coef",
+    }
     assert "self.beta != 0.0" in ast.unparse(
         find_method(trainer, "_generate_and_score_completions")
     )
@@ -143,9 +158,12 @@ def test_no_method_of_ours_hides_a_new_one_of_trls(trainer):
     mine = {n.name for n in ours.body if isinstance(n, ast.FunctionDef)}
     theirs = {n.name for n in trainer.body if isinstance(n, ast.FunctionDef)}
     replaced = {
-        "__init__", "compute_loss", "_calculate_rewards",
-        "_generate_and_score_completions", "_load_optimizer_and_scheduler",
-    }  # fmt: skip
+        "__init__",
+        "compute_loss",
+        "_calculate_rewards",
+        "_generate_and_score_completions",
+        "_load_optimizer_and_scheduler",
+    }
     # The last is replaced in transformers' Trainer, and by some versions of TRL.
     assert mine & theirs <= replaced
     assert replaced - {"_load_optimizer_and_scheduler"} <= theirs

@@ -39,26 +39,42 @@ PAPER = preset("make_number", "flowrl_paper").replace(
 # What verl's ppo_trainer.yaml has, of all that is set: the same in 0.6.1 to 0.9.1.
 VERL_KEYS = {
     "data": {
-        "train_files", "val_files", "prompt_key", "train_batch_size",
-        "max_response_length", "max_prompt_length", "seed",
+        "train_files",
+        "val_files",
+        "prompt_key",
+        "train_batch_size",
+        "max_response_length",
+        "max_prompt_length",
+        "seed",
     },
     "actor_rollout_ref.model": {"path", "lora_rank", "lora_alpha", "target_modules"},
     "actor_rollout_ref.actor": {
-        "ppo_mini_batch_size", "ppo_epochs", "grad_clip", "use_kl_loss",
-        "use_dynamic_bsz", "ppo_micro_batch_size_per_gpu",
+        "ppo_mini_batch_size",
+        "ppo_epochs",
+        "grad_clip",
+        "use_kl_loss",
+        "use_dynamic_bsz",
+        "ppo_micro_batch_size_per_gpu",
     },
     "actor_rollout_ref.actor.optim": {"lr", "lr_scheduler_type", "weight_decay"},
     "actor_rollout_ref.rollout": {
-        "n", "temperature", "top_p", "top_k", "log_prob_micro_batch_size_per_gpu",
+        "n",
+        "temperature",
+        "top_p",
+        "top_k",
+        "log_prob_micro_batch_size_per_gpu",
     },
     "actor_rollout_ref.ref": {"log_prob_micro_batch_size_per_gpu"},
     "algorithm": {"adv_estimator", "norm_adv_by_std_in_grpo", "use_kl_in_reward"},
     "custom_reward_function": {"path", "name"},
     "reward_model": {"reward_manager"},
     "trainer": {
-        "total_training_steps", "total_epochs", "test_freq", "experiment_name",
+        "total_training_steps",
+        "total_epochs",
+        "test_freq",
+        "experiment_name",
     },
-}  # fmt: skip
+}
 # A value for every field, another than the textbook run's.
 OTHER = {
     "task": "open_sets",
@@ -114,9 +130,12 @@ def overrides(folder: Path, *more: str, **environment: str) -> dict:
     fake.chmod(0o755)
     path = f"{fake.parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", folder / "run.sh", *more], capture_output=True, text=True, check=True,
+        ["bash", folder / "run.sh", *more],
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "PATH": path, **environment},
-    )  # fmt: skip
+    )
     words = done.stdout.splitlines()
     assert words[:2] == ["-m", "recipe.flowrl.main_flowrl"]
     pairs = (word.removeprefix("++").partition("=") for word in words[2:])
@@ -175,8 +194,15 @@ def test_the_reward_file_judges_as_the_task_does(exported):
     prompt = row["reward_model"]["ground_truth"]
     assert row["prompt"] == [{"role": "user", "content": prompt}]
     answers = load_task("make_number").answers(prompt)
-    cases = {answers.labels[0]: 1.0, answers.labels[-1]: 1.0, "1+1": 0.0, "": 0.0,
-             "eval": 0.0, answers.labels[0] + "+": 0.0, "9" * 40: 0.0}  # fmt: skip
+    cases = {
+        answers.labels[0]: 1.0,
+        answers.labels[-1]: 1.0,
+        "1+1": 0.0,
+        "": 0.0,
+        "eval": 0.0,
+        answers.labels[0] + "+": 0.0,
+        "9" * 40: 0.0,
+    }
     for answer, expected in cases.items():
         score = module.compute_score(
             data_source=row["data_source"],
@@ -197,12 +223,22 @@ def test_text_tasks_are_judged_up_to_their_stop():
 def test_every_difference_of_the_textbook_form_is_named(exported):
     named = {one.setting: one for one in compare_meaning(CONFIG)}
     assert set(named) == {
-        "reward_scale", "importance, clip_low, clip_high", "log_z_features", "log_z",
-        "log_z_start", "log_z_learning_rate", "reward_form", "length_normalize",
-        "lora_rank", "policy, model", "dtype, device", "seed", "prompt_format",
+        "reward_scale",
+        "importance, clip_low, clip_high",
+        "log_z_features",
+        "log_z",
+        "log_z_start",
+        "log_z_learning_rate",
+        "reward_form",
+        "length_normalize",
+        "lora_rank",
+        "policy, model",
+        "dtype, device",
+        "seed",
+        "prompt_format",
         "eval_every, eval_prompts, watch_prompt",
         "on_bad_update, max_residual, max_skips",
-    }  # fmt: skip
+    }
     assert "0.8, 1.2" in named["importance, clip_low, clip_high"].here
     assert "literal" in named["reward_scale"].there
     page = (exported / "DIFFERENCES.md").read_text(encoding="utf-8")

@@ -8,13 +8,13 @@ import json
 from pathlib import Path
 
 import pytest
+from flowrl_lab.measuring.replay import load_replay
 
 from flowrl_lab import preset
 from flowrl_lab._files import read_lines
 from flowrl_lab.course.ledger import _salvage
 from flowrl_lab.measuring.folder import RunResult
 from flowrl_lab.measuring.recorded import add_recorded, load_recorded, write_recorded
-from flowrl_lab.measuring.replay import load_replay
 from flowrl_lab.tasks.real.word_problems import load_gsm8k
 from flowrl_lab.training.run import Run
 

@@ -46,7 +46,7 @@ def test_nothing_is_overwritten(study, tmp_path):
     path = tmp_path / "one.jsonl"
     write_recorded(path, collect_runs([study]))
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         write_recorded(path, collect_runs([study]))
     assert path.read_bytes() == before
 

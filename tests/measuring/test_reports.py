@@ -66,12 +66,19 @@ def make_result(name: str, seed: int, accuracy: float, steps: int = 2) -> RunRes
         numbers = nothing_measured() | {"reward": accuracy + step, "entropy": 2.0}
         records.append(
             StepRecord(
-                run=name, algorithm=algorithm, seed=seed, step=step, steps=steps,
-                tokens=10 * step, seconds=0.5 * step, exact=exact,
+                run=name,
+                algorithm=algorithm,
+                seed=seed,
+                step=step,
+                steps=steps,
+                tokens=10 * step,
+                seconds=0.5 * step,
+                exact=exact,
                 snapshot=make_snapshot(seed),
-                samples=(("a prompt", "an answer", 1.0),), **numbers,
+                samples=(("a prompt", "an answer", 1.0),),
+                **numbers,
             )
-        )  # fmt: skip
+        )
     config = ExperimentConfig(algorithm=algorithm, name=name, seed=seed, steps=steps)
     environment = {
         "versions": {"torch": "9.9.9"},
@@ -202,15 +209,16 @@ def test_report_holds_numbers_settings_versions_and_command(results):
     for row in table.values():
         for spread in row.values():
             assert str(spread) in text
-    for needed in ("seeds 0, 1, 2", "torch 9.9.9", "device cpu", "18.0 s"):
+    for needed in ("seeds 0, 1, 2", "torch 9.9.9", "device cpu", "18 s"):
         assert needed in text
     assert "python -m flowrl_lab x" in text
     assert "reward_scale 15.0" in text and "algorithm flowrl grpo" in text
 
 
 def test_every_picture_has_alt_text_with_numbers(results):
-    pictures = [a for tag, a in Page(render_report(results, title="x")).tags
-                if tag == "svg"]  # fmt: skip
+    pictures = [
+        a for tag, a in Page(render_report(results, title="x")).tags if tag == "svg"
+    ]
     assert len(pictures) == 3
     for attributes in pictures:
         assert attributes["role"] == "img"
@@ -305,4 +313,4 @@ def test_unfinished_or_damaged_folder_is_named(tmp_path):
 def test_a_result_needs_an_exact_report():
     record = dataclasses.replace(make_result("flowrl", 0, 0.5).records[0], exact=None)
     with pytest.raises(ValueError, match="at least one evaluated step"):
-        RunResult({}, (record,), {})
+        _ = RunResult({}, (record,), {}).exact

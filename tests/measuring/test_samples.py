@@ -148,8 +148,13 @@ def test_every_formula_is_the_mean_over_draws(number):
             for seed in range(300)
         ]
         assert {m.key for m in measures} >= {
-            "avg", "pass@4", "pass@16", "distinct_correct", "distinct_ideas", "entropy",
-        }  # fmt: skip
+            "avg",
+            "pass@4",
+            "pass@16",
+            "distinct_correct",
+            "distinct_ideas",
+            "entropy",
+        }
         for measure in measures:
             values = [measure.of(draw) for draw in draws]
             error = statistics.stdev(values) / math.sqrt(len(values))
@@ -173,9 +178,12 @@ def test_the_target_is_within_its_own_noise_and_a_collapsed_policy_is_not(number
 
     def distances(samples):
         figures = measure_samples(
-            [samples], measures, answers=[answers], targets=[target],
+            [samples],
+            measures,
+            answers=[answers],
+            targets=[target],
             generator=generator(1),
-        )  # fmt: skip
+        )
         return {
             f.key: (f.value - f.perfect) / f.perfect_spread
             for f in figures
@@ -185,9 +193,15 @@ def test_the_target_is_within_its_own_noise_and_a_collapsed_policy_is_not(number
     assert all(abs(d) < 4 for d in distances(own).values())
     found = distances(collapsed)
     assert found.keys() >= {
-        "distinct_correct", "distinct_ideas", "entropy", "entropy_correct",
-        "distinct_2", "self_bleu", "compression", "vendi",
-    }  # fmt: skip
+        "distinct_correct",
+        "distinct_ideas",
+        "entropy",
+        "entropy_correct",
+        "distinct_2",
+        "self_bleu",
+        "compression",
+        "vendi",
+    }
     for key, distance in found.items():
         sign = 1 if key in ("self_bleu", "compression") else -1
         assert sign * distance > 4, key

@@ -37,8 +37,14 @@ from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.run import Run, train
 
 ROOT = Path(__file__).resolve().parents[2]
-TOY = {"task": "landscape", "steps": 50, "prompts_per_step": 1,
-       "num_generations": 16, "learning_rate": 0.1, "eval_every": 50}  # fmt: skip
+TOY = {
+    "task": "landscape",
+    "steps": 50,
+    "prompts_per_step": 1,
+    "num_generations": 16,
+    "learning_rate": 0.1,
+    "eval_every": 50,
+}
 
 
 def make_study(folder: Path, **cells: dict) -> Path:
@@ -78,8 +84,17 @@ def test_every_shipped_cell_is_a_run_and_each_study_is_fair():
     cells = load_cells()
     studies = {cell.study for cell in cells}
     assert {"landscape", "make_number", "make_number_graded"} <= studies
-    shared = ("task", "task_options", "steps", "prompts_per_step", "num_generations",
-              "temperature", "eval_prompts", "lora_rank", "lora_alpha")  # fmt: skip
+    shared = (
+        "task",
+        "task_options",
+        "steps",
+        "prompts_per_step",
+        "num_generations",
+        "temperature",
+        "eval_prompts",
+        "lora_rank",
+        "lora_alpha",
+    )
     for study in studies:
         configs = [cell.config for cell in cells if cell.study == study]
         assert len(configs) >= 5
@@ -139,9 +154,11 @@ def test_a_study_killed_half_way_goes_on_without_losing_or_repeating(tmp_path):
     words = ["study", "--only", "toy", "--seeds", "2", "--jobs", "1", "--out", str(out)]
     run = subprocess.Popen(
         [sys.executable, "-m", "flowrl_lab", *words],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
         start_new_session=True,
-    )  # fmt: skip
+    )
     jobs = plan_runs(load_cells(["toy"]), (0, 1), out)
     deadline = time.monotonic() + 300
     while not any(is_finished(job.folder) for job in jobs):
@@ -188,8 +205,11 @@ def test_publishing_adds_and_never_replaces(toy, tmp_path, capsys):
     assert path.read_text(encoding="utf-8").startswith(first)
     stored = load_recorded("toy")
     assert sorted((run.name, run.seed) for run in stored) == [
-        ("ours β=15", 0), ("ours β=15", 1), ("theirs", 0), ("theirs", 1),
-    ]  # fmt: skip
+        ("ours β=15", 0),
+        ("ours β=15", 1),
+        ("theirs", 0),
+        ("theirs", 1),
+    ]
     assert "3 runs added" in capsys.readouterr().out
     assert cli.main(["study", "--list"]) == 0
     assert re.search(r"toy/ours .* 2 stored", capsys.readouterr().out)
@@ -199,20 +219,24 @@ def test_publishing_adds_and_never_replaces(toy, tmp_path, capsys):
     )
     last = dataclasses.replace(stored[0].records[-1], exact=changed)
     tampered = dataclasses.replace(stored[0], records=(stored[0].records[0], last))
-    wrong = [row.metric for row in compare_with_stored(tampered, stored[0])
-             if not row.agrees]  # fmt: skip
+    wrong = [
+        row.metric for row in compare_with_stored(tampered, stored[0]) if not row.agrees
+    ]
     assert wrong == ["accuracy"]
 
 
 def test_a_search_takes_the_highest_training_reward(toy, tmp_path):
-    search = {"settings": {"steps": 12, "seed": 100, "eval_every": 12},
-              "last_steps": 4,
-              "tries": {"ours": {"learning_rate": [1e-6, 0.3]}}}  # fmt: skip
+    search = {
+        "settings": {"steps": 12, "seed": 100, "eval_every": 12},
+        "last_steps": 4,
+        "tries": {"ours": {"learning_rate": [1e-6, 0.3]}},
+    }
     (toy / "study" / "toy" / "_search.json").write_text(json.dumps(search))
     tries = plan_search(load_cells(["toy"]), tmp_path)
     assert [(t.cell, t.value, t.job.config.learning_rate) for t in tries] == [
-        ("ours", 1e-6, 1e-6), ("ours", 0.3, 0.3),
-    ]  # fmt: skip
+        ("ours", 1e-6, 1e-6),
+        ("ours", 0.3, 0.3),
+    ]
     assert {t.job.config.steps for t in tries} == {12}
     for attempt in tries:
         run = Run(attempt.job.config, folder=attempt.job.folder)

@@ -28,8 +28,8 @@ from flowrl_lab.plots.panels import (
     StatesPanel,
     build_page,
     check_metrics,
+    count_alive,
     describe_page,
-    effective_number,
     merge_cells,
     run_styles,
     tabulate_page,
@@ -133,7 +133,7 @@ def test_svg_is_xml_with_numbers_and_alt_text(landscape: bool) -> None:
     svg = svg_from_records(records, metrics, solution_map=True, title="a < b & c")
     root = ElementTree.fromstring(svg)
     assert root.get("role") == "img"
-    alive = effective_number(records[-1].snapshot.probs)
+    alive = count_alive(records[-1].snapshot.probs)
     label = root.get("aria-label")
     for words in ("a < b & c", "flowrl 1", "grpo 0.95", f"{alive:.1f} of 60 alive"):
         assert words in label
@@ -264,9 +264,9 @@ def test_a_named_run_gets_its_colour_even_when_it_comes_late() -> None:
 
 
 def test_effective_number() -> None:
-    assert effective_number(np.full(7, 0.1)) == pytest.approx(7.0)
-    assert effective_number(np.array([0.0, 0.3, 0.0])) == pytest.approx(1.0)
-    assert effective_number(np.zeros(4)) == 0.0
+    assert count_alive(np.full(7, 0.1)) == pytest.approx(7.0)
+    assert count_alive(np.array([0.0, 0.3, 0.0])) == pytest.approx(1.0)
+    assert count_alive(np.zeros(4)) == 0.0
 
 
 def test_boxes_stay_inside_and_apart() -> None:

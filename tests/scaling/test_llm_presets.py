@@ -9,13 +9,13 @@ from flowrl_lab.policies.language_model import add_lora
 from flowrl_lab.policies.packed import MAX_NODES
 from flowrl_lab.scaling.llm_presets import (
     LLM_PRESETS,
-    Machine,
-    estimate_memory,
+    Device,
     format_presets,
     llm_config,
+    one_pass,
     pick_preset,
-    tokens_in_a_pass,
 )
+from flowrl_lab.scaling.planner import MODELS, estimate_memory
 
 KINDS = {"cpu": "llama", "t4": "qwen2"}
 
@@ -24,13 +24,18 @@ def config_of(name: str, **changes):
     """The model's configuration as transformers has it."""
     from transformers import AutoConfig
 
-    sizes = LLM_PRESETS[name].sizes
+    shape = MODELS[LLM_PRESETS[name].shape]
     return AutoConfig.for_model(
-        KINDS[name], hidden_size=sizes.hidden, intermediate_size=sizes.inner,
-        num_hidden_layers=sizes.layers, num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads, vocab_size=sizes.vocabulary,
-        tie_word_embeddings=True, **changes,
-    )  # fmt: skip
+        KINDS[name],
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocab,
+        tie_word_embeddings=True,
+        **changes,
+    )
 
 
 # --------------------------------------------------------------------------- choosing
@@ -38,12 +43,11 @@ def config_of(name: str, **changes):
 
 def test_less_memory_gets_a_smaller_model():
     found = [
-        pick_preset(Machine("cuda", "GPU", free, True)).name
-        for free in (15.6, 8.0, 5.5, 1.0)
+        pick_preset(Device("cuda", "GPU", free)).name for free in (15.6, 8.0, 5.5, 1.0)
     ]
     assert found == ["t4", "gpu-8gb", "gpu-small", "cpu"]
-    assert pick_preset(Machine("cpu", "CPU", float("nan"), False)).name == "cpu"
-    assert "-> " in format_presets(Machine("cpu", "CPU", 16.0, False))
+    assert pick_preset(Device("cpu", "CPU", float("nan"))).name == "cpu"
+    assert "-> " in format_presets(Device("cpu", "CPU", 16.0))
 
 
 def test_a_preset_becomes_a_config():
@@ -62,16 +66,19 @@ def test_what_is_chosen_for_an_amount_of_memory_fits_into_it():
 
 def test_the_t4_preset_stays_below_14_gb():
     assert LLM_PRESETS["t4"].memory_gb == pytest.approx(9.5, abs=0.1)
-    assert pick_preset(Machine("cuda", "Tesla T4", 14.6, False)).name == "t4"
+    assert pick_preset(Device("cuda", "Tesla T4", 14.6)).name == "t4"
 
 
 def test_a_shared_beginning_counts_once_as_long_as_all_fits():
     lengths = {"prompt_tokens": 55, "completion_tokens": 4}
-    assert tokens_in_a_pass(128, num_generations=32, **lengths) == (732, 732)
-    assert tokens_in_a_pass(16, num_generations=32, **lengths) == (119, 119)
+    for rows, tokens in ((128, 732), (16, 119)):
+        work = one_pass(rows, num_generations=32, **lengths)
+        assert work.share_prefix and work.attended == tokens and work.rows == rows
     lengths["completion_tokens"] = 100
     assert MAX_NODES < 55 + 32 * 100
-    assert tokens_in_a_pass(32, num_generations=32, **lengths) == (32 * 155, 155)
+    apart = one_pass(32, num_generations=32, **lengths)
+    assert not apart.share_prefix and apart.attended == 155
+    assert apart.prefixes == apart.rows == 32
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -82,10 +89,10 @@ def test_the_weights_are_counted_as_transformers_does(name):
         model = AutoModelForCausalLM.from_config(config_of(name))
         exact = sum(p.numel() for p in model.parameters())
         model = add_lora(model, rank=16, alpha=32.0)
-    sizes = LLM_PRESETS[name].sizes
-    assert sizes.parameters == pytest.approx(exact, rel=1e-3)
+    shape = MODELS[LLM_PRESETS[name].shape]
+    assert shape.parameters == exact
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert sizes.adapter_parameters(16) == trained
+    assert shape.lora_weights(16) == trained
 
 
 def bytes_kept(model, tokens: int) -> int:
@@ -117,12 +124,19 @@ def test_what_a_pass_keeps_is_what_autograd_keeps_at_full_size(name):
     from transformers import AutoModelForCausalLM
 
     tokens, one = 732, LLM_PRESETS[name]
-    dtype = {2: torch.float16, 4: torch.float32}[one.bytes_per_weight]
+    dtype = {2: torch.float16, 4: torch.float32}[one.weight_bytes]
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(name), dtype=dtype)
         kept = bytes_kept(add_lora(model, rank=16, alpha=32.0), tokens) / 1e9
-    settings = {"attended": tokens, "bytes_per_weight": one.bytes_per_weight}
-    counted = estimate_memory(one.sizes, tokens=tokens, **settings)
-    counted -= estimate_memory(one.sizes, tokens=0, **settings)
+    work = one_pass(
+        128,
+        num_generations=32,
+        prompt_tokens=55,
+        completion_tokens=4,
+        weight_bytes=one.weight_bytes,
+    )
+    assert work.attended == tokens
+    parts = estimate_memory(MODELS[one.shape], work)
+    counted = (parts["activations"] + parts["attention"]) / 1e9
     print(f"{name}: autograd keeps {kept:.2f} GB, counted {counted:.2f} GB")
     assert 0.85 < kept / counted < 1.0

@@ -171,8 +171,11 @@ def test_the_minutes_of_every_preset_are_printed(monkeypatch, capsys):
     monkeypatch.setattr(presets, "measure_memory", lambda: 8.0)
     printed = what_the_doctor_prints(monkeypatch, capsys)
     assert "A real language model (notebook 9) on\ncpu: CPU, 8.0 GB free" in printed
-    rows = {line.split()[0]: line for line in printed.replace("->", "").splitlines()
-            if line.split() and line.split()[0] in LLM_PRESETS}  # fmt: skip
+    rows = {
+        line.split()[0]: line
+        for line in printed.replace("->", "").splitlines()
+        if line.split() and line.split()[0] in LLM_PRESETS
+    }
     assert rows.keys() == LLM_PRESETS.keys()
     for name, line in rows.items():
         assert f" {LLM_PRESETS[name].minutes:g} (" in line

@@ -51,12 +51,17 @@ def test_weights_are_those_of_the_real_model(name):
     kinds = {True: (Qwen2Config, Qwen2), False: (LlamaConfig, LlamaForCausalLM)}
     config_class, model_class = kinds[shape.attention_bias]
     config = config_class(
-        num_hidden_layers=shape.layers, hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads, vocab_size=shape.vocab,
-        tie_word_embeddings=shape.tied, pad_token_id=None, bos_token_id=None,
+        num_hidden_layers=shape.layers,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocab,
+        tie_word_embeddings=shape.tied,
+        pad_token_id=None,
+        bos_token_id=None,
         eos_token_id=None,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         model = model_class(config)
     assert sum(p.numel() for p in model.parameters()) == shape.parameters
@@ -136,9 +141,13 @@ def test_decoding_waits_for_memory_and_then_for_arithmetic():
 def test_a_plan_adds_up_and_says_what_it_is():
     work = dataclasses.replace(WORK, steps=100)
     plan = make_plan(
-        MODELS["Qwen2.5-7B"], work, MACHINES["H100"], price_per_hour=3.0, devices=4,
+        MODELS["Qwen2.5-7B"],
+        work,
+        MACHINES["H100"],
+        price_per_hour=3.0,
+        devices=4,
         efficiency=1.0,
-    )  # fmt: skip
+    )
     step = sum(plan.seconds.values())
     assert plan.hours == pytest.approx(step * 100 / 4 / 3600)
     assert plan.money == pytest.approx(plan.hours * 4 * 3.0)

@@ -11,8 +11,7 @@ import pytest
 
 from flowrl_lab._files import data_path
 from flowrl_lab.measuring.folder import RunResult
-from flowrl_lab.measuring.recorded import load_recorded
-from flowrl_lab.measuring.replay import load_replay
+from flowrl_lab.measuring.recorded import load_recorded, load_replay
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.presets import preset
 

@@ -75,7 +75,7 @@ def test_an_interrupt_passes_through_the_judge():
 
 
 def test_the_protocol_can_be_checked():
-    class Echo:
+    class Echo(TextTask):
         name = "echo"
         max_completion_tokens = 4
         stop = ("\n",)

@@ -21,7 +21,7 @@ from peft.utils import save_and_load
 
 from flowrl_lab import _files
 from flowrl_lab.integrations.adapters import export_adapter, export_merged, push_folder
-from flowrl_lab.measuring.replay import (
+from flowrl_lab.measuring.recorded import (
     append_step,
     load_replay,
     read_steps,
@@ -394,7 +394,7 @@ def test_recorded_steps_are_played_again_with_their_maps(
             torch.testing.assert_close(
                 probs, torch.from_numpy(other.snapshot.probs), rtol=1e-4, atol=0
             )
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         write_replay(tmp_path / "results" / "mine.replay.jsonl", [folder])
     start = time.monotonic()
     assert len(list(replay([recording], seconds=0.05))) == 5

@@ -167,14 +167,14 @@ def test_an_error_of_the_button_is_said_beside_it(trained):
 
 
 def test_an_interrupted_fork_is_kept(panel, monkeypatch):
-    update = Run._train_step
+    update = Run.__next__
 
     def interrupt_at_third(run):
         if run.step == 3:
             raise KeyboardInterrupt
         return update(run)
 
-    monkeypatch.setattr(Run, "_train_step", interrupt_at_third)
+    monkeypatch.setattr(Run, "__next__", interrupt_at_third)
     press(panel, parent="grpo", variant="flowrl", steps=5)
     assert panel._status == "grpo → flowrl: 3 of 5 steps done"
     assert panel.runs["grpo → flowrl"].step == 3

@@ -14,8 +14,8 @@ import torch
 from flowrl_lab.__main__ import main
 from flowrl_lab._files import data_path
 from flowrl_lab.exact import exact_target
-from flowrl_lab.measuring import landscape_runs
-from flowrl_lab.measuring.landscape_runs import (
+from flowrl_lab.measuring import recorded
+from flowrl_lab.measuring.recorded import (
     OBJECTIVES,
     REWARD_SCALES,
     compare_runs,
@@ -26,6 +26,7 @@ from flowrl_lab.measuring.landscape_runs import (
 )
 from flowrl_lab.tasks import load_task
 from flowrl_lab.widgets import RunScrubber
+from flowrl_lab.widgets.run_scrubber import describe_comparison
 
 
 @pytest.fixture(autouse=True)
@@ -67,14 +68,14 @@ def test_a_run_of_the_grid_is_made_again(runs):
 
 def test_the_file_is_small_and_says_where_it_comes_from(runs):
     folder = data_path("explorer")
-    content = (folder / landscape_runs.DATA).read_bytes()
+    content = (folder / recorded.DATA).read_bytes()
     assert len(content) < 400_000
     facts = runs.provenance
     assert facts["sha256"] == hashlib.sha256(content).hexdigest()
-    assert facts["command"] == landscape_runs.COMMAND
+    assert facts["command"] == recorded.COMMAND
     assert facts["environment"]["versions"]["torch"]
     readme = (folder / "README.md").read_text(encoding="utf-8")
-    for word in (landscape_runs.COMMAND, landscape_runs.DATA, *OBJECTIVES[:3]):
+    for word in (recorded.COMMAND, recorded.DATA, *OBJECTIVES[:3]):
         assert word in readme
 
 
@@ -107,21 +108,21 @@ def test_comparison_forgives_rounding_and_nothing_more():
     stored = exact.astype(np.float16)
     same = compare_runs(exact, stored)
     assert same.agrees
-    assert "the same run" in str(same)
+    assert "the same run" in describe_comparison(same)
     moved = exact.copy()
     moved[1, 0] -= 0.002
     far = compare_runs(moved, stored)
     assert not far.agrees
     assert far.difference == pytest.approx(0.9 * 0.002, rel=0.2)
-    assert "times what rounding" in str(far)
+    assert "times what rounding" in describe_comparison(far)
 
 
 @pytest.mark.bad_input
 def test_a_damaged_or_missing_file_names_the_command(tmp_path):
-    for name in (landscape_runs.DATA, landscape_runs.FACTS):
+    for name in (recorded.DATA, recorded.FACTS):
         shutil.copy(data_path("explorer") / name, tmp_path / name)
     load_landscape_runs(tmp_path)
-    data = tmp_path / landscape_runs.DATA
+    data = tmp_path / recorded.DATA
     content = bytearray(data.read_bytes())
     content[1000] ^= 1
     data.write_bytes(content)
@@ -131,7 +132,7 @@ def test_a_damaged_or_missing_file_names_the_command(tmp_path):
     with pytest.raises(ValueError, match=r"has no landscape_runs.npz.*explorer-data"):
         RunScrubber(folder=tmp_path)
     data.write_bytes(content)
-    (tmp_path / landscape_runs.FACTS).write_text("{")
+    (tmp_path / recorded.FACTS).write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
         load_landscape_runs(tmp_path)
 
@@ -152,7 +153,7 @@ def test_another_shape_or_format_is_refused(tmp_path):
     write_grid(tmp_path / "short", grid, 1.0)
     with pytest.raises(ValueError, match=r"holds grpo as float16 \(1, 40, 100\)"):
         load_landscape_runs(tmp_path / "short")
-    facts = tmp_path / "good" / landscape_runs.FACTS
+    facts = tmp_path / "good" / recorded.FACTS
     facts.write_text(json.dumps({**json.loads(facts.read_text()), "format": 9}))
     with pytest.raises(ValueError, match="format is 9"):
         load_landscape_runs(tmp_path / "good")
@@ -171,7 +172,7 @@ def test_the_command_trains_every_run_and_overwrites_nothing(
         report(config.steps)
         return np.full((41, 100), -np.log(100))
 
-    monkeypatch.setattr(landscape_runs, "trace_run", quickly)
+    monkeypatch.setattr(recorded, "trace_run", quickly)
     folder = tmp_path / "made"
     assert main(["explorer-data", "--out", str(folder)]) == 0
     assert len(trained) == 2 + 3 * len(REWARD_SCALES)

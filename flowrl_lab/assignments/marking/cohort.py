@@ -10,7 +10,8 @@ from itertools import combinations
 
 from flowrl_lab.assignments.bundles import Bundle, Loaded, is_by_hand
 from flowrl_lab.assignments.marking.grading import Grade
-from flowrl_lab.measuring.pages import html_page, html_table
+from flowrl_lab.measuring.pages import html_page
+from flowrl_lab.plots.tabulate import html_table
 
 __all__ = ["likeness", "near_identical", "render_cohort"]
 
@@ -25,11 +26,11 @@ BINS = 10
 
 def render_cohort(grades: Sequence[Grade], bundles: Mapping[str, Bundle]) -> str:
     """One page over all assignments that were marked."""
-    parts = ["<h1>Cohort report</h1>", _overview(grades)]
+    parts = [_overview(grades)]
     for key in sorted({grade.assignment for grade in grades} & set(bundles)):
         mine = [grade for grade in grades if grade.assignment == key]
         parts += _assignment(bundles[key], mine)
-    return html_page("Cohort report", "\n".join(parts))
+    return html_page("Cohort report", *parts)
 
 
 def _overview(grades: Sequence[Grade]) -> str:

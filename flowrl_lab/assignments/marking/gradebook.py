@@ -93,11 +93,7 @@ def _harmless(text: str) -> str:
 def render_feedback(grade: Grade, bundle: Bundle | None, loaded: Loaded | None) -> str:
     """One student's page: what was found, and what to do. No hidden test is shown."""
     title = bundle.title if bundle else "Submission"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p>{escape(grade.student)} · {escape(grade.path)} · variant "
-        f"{grade.variant}</p>",
-    ]
+    parts = [f"<p>{escape(grade.path)} · variant {grade.variant}</p>"]
     if grade.status != "graded":
         parts.append("<p><b>This submission could not be marked.</b></p>")
     if grade.problems:
@@ -108,7 +104,7 @@ def render_feedback(grade: Grade, bundle: Bundle | None, loaded: Loaded | None) 
         parts.append(f"<h2>To mend</h2><ul>{rows}</ul>")
     if loaded is not None:
         parts += _points(grade, loaded)
-    return html_page(f"{title}: {grade.student}", "\n".join(parts))
+    return html_page(f"{title}: {grade.student}", *parts)
 
 
 def _points(grade: Grade, loaded: Loaded) -> list[str]:

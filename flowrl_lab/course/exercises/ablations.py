@@ -30,10 +30,10 @@ def _groups() -> list[Case]:
 
 
 def _best_of_k(
-    rewards, num_generations, k, eps,
-    *, members="with i", score=max, centre=True, scale="population",
-) -> Tensor:  # fmt: skip
+    groups, eps, *, members="with i", score=max, centre=True, scale="population"
+) -> Tensor:
     """Every team of k is listed; with the slips that can be made on the way."""
+    rewards, num_generations, k = groups
     signals = []
     for start in range(0, len(rewards), num_generations):
         group = rewards[start : start + num_generations]
@@ -41,8 +41,8 @@ def _best_of_k(
         best = torch.stack([score(group[i] for i in team) for team in teams])
         spread = 1.0 if scale == "none" else best.std(correction=scale == "sample")
         for i in range(num_generations):
-            mine = torch.tensor([(i in team) == (members == "with i")
-                                 for team in teams])  # fmt: skip
+            with_i = members == "with i"
+            mine = torch.tensor([(i in team) == with_i for team in teams])
             own = best if members == "all" else best[mine]
             signal = own.mean() - (best.mean() if centre else 0.0)
             signals.append(signal / (spread + eps) if scale != "none" else signal)
@@ -57,7 +57,7 @@ def _best_of_k_slip(**slip):
     """A wrong pass_at_k_advantages that makes one slip."""
 
     def wrong(rewards, num_generations, k, *, eps=1e-6):
-        return _best_of_k(rewards, num_generations, k, eps, **slip)
+        return _best_of_k((rewards, num_generations, k), eps, **slip)
 
     return wrong
 
@@ -130,11 +130,9 @@ def _dapo_batches() -> list[Case]:
     ]
 
 
-def _dapo(
-    new, old, advantages, mask, group, low, high,
-    *, pool="tokens", idle="left out", clip="both",
-) -> Tensor:  # fmt: skip
+def _dapo(batch, low, high, *, pool="tokens", idle="left out", clip="both") -> Tensor:
     """DAPO's loss, with the slips that can be made on the way."""
+    new, old, advantages, mask, group = batch
     ratio = (new - old).exp()
     if clip == "one epsilon":
         high = low
@@ -158,14 +156,8 @@ def _dapo(
 def _dapo_slip(factor=1.0, **slip):
     """A wrong dapo_loss that makes one slip."""
 
-    def wrong(
-        log_probs, old_log_probs, advantages, completion_mask, num_generations, *,
-        clip_low=0.2, clip_high=0.28, reduction="mean",  # noqa: ARG001
-    ):  # fmt: skip
-        return factor * _dapo(
-            log_probs, old_log_probs, advantages, completion_mask, num_generations,
-            clip_low, clip_high, **slip,
-        )  # fmt: skip
+    def wrong(*batch, clip_low=0.2, clip_high=0.28):
+        return factor * _dapo(batch, clip_low, clip_high, **slip)
 
     return wrong
 

@@ -427,10 +427,8 @@ def _pair_residuals(paid: Tensor, log_probs: Tensor, ref: Tensor, mask: Tensor):
 def _stretch_mistake(name: str, message: str, weigh, prepare=None) -> Mistake:
     """A mistake in the weights of the stretches, or in what they are made of."""
 
-    def wrong(
-        flows, log_probs, ref, rewards, mask, *,
-        reward_scale, subtb_lambda=0.9, reduction="mean",
-    ):  # fmt: skip
+    def wrong(*batch, reward_scale, subtb_lambda=0.9, reduction="mean"):
+        flows, log_probs, ref, rewards, mask = batch
         paid = _paid_flows(flows, rewards, mask, reward_scale)
         parts = (paid, log_probs, ref.detach(), mask)
         if prepare is not None:

@@ -415,10 +415,10 @@ def _surrogate_batches() -> list[Case]:
 
 
 def _grpo(
-    new, old, advantages, mask, low, high, ref, coef,
-    *, penalty=_k3, surrogate=_clipped_right, pool="sequence",
-) -> Tensor:  # fmt: skip
+    batch, clip, ref, coef, *, penalty=_k3, surrogate=_clipped_right, pool="sequence"
+) -> Tensor:
     """GRPO with the slips that can be made on the way."""
+    (new, old, advantages, mask), (low, high) = batch, clip
     tokens = surrogate(new, old, advantages[:, None], low, high)
     if ref is not None:
         tokens = tokens + coef * penalty(new, ref)
@@ -436,14 +436,8 @@ def _grpo(
 def _grpo_slip(**slip):
     """A wrong grpo_loss that makes one slip."""
 
-    def wrong(
-        log_probs, old_log_probs, advantages, completion_mask, *, clip_low=0.2,
-        clip_high=0.2, ref_log_probs=None, kl_coef=0.0, reduction="mean",  # noqa: ARG001
-    ):  # fmt: skip
-        return _grpo(
-            log_probs, old_log_probs, advantages, completion_mask, clip_low,
-            clip_high, ref_log_probs, kl_coef, **slip,
-        )  # fmt: skip
+    def wrong(*batch, clip_low=0.2, clip_high=0.2, ref_log_probs=None, kl_coef=0.0):
+        return _grpo(batch, (clip_low, clip_high), ref_log_probs, kl_coef, **slip)
 
     return wrong
 
@@ -526,11 +520,9 @@ def _sequences() -> list[Case]:
     ]
 
 
-def _reinforce(
-    policy, reference, rewards, group, coef,
-    *, attached=False, sign=1.0, baseline="others",
-) -> Tensor:  # fmt: skip
+def _reinforce(batch, coef, *, attached=False, sign=1.0, baseline="others") -> Tensor:
     """KL-regularised REINFORCE with the slips that can be made on the way."""
+    policy, reference, rewards, group = batch
     inside = policy if attached else policy.detach()
     paid = (rewards - sign * coef * (inside - reference)).view(-1, group)
     mean = paid.mean(1, keepdim=True)
@@ -545,14 +537,8 @@ def _reinforce(
 def _reinforce_slip(factor=1.0, **slip):
     """A wrong kl_reinforce_loss that makes one slip."""
 
-    def wrong(
-        sequence_log_probs, ref_sequence_log_probs, rewards, num_generations,
-        *, kl_coef, reduction="mean",  # noqa: ARG001
-    ):  # fmt: skip
-        return factor * _reinforce(
-            sequence_log_probs, ref_sequence_log_probs, rewards, num_generations,
-            kl_coef, **slip,
-        )  # fmt: skip
+    def wrong(*batch, kl_coef):
+        return factor * _reinforce(batch, kl_coef, **slip)
 
     return wrong
 

@@ -107,10 +107,9 @@ def _read(path: Path) -> nbformat.NotebookNode:
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises many kinds
-        raise bad_input(
-            "notebook", f"{path} cannot be read ({error})", "a notebook of format 4",
-            "open and save it in JupyterLab",
-        ) from error  # fmt: skip
+        got, wanted = f"{path} cannot be read ({error})", "a notebook of format 4"
+        fix = "open and save it in JupyterLab"
+        raise bad_input("notebook", got, wanted, fix) from error
 
 
 def _first_cell(ending: str) -> nbformat.NotebookNode:
@@ -150,12 +149,12 @@ def build_wheel() -> tuple[str, bytes]:
         for name in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, copy / name)
         build = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1])"
+        command = [sys.executable, "-c", build, folder]
+        # one time for all files: the same sources give the same wheel
+        how = {"cwd": copy, "env": {**os.environ, "SOURCE_DATE_EPOCH": "1577836800"}}
         done = subprocess.run(
-            [sys.executable, "-c", build, folder],
-            cwd=copy, capture_output=True, text=True, errors="replace",
-            # one time for all files: the same sources give the same wheel
-            env={**os.environ, "SOURCE_DATE_EPOCH": "1577836800"},
-        )  # fmt: skip
+            command, capture_output=True, text=True, errors="replace", **how
+        )
         wheels = list(folder.glob("*.whl"))
         if done.returncode or not wheels:
             raise ValueError(

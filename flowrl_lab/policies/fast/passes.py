@@ -535,88 +535,31 @@ def _run_small() -> None:
     """Every pass once, on the smallest model there is."""
     sizes = {"layers": 1, "V": 2, "H": 4, "I": 2, "r": 1, "N": 2}
 
-    def empty(*shape: int | str) -> np.ndarray:
-        return np.zeros([sizes.get(size, size) for size in shape], np.float32)
+    def empty(shape: str) -> np.ndarray:
+        words = shape.split()
+        return np.zeros([int(sizes.get(word, word)) for word in words], np.float32)
 
-    frame = Frame(
-        empty("V", "H"),
-        empty("V", "H"),
-        empty("V", "H"),
-        empty(1),
-        empty("H"),
-        empty("layers", 2, "H"),
-        2,
-        1e-6,
-    )
-    weights = Weights(
-        empty(3, "V", "H"),
-        empty("layers", 3, "H", "H"),
-        empty("layers", "H", "H"),
-        empty("layers", 2, "I", "H"),
-        empty("layers", "H", "I"),
-    )
-    low, high = ("layers", "r", "H"), ("layers", "H", "r")
-    adapters = Adapters(
-        empty("layers", 3, "r", "H"),
-        empty("layers", 3, "H", "r"),
-        empty(*low),
-        empty(*high),
-        empty("layers", 2, "r", "H"),
-        empty("layers", 2, "I", "r"),
-        empty("layers", "r", "I"),
-        empty(*high),
-    )
-    rows, one = ("layers", "N", "H"), ("layers", "N", 1)
-    tape = TapeTables(
-        empty("N", 2, 1),
-        empty(*rows),
-        empty(*one),
-        empty("layers", 3, "N", "H"),
-        empty("layers", "N", 2, 32),
-        empty(*rows),
-        empty(*rows),
-        empty(*one),
-        empty("layers", 2, "N", "I"),
-        empty("N", "H"),
-        empty("N", 1),
-    )
-    room = Scratch(
-        empty("N", "H"),
-        empty(3, "N", "H"),
-        empty("N", "H"),
-        empty(3, "N", "H"),
-        empty("N", "I"),
-        empty("N", "I"),
-        empty(2, "N", "I"),
-    )
+    def tables(*shapes: str) -> list[np.ndarray]:
+        return [empty(shape) for shape in shapes]
+
+    frame = Frame(*tables("V H", "V H", "V H", "1", "H", "layers 2 H"), 2, 1e-6)
+    big = ("3 V H", "layers 3 H H", "layers H H", "layers 2 I H", "layers H I")
+    weights = Weights(*tables(*big))
+    mixing = ("layers 3 r H", "layers 3 H r", "layers r H", "layers H r")
+    inner = ("layers 2 r H", "layers 2 I r", "layers r I", "layers H r")
+    adapters = Adapters(*tables(*mixing, *inner))
+    row, one = "layers N H", "layers N 1"
+    before = ("N 2 1", row, one, "layers 3 N H", "layers N 2 32")
+    after = (row, row, one, "layers 2 N I", "N H", "N 1")
+    tape = TapeTables(*tables(*before, *after))
+    short = ("N H", "3 N H", "N H", "3 N H", "N I", "N I", "2 N I")
+    room = Scratch(*tables(*short))
     nodes = Nodes(*np.array([[0, 0], [0, 1], [-1, 0]]))
     forward(nodes, 0, 1, frame, weights, tape)
-    draws = Draws(
-        np.zeros((2, 1), int),
-        np.zeros((2, 1), bool),
-        empty(2, 1),
-        np.zeros((2, 1), int),
-    )
-    sample(
-        nodes,
-        1,
-        np.zeros(1, int),
-        empty(2, 1, "V") + np.float32(1),
-        np.float32(1),
-        9,
-        frame,
-        weights,
-        tape,
-        draws,
-    )
-    backward(
-        empty("N", "H"),
-        nodes,
-        frame,
-        weights,
-        tape,
-        adapters,
-        np.float32(1),
-        room,
-        adapters,
-    )
+    column = np.zeros((2, 1), int)
+    draws = Draws(column, column.astype(bool), empty("2 1"), column.copy())
+    likely, cold = empty("2 1 V") + np.float32(1), np.float32(1)
+    start = np.zeros(1, int)
+    sample(nodes, 1, start, likely, cold, 9, frame, weights, tape, draws)
+    slopes, scale = empty("N H"), np.float32(1)
+    backward(slopes, nodes, frame, weights, tape, adapters, scale, room, adapters)

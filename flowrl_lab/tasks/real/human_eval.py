@@ -24,7 +24,13 @@ from flowrl_lab.sandbox import (
 from flowrl_lab.tasks.real import apart
 from flowrl_lab.tasks.real.code_blocks import cut_body, find_programs
 from flowrl_lab.tasks.real.word_problems import CHARACTERS_PER_TOKEN, check_split
-from flowrl_lab.tasks.text import DEFAULT_WEIGHTS, RewardWeights, Scored, combine_parts
+from flowrl_lab.tasks.text import (
+    DEFAULT_WEIGHTS,
+    RewardWeights,
+    Scored,
+    TextTask,
+    combine_parts,
+)
 
 __all__ = ["HumanEval"]
 
@@ -40,7 +46,7 @@ answer_inputs(order)
 """
 
 
-class HumanEval:
+class HumanEval(TextTask):
     """Complete a Python function from its header and docstring.
 
     Every fourth problem is held out.  HumanEval was made for testing only: after

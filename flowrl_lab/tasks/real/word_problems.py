@@ -19,6 +19,7 @@ from flowrl_lab.tasks.text import (
     DEFAULT_WEIGHTS,
     RewardWeights,
     Scored,
+    TextTask,
     combine_parts,
     score_safely,
 )
@@ -47,7 +48,7 @@ def judge_value(problem: Problem, answer: str) -> tuple[bool, str]:
     return same_value(problem.answer, answer)
 
 
-class AnswerTask:
+class AnswerTask(TextTask):
     """A text task whose completions end in one ``<answer>``.
 
     Args:
