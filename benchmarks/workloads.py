@@ -18,7 +18,7 @@ from pathlib import Path
 
 from flowrl_lab.policies.device import has_native_bfloat16
 from flowrl_lab.tasks.open_sets import OpenSets
-from flowrl_lab.tasks.text import Scored
+from flowrl_lab.tasks.text import Scored, TextTask
 from flowrl_lab.training.config import ExperimentConfig
 
 __all__ = [
@@ -48,7 +48,7 @@ MODELS = {
 }  # fmt: skip
 
 
-class OpenLines:
+class OpenLines(TextTask):
     """The questions of ``open_sets``; an answer may be followed by anything.
 
     Args:

@@ -26,6 +26,7 @@ from flowrl_lab.integrations.task_scores import check_language_task
 from flowrl_lab.plots.tabulate import markdown_table
 from flowrl_lab.tasks import load_task
 from flowrl_lab.training.config import ExperimentConfig
+from flowrl_lab.training.log_z import needs_network
 
 __all__ = [
     "IDLE",
@@ -168,7 +169,7 @@ def _differences_of_log_z(config: ExperimentConfig) -> list[Difference]:
         "random": f"no network: a draw of N({config.log_z_value:g}, 1) for each "
         "prompt, anew in every step",
     }
-    learned = config.log_z in ("learned", "attached")
+    learned = needs_network(config)
     source = Difference(
         "log_z",
         sources[config.log_z],

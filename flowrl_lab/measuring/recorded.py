@@ -43,6 +43,7 @@ from flowrl_lab.measuring.folder import (
 )
 from flowrl_lab.training.algorithms import ALGORITHMS
 from flowrl_lab.training.config import ExperimentConfig
+from flowrl_lab.training.log_z import is_of_batch
 from flowrl_lab.training.presets import preset
 from flowrl_lab.types import StepRecord
 
@@ -102,7 +103,7 @@ def variant_label(config: ExperimentConfig) -> str:
         name = "flowrl paper form"
     elif name == "flowrl" and config.reward_form == "group_normalized":
         name = "flowrl z-scored sums"
-    if config.algorithm == "flowrl" and config.log_z == "vargrad":
+    if config.algorithm == "flowrl" and is_of_batch(config):
         name += " group log Z"
     if config.algorithm in ("flowrl", "vargrad"):
         name += f" β={config.reward_scale:g}"

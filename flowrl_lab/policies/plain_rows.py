@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from flowrl_lab.tokens import next_token_logits
 from flowrl_lab.types import PromptBatch
 
 __all__ = ["PlainDecoder", "plain_states"]
@@ -32,14 +33,16 @@ def plain_states(
     copies = len(completion_ids) // len(prompts)
     lengths = prompts.prompt_mask.sum(-1).repeat_interleave(copies)[:, None]
     padded = prompts.prompt_ids.repeat_interleave(copies, 0)
-    rows = torch.cat([padded, completion_ids[:, :-1]], dim=1)
+    rows = torch.cat([padded, completion_ids], dim=1)
     shift = padded.shape[1] - lengths
     places = torch.arange(rows.shape[1] - int(shift.min()), device=rows.device)
     rows = rows.gather(1, (places + shift).clamp(max=rows.shape[1] - 1))
     states = backbone(input_ids=rows, use_cache=False).last_hidden_state
     width = completion_ids.shape[1]
-    predictor = lengths - 1 + torch.arange(width, device=rows.device)
-    return states.gather(1, predictor[..., None].expand(-1, -1, states.shape[-1]))
+    # from the last prompt token, which predicts the first of the completion, on
+    tail = lengths - 1 + torch.arange(width + 1, device=rows.device)
+    states = states.gather(1, tail[..., None].expand(-1, -1, states.shape[-1]))
+    return next_token_logits(states, width)
 
 
 class PlainDecoder:

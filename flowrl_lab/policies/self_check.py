@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flowrl_lab.policies.plain_rows import plain_states
+from flowrl_lab.tokens import log_probs_from_logits
 from flowrl_lab.types import Completions, PromptBatch
 
 __all__ = ["Ways", "find_ways", "is_as_sampled", "smallest_window"]
@@ -221,7 +222,8 @@ def is_as_sampled(
     prompt = prompts.part(slice(row // copies, row // copies + 1))
     ids, keep = sampled.completion_ids[row : row + 1], sampled.completion_mask[row]
     states = plain_states(policy._backbone, prompt, ids)[0, keep]
-    log_probs = (policy._lm_head(states).float() / temperature).log_softmax(-1)
+    logits = policy._lm_head(states)
+    log_probs = log_probs_from_logits(logits, temperature=temperature)
     right = log_probs.gather(-1, ids[0, keep, None]).squeeze(-1)
     apart = (sampled.log_probs[row, keep] - right).abs().mean()
     return apart.item() <= _ROUNDING_NATS.get(policy._backbone.dtype, 1e-3)

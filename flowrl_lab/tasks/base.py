@@ -28,6 +28,7 @@ class Task(Protocol):
             that is not exhaustive lives on the correct answers either way.
         has_referee: whether ``answers`` can list them; without it, runs are judged
             by samples.
+        has_verdicts: whether ``judge`` tells more of a completion than its reward.
         in_text: whether any tokenizer can spell it (``TextTask``).
         characters: what it spells its texts with, one token each, in the order of
             their ids; empty for states and symbols.
@@ -40,6 +41,7 @@ class Task(Protocol):
     max_completion_tokens: int
     reward_scale: float | None
     has_referee: bool = True
+    has_verdicts: bool = False
     in_text: bool = False
     characters: str = ""
 

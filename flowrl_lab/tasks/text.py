@@ -63,9 +63,10 @@ class TextTask(Protocol):
     Attributes:
         name: short, for file names and legends.
         max_completion_tokens: how many tokens a completion may have.
-        stop: a completion ends before the first of these strings.  A task with
-            ``cut(completion)`` says itself what of a completion counts; nothing is
-            cut before one of them stands in it.
+        stop: a completion ends before the first of these strings.
+        cut: a function that says itself what of a completion counts; nothing is cut
+            before one of ``stop`` stands in it.  None: the first of them ends it.
+        reward_scale: as in ``tasks.Task``.
         has_referee: whether its right answers are listed (``answer_texts``).
         in_text, characters: as in ``tasks.Task``: any tokenizer spells it.
     """
@@ -73,6 +74,8 @@ class TextTask(Protocol):
     name: str
     max_completion_tokens: int
     stop: tuple[str, ...]
+    cut: Callable[[str], str] | None = None
+    reward_scale: float | None = None
     has_referee: bool = False
     in_text: bool = True
     characters: str = ""
@@ -99,7 +102,7 @@ def cut_completion(task: TextTask, completion: str) -> str:
     """
     places = [completion.find(stop) for stop in task.stop]
     end = min((place for place in places if place >= 0), default=len(completion))
-    if end == len(completion) or not hasattr(task, "cut"):
+    if end == len(completion) or task.cut is None:
         return completion[:end]
     return task.cut(completion)
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from flowrl_lab._validation import bad_input
+from flowrl_lab.tasks.base import Task
 from flowrl_lab.tasks.text import Scored, TextTask, cut_completion
 from flowrl_lab.types import AnswerSet, PromptBatch
 
 __all__ = ["TokenizedTask"]
 
 
-class TokenizedTask:
+class TokenizedTask(Task):
     """A ``TextTask`` as a ``Task``: prompts, scores and answers in tokens.
 
     A task that has ``answer_texts(prompt)`` gets an exact referee: an answer counts
@@ -41,6 +42,8 @@ class TokenizedTask:
             that does not fit into the context with its completion.
     """
 
+    has_verdicts = True
+
     def __init__(
         self,
         task: TextTask,
@@ -54,13 +57,13 @@ class TokenizedTask:
         self.task, self.tokenizer, self.chat = task, tokenizer, chat
         self.name, self.vocab_size = task.name, vocab_size
         self.max_completion_tokens = task.max_completion_tokens
-        self.reward_scale = getattr(task, "reward_scale", None)
+        self.reward_scale = task.reward_scale
         self.pad_id = tokenizer.pad_token_id
         self.eos_id = tokenizer.eos_token_id
-        self.has_referee = hasattr(task, "answer_texts")
+        self.has_referee = task.has_referee
         self._context = context
         # Where the task looks at the whole text, no stop ends it by itself.
-        self._looks = hasattr(task, "cut")
+        self._looks = task.cut is not None
         stops = () if self._looks else task.stop
         ends = {*getattr(tokenizer, "completion_ends", ()), self.eos_id}
         self._end_ids = sorted(number for number in ends if 0 <= number < vocab_size)
@@ -89,8 +92,7 @@ class TokenizedTask:
 
     def render(self, prompt: str) -> str:
         """The text that the model reads for ``prompt``, chat template included."""
-        render = getattr(self.task, "render", None)
-        text = prompt if render is None else render(prompt)
+        text = self.task.render(prompt)
         if not self.chat:
             return text
         return self.tokenizer.apply_chat_template(

@@ -22,17 +22,17 @@ from flowrl_lab.training.batch import Batch, shaped_rewards
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.types import PolicyOutput, Rollout
 
-__all__ = ["LogZ", "is_learned", "needs_network"]
-
-
-def is_learned(config: ExperimentConfig) -> bool:
-    """Whether Z_φ learns from features of the prompt that stay as they are."""
-    return config.log_z == "learned"
+__all__ = ["LogZ", "is_of_batch", "needs_network"]
 
 
 def needs_network(config: ExperimentConfig) -> bool:
     """Whether there is a Z_φ at all."""
     return config.log_z in ("learned", "attached")
+
+
+def is_of_batch(config: ExperimentConfig) -> bool:
+    """Whether each batch brings its own best log Z."""
+    return config.log_z == "vargrad"
 
 
 class LogZ:
@@ -97,7 +97,7 @@ class LogZ:
         """Z_φ, if what it learns is the log Z that the referee computes."""
         config = self._config
         textbook = config.reward_form == "raw" and not config.length_normalize
-        return self.network if textbook and is_learned(config) else None
+        return self.network if textbook and config.log_z == "learned" else None
 
     def _start(self, rollout: Rollout) -> None:
         """At log mean exp(βr): the first batch is drawn from π_ref."""

@@ -27,7 +27,7 @@ def make_task_and_policy(config, device):
     from flowrl_lab.tasks import load_task
 
     task = load_task(config.task, **config.task_options)
-    in_text = hasattr(task, "stop")
+    in_text = task.in_text
     if in_text != (config.policy == "hf_lm") and not (
         in_text and config.policy == "auto"
     ):

@@ -165,6 +165,8 @@ class InParts:
 
     def sample(self, prompts: PromptBatch, num_generations: int, **settings):
         """``Policy.sample``, in parts; see ``sample_in_parts``."""
+        if not self.rows:
+            return self._policy.sample(prompts, num_generations, **settings)
         return sample_in_parts(
             self._policy, prompts, num_generations, rows=self.rows, **settings
         )
@@ -180,15 +182,15 @@ class InParts:
     ) -> PolicyOutput:
         """``Policy.evaluate``, in parts."""
         given = (prompts, completion_ids, completion_mask)
-        parted = 0 < self.rows < len(completion_ids)
-        learns = torch.is_grad_enabled() and not reference
-        if not learns or not (parted or self.scale != 1):
+        settings = {"temperature": temperature, "reference": reference}
+        if self.scale == 1 and not 0 < self.rows < len(completion_ids):
+            return self._policy.evaluate(*given, **settings)
+        if reference or not torch.is_grad_enabled():
             return evaluate_in_parts(
                 self._policy,
                 *given,
                 rows=self.rows,
-                temperature=temperature,
-                reference=reference,
+                **settings,
             )
         weights = self._policy.trainable_parameters()
         scores = _ScoresInParts.apply(self, given, temperature, *weights)

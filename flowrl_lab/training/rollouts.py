@@ -92,7 +92,7 @@ def _score(
     task, prompts: PromptBatch, completions, num_generations: int
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Rewards, and the mean of each of their parts where the task names them."""
-    if not hasattr(task, "judge"):
+    if not task.has_verdicts:
         return task.score(prompts, *completions, num_generations), {}
     scored = task.judge(prompts, *completions, num_generations)
     device = completions[0].device

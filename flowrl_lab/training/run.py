@@ -143,7 +143,7 @@ class Run:
         self.seconds += time.perf_counter() - start
         measured.setdefault("reward", rollout.rewards.mean().item())
         said = why_nothing_is_learned(rollout) if self.step == 1 else ""
-        if said and hasattr(self.task, "judge"):  # a real model's task
+        if said and self.task.has_verdicts:  # a real model's task
             survival.announce(said)
         self.records.append(self._record(rollout, measured))
         if self.folder and self._due(self.save_every):
@@ -223,7 +223,7 @@ class Run:
         exact = snapshot = None
         samples: tuple = ()
         if self.step == 0 or self._due(config.eval_every):
-            if getattr(self.task, "has_referee", True):
+            if self.task.has_referee:
                 exact = self.evaluate()
                 snapshot = self._watch()
             samples = () if rollout is None else self._samples(rollout)

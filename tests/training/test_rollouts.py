@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flowrl_lab.policies.tabular import TabularPolicy
-from flowrl_lab.tasks import load_task
+from flowrl_lab.tasks import Task, load_task
 from flowrl_lab.training.rollouts import collect_rollout, sample_prompts
 
 
@@ -83,7 +83,7 @@ def test_a_rollout_is_what_was_sampled_and_what_it_was_worth(task, policy, tempe
 @pytest.mark.bad_input
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_reward_that_is_no_number_names_its_prompt(task, policy, value):
-    class Broken:
+    class Broken(Task):
         name = "broken"
 
         def score(self, prompts, completion_ids, completion_mask, num_generations):
@@ -105,7 +105,7 @@ def test_a_reward_that_is_no_number_names_its_prompt(task, policy, value):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("shape", [(7,), (9,), (8, 1), ()])
 def test_rewards_of_the_wrong_length_are_refused(task, policy, shape):
-    class Short:
+    class Short(Task):
         name = "short"
 
         def score(self, *_given):
