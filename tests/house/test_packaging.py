@@ -148,7 +148,8 @@ def test_what_runs_here_is_inside_the_ranges():
     ],
 )
 def test_every_import_is_declared(folder, extras):
-    allowed = listed(*extras)
+    support = {path.stem for path in (ROOT / "tests/support").glob("*.py")}
+    allowed = listed(*extras) | (support if folder == "tests" else set())
     for path in (ROOT / folder).rglob("*.py"):
         assert find_imports(path) <= allowed, path
 
@@ -237,8 +238,12 @@ def test_the_readme_names_files_that_exist():
     assert links
     tree = text.partition("## Where things are")[2].split("```")[1]
     for line in tree.strip().splitlines():
-        indent, name = len(line) - len(line.lstrip()), line.split()[0]
-        links.append(f"flowrl_lab/{name}" if indent else name)
+        indent = len(line) - len(line.lstrip())
+        if indent > 2:  # a description goes on
+            continue
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        files = [n if "/" in n or "." in n else f"{n}.py" for n in names]
+        links += [f"flowrl_lab/{name}" if indent else name for name in files]
     for link in links:
         assert (ROOT / link).exists(), link
 
