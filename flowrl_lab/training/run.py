@@ -126,7 +126,7 @@ class Run:
             raise StopIteration
         survival, start = self.survival, time.perf_counter()
         survival.note, measured = "", {}
-        self._set_learning_rate()
+        self._set_learning_rate(self.step)
         with threads_for(self.policy):
             rollout = survival.fitting(self.sample)
             batch = survival.fitting(lambda: self.prepare(rollout))
@@ -172,8 +172,9 @@ class Run:
         """All that stays as it is while ``rollout`` is trained on."""
         return self.algorithm.prepare(rollout, self.survival.policy, self.step)
 
-    def _set_learning_rate(self) -> None:
-        factor = _schedule(self.config.lr_schedule, self.step / self.config.steps)
+    def _set_learning_rate(self, done: int) -> None:
+        """Of the step that follows ``done`` steps."""
+        factor = _schedule(self.config.lr_schedule, done / self.config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
@@ -347,6 +348,7 @@ class Run:
         self.records = [record_from_dict(json.loads(row)) for row in state["records"]]
         if self.step > self.config.steps:
             raise ValueError(f"step {self.step} of {self.config.steps}")
+        self._set_learning_rate(max(self.step - 1, 0))  # as it was left
 
     def fork(self, *, folder: str | Path | None = None, **changes) -> Run:
         """A new run that starts from this run's policy, under changed settings.

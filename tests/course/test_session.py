@@ -197,7 +197,7 @@ def test_threads_and_workers_follow_the_cores(
         assert torch.get_num_threads() == expected[0]
         with threads_for(SimpleNamespace(large_tensors=True)):
             assert torch.get_num_threads() == for_large
-        with threads_for(SimpleNamespace()):
+        with threads_for(SimpleNamespace(large_tensors=False)):
             assert torch.get_num_threads() == expected[0]
         assert torch.get_num_threads() == expected[0]
     finally:

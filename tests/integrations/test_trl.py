@@ -249,7 +249,7 @@ def train_on_two_processes(folder, *arguments: str, **environment: str) -> dict:
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
         *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
         *("--dynamo_backend", "no", "--main_process_port", "0"),
-        *(str(ROOT / "tests" / "trl_runs.py"), str(folder), *arguments),
+        *(str(ROOT / "tests" / "support" / "trl_runs.py"), str(folder), *arguments),
     ]
     done = subprocess.run(
         command, env=environment, cwd=folder, capture_output=True, text=True

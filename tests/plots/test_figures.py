@@ -222,7 +222,14 @@ def test_text_table_has_the_end_values() -> None:
 )
 def test_odd_records_still_draw(records: list) -> None:
     metrics = ("reward", "kl_policy_target", "log_z", "pass@3")
-    page = page_from_records(records, metrics, True, "t", "p*", ("kl_policy_target",))
+    page = page_from_records(
+        records,
+        metrics,
+        solution_map=True,
+        title="t",
+        target_label="p*",
+        log_y=("kl_policy_target",),
+    )
     bundle = bundle_from_page(page, place_page(page))
     json.dumps(bundle, allow_nan=False)
     assert "nan" not in bundle["image/svg+xml"]

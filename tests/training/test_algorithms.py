@@ -326,7 +326,7 @@ def test_one_update_is_one_step_of_adam(algorithm):
     rollout = roll_out(run)
     oracle, batch = Oracle(run, rollout), run.prepare(rollout)
     before = run.policy.logits.detach().clone()
-    run._set_learning_rate()
+    run._set_learning_rate(0)
     update = training_step(run.policy, run.optimizer, batch, run.algorithm)
     measured = measure(rollout, update, run.config)
     loss = oracle.loss()

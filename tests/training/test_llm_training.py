@@ -59,7 +59,7 @@ def test_a_model_that_is_never_right_is_said_after_the_first_batch(monkeypatch, 
     assert "all 8 completions of the first batch earned 0: " in notes[1]
     assert "nothing can be learned. Try worked examples" in capsys.readouterr().out
     assert notes[0] == notes[2] == ""
-    rollout = dataclasses.replace(run.sample(), rewards=torch.tensor([0.0, 1.0]))
+    rollout = dataclasses.replace(run.sample(), rewards=torch.tensor([0.0, 1.0] * 4))
     assert why_nothing_is_learned(rollout) == ""
 
 
