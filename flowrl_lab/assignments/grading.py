@@ -41,7 +41,7 @@ from flowrl_lab.assignments.spec import (
     Test,
 )
 from flowrl_lab.assignments.submissions import Submission
-from flowrl_lab.sandbox import Limits, SandboxResult, run_python
+from flowrl_lab.sandbox import Limits, SandboxResult
 
 __all__ = ["LIMITS", "Grade", "Part", "grade_submission", "judge_question"]
 
@@ -133,7 +133,7 @@ def grade_submission(
     digest: str,
     *,
     limits: Limits = LIMITS,
-    run: Callable[..., SandboxResult] = run_python,
+    run: Callable[..., SandboxResult] | None = None,
 ) -> Grade:
     """Mark a submission that was read.
 
@@ -143,7 +143,7 @@ def grade_submission(
         variant: that the student was given.
         digest: kept in the grade.
         limits: of the sandbox.
-        run: the sandbox; another one only where a grader's container is the fence.
+        run: the sandbox, if it is to be another one.
     """
     loaded = bundle.load(variant)
     grade = Grade(

@@ -23,6 +23,7 @@ processor and memory size, and the clock.
 
 from __future__ import annotations
 
+from flowrl_lab.sandbox.forking import ForkServer
 from flowrl_lab.sandbox.running import (
     Limits,
     SandboxResult,
@@ -33,6 +34,7 @@ from flowrl_lab.sandbox.running import (
 from flowrl_lab.sandbox.serving import SandboxServer, ServerStopped
 
 __all__ = [
+    "ForkServer",
     "Limits",
     "SandboxResult",
     "SandboxServer",

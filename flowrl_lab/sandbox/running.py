@@ -13,7 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,10 @@ __all__ = [
 ]
 
 _START = Path(__file__).resolve().parent / "inside" / "start.py"
+_OWN = Path(__file__).resolve().parents[1]  # this package
 _MACHINES = ("x86_64", "aarch64")
+_SHARED = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+_INSTALLED = ("site-packages", "dist-packages")
 _OPEN_FILES = 256
 _MEMORY_WORDS = ("MemoryError", "allocate memory", "bad_alloc", "Cannot allocate")
 
@@ -155,7 +158,7 @@ def run_python(
     problem = sandbox_problem()
     if problem is not None:
         raise SandboxUnavailable(problem)
-    return _run(order, limits, files, collect)
+    return run_order(order, limits, files, collect)
 
 
 @functools.cache
@@ -208,7 +211,7 @@ print(attempt(lambda: open(sys.argv[1]).read()), attempt(socket.socket),
 def _run_trial() -> SandboxResult:
     with tempfile.NamedTemporaryFile(prefix="flowrl-sandbox-") as secret:
         order = make_order(_TRIAL, Limits(), (), (secret.name,))
-        return _run(order, Limits(), {}, ())
+        return run_order(order, Limits(), {}, ())
 
 
 def make_order(
@@ -223,7 +226,7 @@ def make_order(
         "readable": [str(path) for path in paths],
         "packages": packages,
         "folders": [str(p) for p in paths if p.is_dir() and p.name not in packages],
-        "interpreter": _interpreter_folders(),
+        **_libraries(),
         "parent": os.getpid(),
         "serves": False,
         "cpu_seconds": math.ceil(limits.cpu_seconds),
@@ -246,13 +249,45 @@ def _check_readable(path: Path) -> Path:
 
 
 @functools.cache
-def _interpreter_folders() -> list[str]:
-    """Where the interpreter keeps its standard library and shared libraries."""
+def _libraries() -> dict[str, list[str]]:
+    """The standard library and the system's shared libraries, and nothing installed.
+
+    Where packages are installed into a folder of libraries, that folder is named by
+    its parts: all but the packages.  Its names may be listed, for imports need that.
+    """
     base = Path(sys.base_prefix)
-    folders = [base / "lib", base / "lib64"]
+    folders = [*map(Path, _SHARED), base / "lib", base / "lib64"]
     for key in ("stdlib", "platstdlib"):
         folders.append(Path(sysconfig.get_path(key, vars=_base_variables())))
-    return sorted({str(folder.resolve()) for folder in folders if folder.is_dir()})
+    libraries, listed = [], []
+    waiting = {folder.resolve() for folder in folders if folder.is_dir()}
+    while waiting:
+        folder = waiting.pop()
+        if not _holds_installed(folder):
+            libraries.append(str(folder))
+            continue
+        listed.append(str(folder))
+        # A link's target is named where it lies, or was never to be read.
+        waiting |= {
+            entry
+            for entry in folder.iterdir()
+            if not entry.is_symlink() and not _is_installed(entry)
+        }
+    return {"libraries": sorted(libraries), "listed": sorted(listed)}
+
+
+def _is_installed(path: Path) -> bool:
+    return path.name in _INSTALLED or path == _OWN
+
+
+def _holds_installed(folder: Path) -> bool:
+    if _OWN.is_relative_to(folder):
+        return True
+    return any(
+        any(folder.glob(f"{below}{name}"))
+        for name in _INSTALLED
+        for below in ("", "*/")
+    )
 
 
 def _base_variables() -> dict[str, str]:
@@ -261,15 +296,18 @@ def _base_variables() -> dict[str, str]:
             "installed_platbase": platform_base}  # fmt: skip
 
 
-def _run(
+def run_order(
     order: dict[str, Any],
     limits: Limits,
     files: Mapping[str, bytes],
     collect: Sequence[str],
+    start: Callable[..., contextlib.AbstractContextManager] | None = None,
 ) -> SandboxResult:
+    """Run what ``make_order`` made, in a process that ``start`` starts."""
+    start = start or start_process
     scratch = fill_scratch(files)
     try:
-        with start_process(order, scratch) as (process, control):
+        with start(order, scratch) as (process, control):
             watch = Watch(process, control, limits, scratch, weigh(scratch))
             watch.follow()
         if not watch.ready and not watch.outcome:
@@ -289,21 +327,30 @@ def say_why(watch: Watch) -> str:
     return said.strip() or f"the interpreter ended with {code} at its start"
 
 
+class Started(subprocess.Popen):
+    """A process of ours, whose end can be asked for with what it cost."""
+
+    def wait4(self) -> tuple[int, float]:
+        """Its exit status as the kernel gives it, and its processor seconds."""
+        _, status, cost = os.wait4(self.pid, 0)
+        return status, cost.ru_utime + cost.ru_stime
+
+
 @contextlib.contextmanager
 def start_process(
     order: dict[str, Any], scratch: Path
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+) -> Iterator[tuple[Started, int]]:
     """The locked-in interpreter and the pipe on which it reports."""
     control, inner = os.pipe()
     try:
-        process = subprocess.Popen(
-            [_interpreter(), "-S", "-s", "-P", "-X", "utf8", str(_START)],
+        process = Started(
+            [interpreter(), "-S", "-s", "-P", "-X", "utf8", str(_START)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
             cwd=scratch,
-            env=_environment(scratch),
+            env=environment(scratch),
             pass_fds=(inner,),
             start_new_session=True,
         )
@@ -329,12 +376,12 @@ def start_process(
             stream.close()
 
 
-def _interpreter() -> str:
+def interpreter() -> str:
     # Not the one of the virtual environment, which would look for its packages.
     return getattr(sys, "_base_executable", None) or sys.executable
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def environment(scratch: Path) -> dict[str, str]:
     """All that the program finds in its environment."""
     one_thread = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return {

@@ -7,7 +7,6 @@ import math
 import os
 import selectors
 import signal
-import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING
 from flowrl_lab.sandbox.scratch import MAX_ENTRIES, weigh
 
 if TYPE_CHECKING:
-    from flowrl_lab.sandbox.running import Limits
+    from flowrl_lab.sandbox.forking import Forked
+    from flowrl_lab.sandbox.running import Limits, Started
 
 __all__ = ["Usage", "Watch", "read_usage"]
 
@@ -93,7 +93,7 @@ class Watch:
         cpu_seconds: processor time of the process, the start included.
     """
 
-    process: subprocess.Popen[bytes]
+    process: Started | Forked
     control: int
     limits: Limits
     scratch: Path
@@ -155,9 +155,8 @@ class Watch:
             selector.unregister(self._ended)
             os.close(self._ended)
             _kill_group(self.process.pid)
-            _, status, cost = os.wait4(self.process.pid, 0)
+            status, self.cpu_seconds = self.process.wait4()
             self.process.returncode = os.waitstatus_to_exitcode(status)
-            self.cpu_seconds = cost.ru_utime + cost.ru_stime
             if self._started:
                 self.seconds = time.monotonic() - self._started
             end = time.monotonic() + _DRAIN_SECONDS

@@ -195,19 +195,23 @@ def run_statement(node, names, filename="<import>"):
     exec(compile(module, filename, "exec"), names)
 
 
-def define(kept, seconds):
+def define(kept, seconds, skip=()):
     """Run the definitions, each on its own: a broken one does not stop the rest.
 
     Args:
         kept: what ``pick_definitions`` gave.
         seconds: of processor time for each.
+        skip: places of those that are left out, because they never ended before.
 
     Returns:
-        The namespace with everything defined, and texts that say what failed.
+        The namespace with everything defined, texts that say what failed, and the
+        places of those that never ended.
     """
     names = {"__name__": "submission"}
-    problems = []
-    for number, node in kept:
+    problems, endless = [], []
+    for place, (number, node) in enumerate(kept):
+        if place in skip:
+            continue
         if isinstance(node, ast.FunctionDef):
             node.decorator_list = [d for d in node.decorator_list if is_quiet(d)]
         try:
@@ -218,11 +222,12 @@ def define(kept, seconds):
                     run_statement(node, names, f"<cell {number}>")
         except TimeUp:
             problems.append(f"a definition in code cell {number} never ended")
+            endless.append(place)
         except BaseException as error:
             if not isinstance(node, ast.Assign | ast.AnnAssign):
                 kind = builtin_name(error)
                 problems.append(f"a definition in code cell {number} fails ({kind})")
-    return names, problems
+    return names, problems, endless
 
 
 @contextlib.contextmanager

@@ -30,8 +30,8 @@ sys.dont_write_bytecode = True
 
 NEW_USER, NEW_NET, NEW_IPC, NEW_PID = 0x10000000, 0x40000000, 0x08000000, 0x20000000
 SYSTEM_FILES = (
-    *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"),
-    *("/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom", "/dev/zero"),
+    *("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"),
+    *("/dev/urandom", "/dev/zero"),
     *("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"),
 )
 
@@ -41,6 +41,9 @@ def main() -> None:
     order = marshal.load(sys.stdin.buffer)
     control = order["control"]
     try:
+        # as an interpreter that was started for this program finds them already
+        os.environ["HOME"] = os.environ["TMPDIR"] = order["scratch"]
+        os.chdir(order["scratch"])
         if not order["serves"]:
             quiet = os.open("/dev/null", os.O_RDONLY)
             os.dup2(quiet, 0)
@@ -66,8 +69,9 @@ def lock_in(order: dict) -> None:
     set_limits(order, counted)
     kernel.forbid_new_privileges()
     landlock.restrict_files(
-        [*SYSTEM_FILES, *order["interpreter"], *order["readable"]],
+        [*SYSTEM_FILES, *order["libraries"], *order["readable"]],
         [order["scratch"], "/dev/null"],
+        order["listed"],
     )
     kernel.drop_capabilities()
     # Changing capabilities forgets the wish to die with the parent: say it here.
