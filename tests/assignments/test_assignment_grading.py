@@ -22,7 +22,7 @@ from pathlib import Path
 import hostile_cells as hostile
 import pytest
 import synthetic_submissions as synthetic
-from synthetic_submissions import INSTRUCTOR, Expected, write_submissions
+from synthetic_submissions import ASSIGNMENTS, Expected, instructor, write_submissions
 from wrong_answers import ONE, TWO, WRONG
 
 from flowrl_lab.__main__ import main
@@ -68,7 +68,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def mark(folder: Path, out: Path, jobs: int = 2) -> list[tuple[str, Grade]]:
     """Mark a folder as the command does: (first part of the path, grade)."""
-    bundles = read_bundles(INSTRUCTOR)
+    bundles = read_bundles(instructor())
     plan = plan_marking(folder, out, bundles)
     grades = mark_all(plan, jobs=jobs)
     write_gradebook(out, grades, bundles)
@@ -106,7 +106,7 @@ def test_a_sample_meets_every_known_score(tmp_path):
     mark(folder, out)
     assert contents(out) == first
     pages = "\n".join(p.read_text() for p in (out / "feedback").iterdir())
-    for path in INSTRUCTOR.glob("*.bundle.json"):
+    for path in instructor().glob("*.bundle.json"):
         hidden = json.loads(path.read_text())["hidden"]
         for line in "\n".join(hidden).splitlines():
             if len(line.strip()) >= 30 and "Test(" not in line and '", ' not in line:
@@ -136,7 +136,7 @@ def test_killed_half_way_and_resumed_the_marks_are_the_same(tmp_path):
     kinds = {"blank", "redefined check", "printed grade"}
     expected = write_submissions(folder, total=0, kinds=kinds)
     program = [sys.executable, "-m", "flowrl_lab", "assign", "grade", str(folder)]
-    program += ["--bundles", str(INSTRUCTOR), "--jobs", "1", "--out"]
+    program += ["--bundles", str(instructor()), "--jobs", "1", "--out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     first = subprocess.Popen([*program, str(killed)], env=environment)
@@ -170,7 +170,7 @@ def test_each_student_has_other_numbers_and_is_marked_for_them(tmp_path, capsys)
     """Who hands in a friend's work gets no point for the friend's numbers."""
     sources, out = tmp_path / "sources", tmp_path / "handouts"
     sources.mkdir()
-    shutil.copy(INSTRUCTOR.parent / f"{ONE}.py", sources)
+    shutil.copy(ASSIGNMENTS / f"{ONE}.py", sources)
     (tmp_path / "names.txt").write_text("Ada L.\nBob\n", encoding="utf-8")
     command = ["assign", "build", "--sources", str(sources), "--out", str(out)]
     command += ["--students", str(tmp_path / "names.txt"), "--seed", "7"]
@@ -226,12 +226,13 @@ def test_whatever_comes_out_of_the_sandbox_is_judged(tmp_path):
     """And gives no point, stops nothing, and can be written and read again."""
     chance = random.Random(0)
 
-    def forge(_source, *, limits, files, readable, collect):
-        del limits, readable, collect
+    def forge(_source, *, limits, files, collect):
+        del limits, collect
         plan = json.loads(files["plan.json"])
-        found = {k: any_value(chance) for k in ("functions", "problems", "literals")}
+        parts = ("functions", "problems", "literals", "endless")
+        found = {part: any_value(chance) for part in parts}
         if chance.random() < 0.7:
-            found = {"functions": ["elbo"], "problems": [], "literals": {}}
+            found = {"functions": ["elbo"], "problems": [], "endless": [10**30]}
             found["literals"] = {name: any_value(chance) for name in plan["literals"]}
         told = ("result", "verdict", "problem")
         rows = [
@@ -244,7 +245,7 @@ def test_whatever_comes_out_of_the_sandbox_is_judged(tmp_path):
         written = {name: text.encode() for name, text in texts.items()}
         return SandboxResult("ok", 0, "", "", 0.0, 0.0, written)
 
-    bundles = read_bundles(INSTRUCTOR)
+    bundles = read_bundles(instructor())
     for key in (ONE, TWO) * 10:
         path = tmp_path / f"{key}.ipynb"
         path.write_bytes(synthetic.to_bytes(synthetic.solved(key)))
@@ -291,7 +292,7 @@ def test_names_that_no_file_could_have_get_one(tmp_path):
 def test_a_copied_blank_does_not_undo_a_number():
     cells = ["LOG_Z = 7.1\nGAP = None", "LOG_Z = None  # your number here", "x = None"]
     statements, _ = definitions.parse_cells(cells)
-    names, _ = definitions.define(
+    names, _, _ = definitions.define(
         definitions.pick_definitions(statements, ("LOG_Z", "GAP")), 5.0
     )
     assert (names["LOG_Z"], names["GAP"], names["x"]) == (7.1, None, None)
@@ -308,7 +309,7 @@ def test_the_last_solved_definition_counts_wherever_it_stands():
     statements, problems = definitions.parse_cells(cells)
     assert problems == ["code cell 5 is not Python, line 1"]
     kept = definitions.pick_definitions(statements)
-    names, more = definitions.define(kept, 5.0)
+    names, more, _ = definitions.define(kept, 5.0)
     assert more == []
     assert names["f"](3.0) == 6.0
     assert "x" not in names
@@ -352,12 +353,12 @@ def test_near_identical_submissions_are_found_and_templates_are_not():
 
 def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path):
     grade = grade_of("=cmd()", "")
-    write_gradebook(tmp_path, [grade], read_bundles(INSTRUCTOR))
+    write_gradebook(tmp_path, [grade], read_bundles(instructor()))
     assert "'=cmd()" in (tmp_path / "gradebook.csv").read_text()
 
 
 def test_marking_refuses_what_would_lose_something(tmp_path):
-    bundles = read_bundles(INSTRUCTOR)
+    bundles = read_bundles(instructor())
     folder = tmp_path / "submissions"
     with pytest.raises(ValueError, match="is no folder"):
         plan_marking(folder, tmp_path / "out", bundles)
