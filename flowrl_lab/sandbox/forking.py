@@ -152,7 +152,9 @@ class _Running:
                 start_new_session=True,
             )
         # Its end of the socket closes with this process, however that ends.
-        self._end = weakref.finalize(self, _stop, self._process, self._orders)
+        self._end = weakref.finalize(
+            self, _stop, self.owner, self._process, self._orders
+        )
         self._orders.send(marshal.dumps(told))
         said = self._hear()
         if said != b"ready":
@@ -189,12 +191,11 @@ class _Running:
             stack.callback(os.close, control)
             handles = [*(other for _, other in ends), far.fileno()]
             socket.send_fds(self._orders, [b"fork"], handles)
-            process = Forked(int(line.recv(16)), line, *streams)
-        return self._process.pid, process, control
+        # Only now: with its far end open here too, a dead line would say nothing.
+        return self._process.pid, Forked(int(line.recv(16)), line, *streams), control
 
     def close(self) -> None:
-        if self.owner == os.getpid():  # not for a fork of who started it
-            self._end()
+        self._end()
 
 
 def _pair(seconds: float) -> tuple[socket.socket, socket.socket]:
@@ -204,8 +205,9 @@ def _pair(seconds: float) -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def _stop(process: subprocess.Popen, orders: socket.socket) -> None:
+def _stop(owner: int, process: subprocess.Popen, orders: socket.socket) -> None:
     """Its children die with it."""
     orders.close()
-    process.kill()
-    process.wait()
+    if owner == os.getpid():  # a fork of who started it leaves it alone
+        process.kill()
+        process.wait()

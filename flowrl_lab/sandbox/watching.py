@@ -141,7 +141,9 @@ class Watch:
             self._look()
         return over
 
-    def allow(self, seconds: float, cpu_seconds: float | None = None) -> None:
+    def allow(
+        self, seconds: int | float, cpu_seconds: int | float | None = None
+    ) -> None:
         """Let the program run, and compute, for so long from now on."""
         self._allowed, self._deadline = seconds, time.monotonic() + seconds
         if cpu_seconds is not None:
