@@ -251,14 +251,14 @@ OWN_TESTS = {
         KNOWN = {known!r}
         def test_matching_loss(loss):
             code = loss.__code__
-            assert code.co_code in [k[0] for k in KNOWN] or (
-                code.co_consts in [k[1] for k in KNOWN])
+            assert (code.co_code, code.co_names) in [known[:2] for known in KNOWN]
         """,
     "known names": """
         KNOWN = {known!r}
         def test_matching_loss(loss):
-            names = loss.__code__.co_varnames
-            assert names in [k[2] for k in KNOWN] or "deficit" in names
+            code = loss.__code__
+            known = (code.co_consts, code.co_varnames)
+            assert known in [k[2:] for k in KNOWN] or "deficit" in known[1]
         """,
     "labels": """
         def test_matching_loss(loss):

@@ -238,9 +238,12 @@ def worker_parts() -> dict[str, str]:
 @functools.cache
 def _fork_server() -> ForkServer:
     """Processes with torch and the worker in them, and nothing of flowrl_lab."""
-    site = Path(torch.__file__).resolve().parents[1]
+    shelf = _find_shelf()
+    homes = [Path(torch.__file__).resolve().parents[1], *(p.parent for p in shelf)]
     return ForkServer(
-        ("torch", "worker"), folders=(site, INSIDE), readable=_find_shelf()
+        ("torch", "jaxtyping", "worker"),
+        folders=(INSIDE, *dict.fromkeys(homes)),
+        readable=shelf,
     )
 
 
