@@ -279,10 +279,15 @@ class _ChunkedHead(torch.autograd.Function):
             for rows in _chunks(len(token_ids), settings.chunk_size):
                 scores = head.scores(rows)
                 chosen = scores.gather(-1, token_ids[rows, None]).squeeze(-1)
-                normalizers[rows], total = _exponentiate_(scores, entropies, rows)
+                exps, total, normalizers[rows] = _exponentiate_(
+                    scores, keep=entropies is not None
+                )
                 log_probs[rows] = chosen - normalizers[rows]
-                if slopes is not None:  # scores are exp(score - largest) now
-                    probs = scores.div_(total)
+                if entropies is not None:  # Σ π (score - largest) is what it lacks
+                    lower = torch.linalg.vecdot(exps, scores) / total.squeeze(-1)
+                    entropies[rows] = total.log().squeeze(-1) - lower
+                if slopes is not None:
+                    probs = exps.div_(total)
                     slopes[rows] = head.down(_minus_onehot_(probs, token_ids[rows]))
         ctx.save_for_backward(hidden, weight, token_ids, normalizers, slopes, entropies)
         ctx.set_materialize_grads(False)  # None: nobody asked
@@ -361,26 +366,18 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, count, size))
 
 
-def _exponentiate_(
-    scores: Tensor, entropies: Tensor | None, rows: slice
-) -> tuple[Tensor, Tensor]:
-    """exp(score - largest) in place of the scores; log Σ exp, and the sums.
+def _exponentiate_(scores: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(score - largest), its sums, and log Σ exp(score).
 
-    H = log Σ exp(s) - Σ π s is noted on the way, where it is wanted.
+    The scores become score - largest, or, if they need not be kept, the exps.
     """
     largest = scores.amax(dim=-1, keepdim=True)
     # a row of -inf alone: -inf - 0, not -inf + inf
     largest.masked_fill_(largest.isinf(), 0.0)
     scores.sub_(largest)
-    if entropies is None:
-        total = scores.exp_().sum(dim=-1, keepdim=True)
-    else:
-        exps = scores.exp()
-        total = exps.sum(dim=-1, keepdim=True)
-        weighted = torch.linalg.vecdot(exps, scores) / total.squeeze(-1)
-        entropies[rows] = total.log().squeeze(-1) - weighted
-        scores.copy_(exps)
-    return (total.log() + largest).squeeze(-1), total
+    exps = scores.exp() if keep else scores.exp_()
+    total = exps.sum(dim=-1, keepdim=True)
+    return exps, total, (total.log() + largest).squeeze(-1)
 
 
 def _score_slopes(ctx, head, rows, grad_log_probs, grad_entropies) -> Tensor:

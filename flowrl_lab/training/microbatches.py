@@ -89,11 +89,13 @@ def sample_in_parts(
         )
     drawn = [
         policy.sample(
-            prompts.part(part.prompts), part.copies, temperature=temperature,
+            prompts.part(part.prompts),
+            part.copies,
+            temperature=temperature,
             generator=generator,
         )
         for part in parts
-    ]  # fmt: skip
+    ]
     width = max(one.completion_ids.shape[1] for one in drawn)
     pads = (policy.pad_id, False, 0.0)
     columns = zip(
@@ -131,11 +133,13 @@ def evaluate_in_parts(
     with torch.no_grad():
         outputs = [
             policy.evaluate(
-                prompts.part(part.prompts), completion_ids[part.rows],
-                completion_mask[part.rows], **settings,
+                prompts.part(part.prompts),
+                completion_ids[part.rows],
+                completion_mask[part.rows],
+                **settings,
             )
             for part in parts
-        ]  # fmt: skip
+        ]
     columns = zip(*((o.log_probs, o.entropies, o.states) for o in outputs), strict=True)
     return PolicyOutput(*map(torch.cat, columns))
 

@@ -11,7 +11,13 @@ from flowrl_lab.losses import clip_fraction, share_outside
 from flowrl_lab.training.step import Update
 from flowrl_lab.types import ExactReport, Rollout, StepRecord
 
-__all__ = ["measure", "nothing_measured", "record_from_dict", "record_to_dict"]
+__all__ = [
+    "make_record",
+    "measure",
+    "nothing_measured",
+    "record_from_dict",
+    "record_to_dict",
+]
 
 # The numbers of a step: what ``StepRecord`` lists from the reward to the groups.
 MEASURED = tuple(
@@ -24,6 +30,20 @@ MEASURED = tuple(
 def nothing_measured() -> dict[str, float]:
     """The numbers of step 0: there is a policy, but nothing was sampled yet."""
     return dict.fromkeys(MEASURED, float("nan"))
+
+
+def make_record(run: str, step: int, steps: int, **known) -> StepRecord:
+    """A record of a loop of your own, for ``LivePlot``; NaN where nothing is known.
+
+    Args:
+        run: its name in the legend.
+        step: updates done so far; 0 is the policy before training.
+        steps: updates that the loop will do.
+        known: other fields of ``StepRecord``, such as ``reward`` or ``exact``.
+    """
+    blank = {"algorithm": run, "seed": 0, "tokens": 0, "seconds": float("nan")}
+    facts = {**blank, **nothing_measured(), **known}
+    return StepRecord(run=run, step=step, steps=steps, **facts)
 
 
 @torch.no_grad()

@@ -169,9 +169,12 @@ class Run:
 
     def _make_referee(self, prompts: Sequence[str]) -> Referee:
         return Referee(
-            self.policy, self.task, prompts, reward_scale=self.config.reward_scale,
+            self.policy,
+            self.task,
+            prompts,
+            reward_scale=self.config.reward_scale,
             temperature=self.config.temperature,
-        )  # fmt: skip
+        )
 
     def _watch(self) -> Snapshot:
         """The watched prompt's distribution; it is judged only if it is held out."""
@@ -207,12 +210,21 @@ class Run:
                 snapshot = self._watch()
             samples = () if rollout is None else self._samples(rollout)
         return StepRecord(
-            run=config.run_name, algorithm=config.algorithm, seed=config.seed,
-            step=self.step, steps=config.steps, tokens=self.tokens,
-            seconds=self.seconds, exact=exact, snapshot=snapshot, samples=samples,
-            parts={} if rollout is None else rollout.parts, note=self.survival.note,
-            skipped=self.survival.skipped, **{**nothing_measured(), **measured},
-        )  # fmt: skip
+            run=config.run_name,
+            algorithm=config.algorithm,
+            seed=config.seed,
+            step=self.step,
+            steps=config.steps,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            exact=exact,
+            snapshot=snapshot,
+            samples=samples,
+            parts={} if rollout is None else rollout.parts,
+            note=self.survival.note,
+            skipped=self.survival.skipped,
+            **{**nothing_measured(), **measured},
+        )
 
     def _samples(self, rollout: Rollout, count: int = 4):
         """The first completion of each of the first prompts, as text."""
