@@ -3,13 +3,17 @@
 Each program gets a process of its own that locks itself in before the program
 starts.  Three things hold at once, and none needs the help of an administrator:
 
-*   Landlock: the kernel refuses all files but the interpreter's libraries, the
-    folders named in ``readable``, and a scratch folder that is removed afterwards.
+*   Landlock: the kernel refuses all files but the interpreter's libraries (without
+    the packages that are installed there), what is named in ``readable``, and a
+    scratch folder that is removed afterwards.
 *   seccomp: the kernel refuses all system calls but a short list.  There are no
     sockets, no new programs, no tracing, no links, no changing of modes and owners,
     and no signals to anything but the program itself.
 *   limits: the kernel and the parent count CPU time, memory, output, files, threads
     and processes, and end the program when it goes over one.
+
+`ForkServer` gives the same to programs that need slow imports: their processes are
+forked from an interpreter that has them behind it, and knows nothing else.
 
 Where namespaces are allowed, the program also gets a network and a user of its own.
 It starts with a clean environment and without capabilities, so root is no more than

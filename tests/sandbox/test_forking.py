@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,6 +116,25 @@ def test_a_new_interpreter_takes_over_from_one_that_died(server):
     before = time.monotonic()
     assert server.run("print(1)", limits=USUAL).stdout == "1\n"
     assert time.monotonic() - before < 30  # it is noticed, not waited for
+
+
+def test_whoever_hangs_up_takes_nobody_with_them(server):
+    """A line that is closed before, or after, the child's number was read."""
+    server.run("", limits=USUAL)
+    running = server._running
+    for reads in (0, 1):
+        pipes = [os.pipe() for _ in range(4)]
+        line, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        handles = [pipes[0][0], *(write for _, write in pipes[1:]), far.fileno()]
+        socket.send_fds(running._orders, [b"fork"], handles)
+        far.close()
+        if reads:
+            line.recv(16)
+        line.close()
+        for pipe in pipes:
+            os.close(pipe[0]), os.close(pipe[1])
+    assert server.run("print(1)", limits=USUAL).stdout == "1\n"
+    assert server._running is running
 
 
 def test_an_import_that_fails_says_so():

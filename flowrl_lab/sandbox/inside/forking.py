@@ -11,6 +11,7 @@ import sys
 
 sys.path.insert(0, __file__.rpartition("/")[0])
 
+import contextlib
 import gc
 import importlib
 import marshal
@@ -71,7 +72,8 @@ def serve(orders: socket.socket) -> list[int]:
                     os.close(handle)
                 children[line] = child
                 selector.register(line, selectors.EVENT_READ)
-                line.send(str(child).encode())
+                with contextlib.suppress(OSError):  # as in `bury`, which comes next
+                    line.send(str(child).encode())
 
 
 def bury(line: socket.socket, child: int) -> None:
@@ -81,12 +83,9 @@ def bury(line: socket.socket, child: int) -> None:
     """
     os.kill(child, signal.SIGKILL)  # it may still run, if whoever asked is gone
     _, status, cost = os.wait4(child, 0)
-    with line:
+    with line, contextlib.suppress(OSError):  # nobody may listen any more
         line.recv(16)  # closed unread, it would take our answer with it
-        try:
-            line.send(marshal.dumps((status, cost.ru_utime + cost.ru_stime)))
-        except OSError:
-            return  # nobody listens any more
+        line.send(marshal.dumps((status, cost.ru_utime + cost.ru_stime)))
 
 
 def become_program(handles: list[int]) -> None:
