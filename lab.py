@@ -25,6 +25,8 @@ if sys.version_info < (3, 11):  # noqa: UP036 - this is where an old Python stop
     )
 
 import argparse
+import configparser
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -40,9 +42,10 @@ FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 STATE_FILE = ".flowrl_lab.json"  # marks a folder as ours, and says what is in it
 LOG_FILE = "install.log"
 
-# The build everything was tested with.  pyproject.toml gives the tested range; the
-# launcher installs torch on its own first, because the usual index would bring
-# gigabytes of CUDA libraries to a Linux machine without a GPU.
+# The versions everything was tested with; pyproject.toml gives the ranges that work.
+LOCK = ROOT / "lock.txt"
+# torch comes on its own first, because the usual index would bring gigabytes of CUDA
+# libraries to a Linux machine without a GPU.
 TORCH = "torch==2.13.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 DISK_NEEDED_GB = {"cpu": 3.0, "gpu": 9.0}
@@ -56,6 +59,8 @@ EXTRAS = {
 # Wanted for the tests, but not to be had everywhere: (extra, what it needs, what is
 # skipped without it).
 OPTIONAL = ("gym", "a C compiler", "the tests of reasoning-gym's tasks")
+# Settings of pip that put packages somewhere else than into the environment.
+PLACES = ("user", "target", "prefix", "root", "python")
 PYTEST_OPTIONS_WITH_VALUE = (
     *("-k", "-m", "-n", "-p", "-r", "-W", "-o", "-c", "--dist", "--durations"),
     *("--ignore", "--deselect", "--maxfail", "--tb", "--rootdir", "--basetemp"),
@@ -110,6 +115,7 @@ def compute_fingerprint():
     """What the environment depends on, as one hash: a change means: install again."""
     parts = [
         (ROOT / "pyproject.toml").read_bytes(),
+        LOCK.read_bytes(),
         TORCH.encode(),
         "{}.{}".format(*sys.version_info[:2]).encode(),
         platform.machine().encode(),
@@ -241,26 +247,109 @@ def prepare_environment(folder, extras):
         create_environment(folder, folder / LOG_FILE)
     extras = sorted(set(extras) | set(state.get("extras", ())))
     write_state(folder, fingerprint="", extras=[])
-    install_torch(folder, gpu)
-    install_project(folder, extras)
-    if "test" in extras:
-        install_optional(folder)
+    with pip_kept_inside(folder):
+        install_torch(folder, gpu)
+        install_project(folder, extras)
+        if "test" in extras:
+            install_optional(folder)
+    check_installed(folder)
     compile_passes(folder)
     write_state(folder, fingerprint=compute_fingerprint(), extras=extras)
     say(f"Environment ready after {time.perf_counter() - started:.0f} s")
     return find_python(folder)
 
 
+def check_installed(folder):
+    """Say so if pip was content but the environment does not have its packages."""
+    if not python_runs(folder):
+        raise SetupError(
+            f"the packages were installed, but {folder} does not find them.\n"
+            "Fix: look for a setting that puts packages elsewhere (pip's\n"
+            "'user', 'target', 'prefix'; a .pydistutils.cfg), and start again.\n"
+            f"Log: {folder / LOG_FILE}"
+        )
+
+
 # ----------------------------------------------------------------- installation
 
 
 def pip_command(folder, *arguments):
-    """``pip install`` without questions or bars; .pyc files come with first use."""
+    """``pip install`` of the tested versions, without questions or bars.
+
+    .pyc files come with first use.
+    """
     return [
         find_python(folder),
         *("-m", "pip", "install", "--no-input", "--disable-pip-version-check"),
-        *("--progress-bar", "off", "--no-compile", *arguments),
+        *("--progress-bar", "off", "--no-compile", "--constraint", LOCK, *arguments),
     ]
+
+
+@contextlib.contextmanager
+def pip_kept_inside(folder):
+    """While this lasts, no setting of the user's makes pip install elsewhere.
+
+    Which index, proxy or certificate pip uses stays theirs.
+    """
+    before = dict(os.environ)
+    names = ["PYTHONPATH", *(f"PIP_{place.upper()}" for place in PLACES)]
+    overridden = [name for name in names if os.environ.pop(name, "")]
+    overridden += find_places_in_files(folder)
+    if overridden:
+        say(f"  installing into {folder}; not followed here: {', '.join(overridden)}")
+    unset_places_in_files(folder)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def find_places_in_files(folder):
+    """Which of pip's configuration files' settings name another place to install."""
+    command = [find_python(folder), "-m", "pip", "config", "list"]
+    try:
+        listed = subprocess.run(
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+        ).stdout
+    except OSError:
+        return []
+    places = {f"{part}.{place}" for part in ("global", "install") for place in PLACES}
+    given = [line.partition("=") for line in listed.splitlines()]
+    return [
+        f"{key} in pip's configuration"
+        for key, _, value in given
+        if key in places and value != "''"
+    ]
+
+
+def unset_places_in_files(folder):
+    """Give every place an empty value, which pip takes for none, where it counts last.
+
+    That is the environment's own file, unless PIP_CONFIG_FILE names one: then a copy
+    of that one, since pip reads it instead of the user's and after all others.
+    """
+    named = os.environ.get("PIP_CONFIG_FILE", "")
+    if named == os.devnull:  # pip reads no file at all
+        return
+    path = folder / ("pip.ini" if os.name == "nt" else "pip.conf")
+    settings = configparser.RawConfigParser()
+    settings.read(path)
+    if os.path.exists(named):
+        settings.read(named)
+        path = folder / "named_by_PIP_CONFIG_FILE.conf"
+        os.environ["PIP_CONFIG_FILE"] = str(path)
+    for section in ("global", "install"):
+        if not settings.has_section(section):
+            settings.add_section(section)
+        for place in PLACES:
+            settings.set(section, place, "")
+    with open(path, "w", encoding="utf-8") as file:
+        settings.write(file)
 
 
 def install_torch(folder, gpu):
@@ -285,12 +374,6 @@ def install_project(folder, extras):
     log = folder / LOG_FILE
     target = ("-e", f"{ROOT}[{','.join(extras)}]")
     name = f"installing flowrl_lab[{','.join(extras)}]"
-    uv = shutil.which("uv")
-    if uv:
-        command = [uv, "pip", "install", "--python", find_python(folder), *target]
-        if run_step(f"{name} with uv", command, log, must=False):
-            return
-        say("  uv did not manage; using pip instead")
     run_step(name, pip_command(folder, *target), log)
 
 
@@ -397,6 +480,12 @@ EXPLANATIONS = (
         "Fix: use a 64-bit Python 3.11 to 3.14 on Linux, Windows or an Apple-silicon\n"
         "Mac (torch has no builds for Intel Macs any more).  If you have that, the\n"
         "index may be out of reach: check the network and PIP_INDEX_URL.",
+    ),
+    (
+        ("No matching distribution found for",),
+        "The package index lacks a version that lock.txt names.\n"
+        "Fix: ask for an index that has it (PIP_INDEX_URL), or install versions of\n"
+        "your own into an environment of your own:  pip install -e .[notebooks]",
     ),
     (
         ("Permission denied", "Errno 13", "Access is denied"),
@@ -512,6 +601,11 @@ def run_command(command, environment=None):
 
 def main(argv=None):
     """Set up, then do what the command line asks for; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a folder's name in a poorer code page
+            stream.reconfigure(errors="backslashreplace")
+    # Where bytecode is not kept, each kernel and each test compiles PyTorch anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     options, rest = parse_arguments(argv)
     try:
         python = prepare_environment(options.venv, EXTRAS[options.command])
@@ -529,7 +623,7 @@ def main(argv=None):
     if options.command == "test":
         return run_tests(python, options, rest)
     if options.command == "doctor":
-        return run_command([python, "-m", "flowrl_lab.course.doctor"])
+        return run_command([python, "-m", "flowrl_lab", "doctor"])
     say(f"Use it with: {python}")
     return 0
 

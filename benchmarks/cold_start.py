@@ -46,7 +46,7 @@ def time_code(code: str) -> float:
     done = subprocess.run(
         [sys.executable, "-c", TIMED.format(code=code)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=environment,
         check=False,
     )

@@ -79,7 +79,7 @@ def measure(route: str, size: argparse.Namespace, folder: Path) -> None:
     found += [] if size.frozen_head else [weight.grad]
     torch.save(found, folder / "results.pt")
     figures = {"forward_s": forward, "total_s": total, "peak_bytes": peak}
-    (folder / "figures.json").write_text(json.dumps(figures))
+    (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
 
 
 def run_in_subprocess(
@@ -93,7 +93,7 @@ def run_in_subprocess(
         check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    return {"route": route, **json.loads((folder / "figures.json").read_text())}
+    return {"route": route, **json.loads((folder / "figures.json").read_text("utf-8"))}
 
 
 def compare(

@@ -10,7 +10,7 @@ __all__ = ["memory_now", "peak_bytes"]
 
 def memory_now(field: str) -> int:
     """``VmRSS`` (now) or ``VmHWM`` (the peak so far) of this process, bytes; Linux."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/self/status has no {field}")

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import (  # noqa: E402 - after the path
+    busy_neighbour,
     cold_start,
     floors,
     live_overhead,
@@ -186,6 +187,11 @@ def start_lines(args: argparse.Namespace) -> list[dict]:
     return cold_start.measure(1 if args.quick else 3)
 
 
+def neighbour_lines(args: argparse.Namespace) -> list[dict]:
+    """Work on all cores while other programs want them too."""
+    return busy_neighbour.measure(*((1, 2) if args.quick else (5, 20)))
+
+
 SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
     "step": step_lines,
     "step_smollm2": smollm2_step_lines,
@@ -193,6 +199,7 @@ SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict]]] = {
     "log_probs": log_prob_lines,
     "live": live_lines,
     "start": start_lines,
+    "neighbour": neighbour_lines,
 }
 
 
@@ -219,7 +226,7 @@ def machine_facts() -> dict:
     """What the figures depend on."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 name = line.split(":", 1)[1].strip()
                 break

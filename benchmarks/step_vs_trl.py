@@ -240,7 +240,7 @@ def started_peers(args, config, folder, threads: int) -> Iterator[dict[str, Peer
     command, peers = [find_trl(args.trl_python), str(WORKER)], {}
     with contextlib.ExitStack() as stack:
         for name in args.peers:
-            log = stack.enter_context(tempfile.TemporaryFile("w+"))
+            log = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8"))
             switches = PEERS[name]
             settings = worker_settings(config, folder, threads=threads, **switches)
             peers[name] = Peer(command, settings, log)

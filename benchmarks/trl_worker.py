@@ -32,7 +32,7 @@ class Finished(Exception):
 
 def open_pipe():
     """The protocol's pair of streams; prints are sent to standard error."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    replies = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
     return sys.stdin, replies
 

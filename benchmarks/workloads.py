@@ -15,7 +15,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 from flowrl_lab.policies.device import has_native_bfloat16
 from flowrl_lab.tasks.open_sets import OpenSets
@@ -70,7 +69,8 @@ class OpenLines:
         return self._sets.score(prompt, completion.split("\n", 1)[0])
 
 
-TEXT_TASKS = {"open_sets": OpenSets, "open_lines": OpenLines}
+OPEN_LINES = f"{__name__}:OpenLines"
+TEXT_TASKS = {"open_sets": OpenSets, OPEN_LINES: OpenLines}
 
 
 def fill_defaults(args: argparse.Namespace) -> argparse.Namespace:
@@ -113,7 +113,7 @@ def make_config(
     task = {"task": "open_sets"}
     if not args.stop_at_line:
         options = {"tokens": args.completion_tokens}
-        task = {"task": "open_lines", "task_options": options, "watch_prompt": ""}
+        task = {"task": OPEN_LINES, "task_options": options, "watch_prompt": ""}
     return preset("open_sets", algorithm).replace(
         **task, **shared, model=args.weights, lr_schedule="constant"
     )
@@ -200,11 +200,9 @@ def prepared(args: argparse.Namespace) -> Iterator[Path | str]:
             yield folder
         return
     from flowrl_lab.policies.loading import load_language_model
-    from flowrl_lab.tasks import TASKS
 
     load_language_model(args.weights)  # fetched here once, not by every worker
-    with mock.patch.dict(TASKS, {OpenLines.name: f"{__name__}:OpenLines"}):
-        yield args.weights
+    yield args.weights
 
 
 @contextlib.contextmanager

@@ -8,6 +8,14 @@ distribution the reward describes.  The names below load on first use, so
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+
+# OpenMP's threads spin while they wait for each other, which makes a language model's
+# step many times slower as soon as another program wants a core.  They read how to
+# wait once, when torch is loaded; what the user has set stays.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
     # the session

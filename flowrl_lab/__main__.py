@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import sys
 
 from flowrl_lab.commands import BAD_INPUT, COMMANDS, FAILED, INTERRUPTED
@@ -44,6 +45,7 @@ def main(words: list[str] | None = None) -> int:
 
     0 done; 1 something failed; 2 wrong input; 130 stopped with Ctrl-C.
     """
+    accept_every_character()
     words = sys.argv[1:] if words is None else list(words)
     command = next((word for word in words if not word.startswith("-")), None)
     if command is not None and command not in COMMANDS:
@@ -63,6 +65,20 @@ def main(words: list[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, ValueError) else FAILED
+
+
+def accept_every_character() -> None:
+    """Let the standard streams write what their encoding lacks as ``\\u03c0``.
+
+    Output that is redirected on Windows, or under a plain C locale, has an encoding
+    without Greek letters; nobody should lose a run to the table at its end.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in (
+            "strict",
+            "surrogateescape",
+        ):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

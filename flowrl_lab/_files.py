@@ -6,12 +6,28 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Sequence
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["data_path", "read_json", "write_atomically", "write_json"]
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
+
+__all__ = [
+    *("data_path", "read_json", "read_lines", "scratch_folder"),
+    *("write_atomically", "write_json"),
+]
+
+# What a kill left behind is removed at once if its process is gone and nobody holds
+# its lock; after this long also if another process has got that number since.
+ABANDONED_SECONDS = 3600.0
 
 
 def data_path(name: str = "") -> Path:
@@ -53,17 +69,23 @@ def data_path(name: str = "") -> Path:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, all of it or nothing.
 
+    It is written beside its name first, to a file that nobody can have put there
+    before; what earlier writes of ``path`` that were killed left there is removed.
+
     Raises:
         OSError: the disk is full or not writable; what was at ``path`` stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
+    temporary = path.with_name(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:  # x: never through a link that waits there
+            _hold(file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _remove_abandoned(path.parent, f".{path.name}.", ".part")
     except OSError as error:
         raise OSError(
             error.errno,
@@ -75,6 +97,82 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """A new folder of this process's own until the block ends.
+
+    Folders of that prefix that killed processes left behind are removed.
+
+    Args:
+        prefix: what its name starts with; says whose it is.
+        parent: where it lies; None for the system's folder for temporary files.
+    """
+    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    _remove_abandoned(parent, prefix)
+    made = tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, made, ignore_errors=True)
+        if fcntl is not None:
+            handle = os.open(made, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            _hold(handle)
+        yield Path(made)
+
+
+def _hold(handle: int) -> bool:
+    """Lock an open file or folder as in use; False if another process has."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_abandoned(parent: Path, prefix: str, suffix: str = "") -> None:
+    """Remove ``<prefix><process>-<any><suffix>`` of processes that were killed."""
+    with contextlib.suppress(OSError), os.scandir(parent) as found:
+        for entry in found:
+            middle = entry.name.removeprefix(prefix).removesuffix(suffix)
+            if f"{prefix}{middle}{suffix}" != entry.name or entry.is_symlink():
+                continue
+            number = middle.partition("-")[0]
+            if number.isascii() and number.isdigit() and _is_abandoned(entry, number):
+                remove = shutil.rmtree if entry.is_dir() else os.unlink
+                with contextlib.suppress(OSError):
+                    remove(entry.path)
+
+
+def _is_abandoned(entry: os.DirEntry, number: str) -> bool:
+    """Whether ``entry`` is this user's, and its maker ``number`` is gone."""
+    facts = entry.stat(follow_symlinks=False)
+    if time.time() - facts.st_mtime < ABANDONED_SECONDS and _is_running(int(number)):
+        return False
+    if fcntl is None:
+        return True  # an open file cannot be removed there
+    if facts.st_uid != os.geteuid():
+        return False
+    handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return _hold(handle)
+    finally:
+        os.close(handle)
+
+
+def _is_running(number: int) -> bool:
+    """Whether there is such a process, as far as this system tells."""
+    if os.name != "posix":  # there, asking with a signal would end it
+        return True
+    try:
+        os.kill(number, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def write_json(path: Path, content: dict) -> None:
     """Write readable JSON, all of it or nothing; NaN as null, infinity as text."""
     text = json.dumps(_plain(content), indent=2, allow_nan=False, ensure_ascii=False)
@@ -83,6 +181,16 @@ def write_json(path: Path, content: dict) -> None:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file of JSON lines, which end at a line feed and nowhere else.
+
+    A string of JSON may hold the other characters at which ``splitlines`` cuts, such
+    as U+2028 and U+0085.
+    """
+    text = path.read_text(encoding="utf-8")  # makes CR LF a line feed as well
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _plain(value):

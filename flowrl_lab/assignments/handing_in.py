@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import io
 import json
 import re
 import time
@@ -12,6 +13,7 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from flowrl_lab._files import write_atomically
 from flowrl_lab._validation import bad_input
 
 __all__ = ["MANIFEST", "is_name", "plain_name", "saved_stubs", "write_submission"]
@@ -103,12 +105,12 @@ def _manifest(student: str, facts: dict, parts: dict[str, bytes]) -> bytes:
 
 
 def _write_zip(out: Path, parts: dict[str, bytes]) -> None:
-    """The zip file, written beside its name and moved there when it is whole."""
-    part = out.with_name(f".{out.name}.part")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+    """The zip file, whole or not at all."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in parts.items():
             archive.writestr(name, data)
-    part.replace(out)
+    write_atomically(out, stream.getvalue())
 
 
 def saved_stubs(notebook: Path) -> list[str]:

@@ -86,12 +86,24 @@ def plan_jobs(args: argparse.Namespace) -> list:
 
 
 def _tell(args: argparse.Namespace, jobs: list, outcome) -> int:
-    """Print the table and write the report of what is finished."""
+    """Write the report of what is finished, then print the table."""
     from flowrl_lab.measuring.folder import load_result
     from flowrl_lab.measuring.tables import format_table
 
     results = [load_result(job.folder) for job in outcome.finished]
     again = command_to_go_on(args)
+    report = None
+    if results and not outcome.interrupted:
+        from flowrl_lab.measuring.pages import write_report
+
+        title = f"{args.task}: {len({result.name for result in results})} ways compared"
+        report = write_report(
+            results,
+            args.out / "report.html",
+            title=title,
+            command=again,
+            overwrite=True,
+        )
     if results:
         print(format_table(results))
     for job, reason in outcome.failed:
@@ -100,13 +112,6 @@ def _tell(args: argparse.Namespace, jobs: list, outcome) -> int:
         print(f"Stopped: {len(results)} of {len(jobs)} runs finished; all are kept.")
         print(f"Go on with: {again}")
         return INTERRUPTED
-    if results:
-        from flowrl_lab.measuring.pages import write_report
-
-        title = f"{args.task}: {len({result.name for result in results})} ways compared"
-        path = write_report(
-            results, args.out / "report.html", title=title, command=again,
-            overwrite=True,
-        )  # fmt: skip
-        print(f"Report: {path}")
+    if report is not None:
+        print(f"Report: {report}")
     return FAILED if outcome.failed else DONE

@@ -60,11 +60,11 @@ def run_evaluate(args: argparse.Namespace) -> int:
         seed=args.seed,
         on_stage=lambda stage: print(f"{stage} ...", file=sys.stderr),
     )
-    print(format_evaluation(evaluation))
     again = " ".join(["python -m flowrl_lab", *map(shlex.quote, args.words)])
     write_evaluation(
         evaluation, json_path=args.json, report_path=args.report, command=again
     )
+    print(format_evaluation(evaluation))
     for path in (args.json, args.report):
         if path is not None:
             print(f"Written: {path}")

@@ -54,8 +54,9 @@ def run_recorded(args: argparse.Namespace) -> int:
     from flowrl_lab.measuring.tables import format_markdown, format_table
 
     results = load_recorded(args.name)
-    print((format_markdown if args.markdown else format_table)(results))
     if args.report is not None:
         write_report(results, args.report)
+    print((format_markdown if args.markdown else format_table)(results))
+    if args.report is not None:
         print(f"Report: {args.report}")
     return DONE

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from flowrl_lab.commands import DONE, FAILED, INTERRUPTED
@@ -149,25 +148,27 @@ def _gather(cells: list, out: Path, seeds: list[int]) -> dict[str, list]:
 
 
 def _write(args: argparse.Namespace, studies: dict[str, list]) -> None:
-    """Tables on the screen; recordings and one report in the folder."""
+    """Recordings and one report in the folder; then tables on the screen."""
     from flowrl_lab._files import data_path, write_atomically
     from flowrl_lab.measuring.pages import render_study
     from flowrl_lab.measuring.recorded import add_recorded
     from flowrl_lab.measuring.tables import format_table
 
+    said = []
     for study, runs in studies.items():
-        print(f"\n{study}\n{format_table(runs)}")
+        said.append(f"\n{study}\n{format_table(runs)}")
         (args.out / "results").mkdir(exist_ok=True)
         add_recorded(args.out / "results" / f"{study}.jsonl", runs)
         if args.publish:
             path = data_path("results") / f"{study}.jsonl"
-            print(f"{add_recorded(path, runs)} runs added to {path}")
+            said.append(f"{add_recorded(path, runs)} runs added to {path}")
     page = render_study(
-        studies, title="The study: FlowRL beside the others",
+        studies,
+        title="The study: FlowRL beside the others",
         command=command_to_go_on(args),
-    )  # fmt: skip
+    )
     write_atomically(args.out / "report.html", page.encode())
-    print(f"Report: {args.out / 'report.html'}")
+    print("\n".join([*said, f"Report: {args.out / 'report.html'}"]))
 
 
 def _tune(args: argparse.Namespace, cells: list) -> int:
@@ -183,25 +184,32 @@ def _tune(args: argparse.Namespace, cells: list) -> int:
     if outcome.interrupted:
         print(f"Go on with: {command_to_go_on(args)}")
         return INTERRUPTED
+    said = []
     for study in dict.fromkeys(cell.study for cell in cells):
         mine = plan_search([cell for cell in cells if cell.study == study], args.out)
         rows = rank_tries(mine, load_search(study).last_steps)
         write_json(args.out / f"{study}_tuning.json", {"tries": rows})
-        for row in rows:
-            mark = "taken" if row["taken"] else ""
-            print(f"{study}/{row['cell']:20} {row['setting']}={row['value']:<8g} "
-                  f"training reward {row['train_reward']:.4f}  {mark}")  # fmt: skip
+        said += [_describe_try(study, row) for row in rows]
+    print("\n".join(said))
     return FAILED if outcome.failed else DONE
+
+
+def _describe_try(study: str, row: dict) -> str:
+    """A line of ``--tune``."""
+    setting = f"{study}/{row['cell']:20} {row['setting']}={row['value']:<8g}"
+    taken = "taken" if row["taken"] else ""
+    return f"{setting} training reward {row['train_reward']:.4f}  {taken}"
 
 
 def _check(cell, seed: int) -> int:
     """``--check``: train once more, and see whether the same comes out."""
+    from flowrl_lab._files import scratch_folder
     from flowrl_lab.measuring.runner import Job
     from flowrl_lab.measuring.study import compare_with_stored, stored_result
 
     stored = stored_result(cell, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        job = Job(cell.config.replace(seed=seed), Path(folder) / "run")
+    with scratch_folder("flowrl-check-") as folder:
+        job = Job(cell.config.replace(seed=seed), folder / "run")
         outcome = work_off([job], 1)
         if not outcome.finished:
             print(*(why for _, why in outcome.failed), file=sys.stderr)

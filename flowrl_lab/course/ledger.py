@@ -88,7 +88,7 @@ def read_events(path: str | Path) -> list[Event]:
         return []
     try:
         return _parse(content)
-    except (UnicodeDecodeError, json.JSONDecodeError, _Damaged, _TooNew) as error:
+    except (*_UNREADABLE, _TooNew) as error:
         raise bad_input(
             "path",
             f"is {path}, which is no progress file that can be read ({error})",
@@ -164,7 +164,7 @@ class Ledger:
             with _locked(self.path):
                 saved = self._read_or_set_aside()
                 merged = merge_events(saved, self._unsaved)
-                write_atomically(self.path, _format(merged).encode())
+                write_atomically(self.path, _format(merged))
         except (OSError, _TooNew) as error:
             if not self._complained:
                 number = getattr(error, "errno", None)
@@ -186,7 +186,7 @@ class Ledger:
             return []
         try:
             return _parse(content)
-        except (UnicodeDecodeError, json.JSONDecodeError, _Damaged):
+        except _UNREADABLE:
             kept = _salvage(content)
             aside = _free_name(self.path)
             os.rename(self.path, aside)
@@ -212,7 +212,7 @@ def open_ledger() -> Ledger:
 # ------------------------------------------------------------------------- the file
 
 
-class _Damaged(Exception):
+class _Damaged(ValueError):
     """JSON, but not ours."""
 
 
@@ -220,11 +220,20 @@ class _TooNew(Exception):
     """Ours, but from a later version."""
 
 
-def _format(events: list[Event]) -> str:
-    """JSON with one event a line, so that a damaged file still gives up most."""
+# What a file can raise: not UTF-8, no JSON, a number of more digits than Python turns
+# into one (ValueError), or lists in lists without end.
+_UNREADABLE = (ValueError, RecursionError)
+
+
+def _format(events: list[Event]) -> bytes:
+    """JSON with one event a line, so that a damaged file still gives up most.
+
+    Half a surrogate pair (a cut emoji) is no UTF-8; as ``\\ud83d`` it is JSON.
+    """
     lines = (json.dumps(e, ensure_ascii=False, sort_keys=True) for e in events)
     body = ",\n".join(lines)
-    return f'{{"flowrl_lab_progress": {FORMAT}, "events": [\n{body}\n]}}\n'
+    text = f'{{"flowrl_lab_progress": {FORMAT}, "events": [\n{body}\n]}}\n'
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _parse(content: bytes) -> list[Event]:
@@ -252,8 +261,8 @@ def _is_event(value: object) -> bool:
 def _salvage(content: bytes) -> list[Event]:
     """Every line that is a whole event by itself."""
     kept = []
-    for line in content.decode("utf-8", errors="replace").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in content.decode("utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(*_UNREADABLE):
             value = json.loads(line.strip().rstrip(","))
             if _is_event(value):
                 kept.append(value)
@@ -274,7 +283,7 @@ def _as_json(facts: Mapping[str, object]) -> dict[str, object]:
     """The facts as they will come back from the file."""
     try:
         return json.loads(json.dumps(dict(facts), allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, *_UNREADABLE) as error:
         raise bad_input(
             "facts",
             f"cannot be saved ({error})",

@@ -70,7 +70,8 @@ def write_course(
             "a new file",
             "choose another name with --out, or replace it with --force",
         )
-    write_atomically(out, render_course(events).encode())
+    # half a surrogate pair, from a cut emoji, becomes a question mark
+    write_atomically(out, render_course(events).encode("utf-8", "replace"))
     return len(events)
 
 
@@ -152,7 +153,7 @@ def _overview(events: list[Event]) -> str:
     settled = [row for row in told if "result" in row and "predicted" in row]
     same = sum(row["predicted"] == row["result"] for row in settled)
     checks = _of_kind(events, "check").values()
-    passed = sum(any(e["status"] == "passed" for e in rows) for rows in checks)
+    passed = sum(any(e.get("status") == "passed" for e in rows) for rows in checks)
     first = [rows[0] for rows in _quiz_questions(events).values()]
     right = sum(bool(row.get("right")) for row in first)
     days = [str(event["time"])[:10] for event in events]
@@ -169,7 +170,7 @@ def _overview(events: list[Event]) -> str:
 def _room(events: list[Event]) -> str:
     """One notebook: predictions, checks, quiz."""
     told = [_told(rows) for rows in _of_kind(events, "prediction", "outcome").values()]
-    parts = [_figure(row) for row in told]
+    parts = [_figure_or_note(row) for row in told]
     checks = _of_kind(events, "check")
     if checks:
         head = ("exercise", "verdict", "mistakes on the way", "passed on")
@@ -199,6 +200,19 @@ def _told(events: list[Event]) -> dict:
     return {**last, "predicted": last.get("answer"), "late": False}
 
 
+def _figure_or_note(row: dict) -> str:
+    """``_figure``; a note for events that no version of the course writes.
+
+    The file is a learner's: merged, edited by hand, or from another version.  One odd
+    event must not cost the page.
+    """
+    try:
+        return _figure(row)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        key = escape(str(row["key"]))
+        return f"<p class='soft'>The events about {key} cannot be shown.</p>"
+
+
 def _figure(row: dict) -> str:
     """A prediction and its outcome, with the number line where there are numbers."""
     question = f"<p><b>{escape(str(row.get('question', row['key'])))}</b></p>"
@@ -215,7 +229,7 @@ def _figure(row: dict) -> str:
 
 
 def _check_row(name: str, verdicts: list[Event]) -> list[str]:
-    passed = [event for event in verdicts if event["status"] == "passed"]
+    passed = [event for event in verdicts if event.get("status") == "passed"]
     until = verdicts[: verdicts.index(passed[0])] if passed else verdicts
     names = [str(event.get("mistake") or "another") for event in until]
     return [
@@ -249,7 +263,8 @@ def _sessions(events: Iterable[Event]) -> str:
     for event in events:
         if event["kind"] != "session":
             continue
-        versions = event.get("versions") or {}
+        versions = event.get("versions")
+        versions = versions if isinstance(versions, dict) else {}
         words = ", ".join(f"{name} {number}" for name, number in versions.items())
         facts = (event.get("notebook") or "–", event.get("seed"), event.get("budget"))
         facts += (event.get("device"), event.get("machine"), words)

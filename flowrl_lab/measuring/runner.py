@@ -193,14 +193,19 @@ def run_jobs(
 class _Worker:
     """A process that trains one job after another, and the pipe to it."""
 
-    def __init__(self, stop):
+    def __init__(self):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, stop), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs,), daemon=True)
         with _interrupts_ignored():  # the process inherits this
             self.process.start()
         theirs.close()  # so that the end of the process ends the pipe
         self.index: int | None = None
+
+    def send(self, message) -> None:
+        """A job, or None for stop; one that has died is noticed when it is heard."""
+        with contextlib.suppress(BrokenPipeError, ConnectionError):
+            self.pipe.send(message)
 
 
 class _Pool:
@@ -210,14 +215,16 @@ class _Pool:
         self.failed: dict[int, str] = {}
         self._jobs, self._waiting, self._report = jobs, list(waiting), report
         self._wanted = workers
-        self._stop = multiprocessing.get_context("spawn").Event()
         self._workers: list[_Worker] = []
+        self._stopped = False
 
     def work(self, should_stop: Callable[[], bool]) -> None:
         while self._waiting or self._busy():
-            if should_stop():
+            if should_stop() and not self._stopped:
+                self._stopped = True
                 self._waiting.clear()
-                self._stop.set()  # workers finish their step and save
+                for worker in self._busy():
+                    worker.send(None)  # they finish their step and save
             self._hand_out()
             pipes = {worker.pipe: worker for worker in self._busy()}
             for pipe in multiprocessing.connection.wait(list(pipes), POLL_SECONDS):
@@ -232,14 +239,12 @@ class _Pool:
 
     def _hand_out(self) -> None:
         while self._waiting and len(self._workers) < self._wanted:
-            self._workers.append(_Worker(self._stop))
+            self._workers.append(_Worker())
         for worker in self._workers:
             if worker.index is None and self._waiting:
                 worker.index = self._waiting.pop(0)
                 job = self._jobs[worker.index]
-                # a worker that has died is noticed when it is heard
-                with contextlib.suppress(BrokenPipeError):
-                    worker.pipe.send((job.config, job.folder))
+                worker.send((job.config, job.folder))
 
     def _hear(self, worker: _Worker) -> None:
         try:
@@ -271,8 +276,12 @@ def _interrupts_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def _work(pipe, stop) -> None:
-    """A worker's life: jobs come in, steps and outcomes go out."""
+def _work(pipe) -> None:
+    """A worker's life: jobs come in, steps and outcomes go out.
+
+    What comes in during a job says stop.  A pipe does for that: an event would need
+    shared memory, which not every container has.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
@@ -280,11 +289,11 @@ def _work(pipe, stop) -> None:
     parent = multiprocessing.parent_process()
 
     def should_stop() -> bool:
-        return stop.is_set() or not parent.is_alive()
+        return pipe.poll() or not parent.is_alive()
 
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has gone
-        while True:
-            config, folder = pipe.recv()
+        while (job := pipe.recv()) is not None:
+            config, folder = job
             try:
                 run = prepare_run(config, folder, resume=True)
                 train_into(run, should_stop, _step_reporter(pipe))

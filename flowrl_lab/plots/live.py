@@ -34,9 +34,10 @@ __all__ = ["LivePlot", "choose_backend"]
 
 BACKENDS = ("auto", "widget", "svg", "static")
 # Drawing takes one part in this many of the time, but never waits longer than two
-# seconds; the first few drawings come sooner, so that a plot starts lively.
+# seconds; the first few drawings come sooner, so that a plot starts lively, on a slow
+# machine too: there a short run would be over before the second.
 DRAW_SHARE, EAGER_SHARE, EAGER_DRAWINGS = 100, 20, 10
-LONGEST_WAIT = 2.0
+LONGEST_WAIT, LONGEST_EAGER_WAIT = 2.0, 0.6
 CLOSE_SECONDS = 30.0
 now = time.monotonic
 
@@ -130,8 +131,10 @@ class LivePlot:
         self._canvas.draw(*self._drawing())
         ended = now()
         self._drawings += 1
-        share = EAGER_SHARE if self._drawings <= EAGER_DRAWINGS else DRAW_SHARE
-        wait = min(share * (ended - began), LONGEST_WAIT)
+        share, longest = DRAW_SHARE, LONGEST_WAIT
+        if self._drawings <= EAGER_DRAWINGS:
+            share, longest = EAGER_SHARE, LONGEST_EAGER_WAIT
+        wait = min(share * (ended - began), longest)
         self._next_draw = ended + max(1.0 / self.max_rate_hz, wait)
 
     def __exit__(self, kind, error, trace) -> bool:

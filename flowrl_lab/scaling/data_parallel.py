@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl_lab._files import scratch_folder
 from flowrl_lab._validation import bad_input, check_count
 from flowrl_lab.advantages import group_normalized
 from flowrl_lab.losses import flowrl_loss
@@ -189,10 +189,10 @@ def step_apart(
     check_count("processes", processes)
     share_of(rollout, 0, processes)  # refuse before anything is started
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(config.to_json(), encoding="utf-8")
-        torch.save(_to_plain(rollout), Path(folder) / "rollout.pt")
-        command = [sys.executable, "-m", __name__, folder, str(processes)]
+    with scratch_folder("flowrl-processes-") as folder:
+        (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
+        torch.save(_to_plain(rollout), folder / "rollout.pt")
+        command = [sys.executable, "-m", __name__, str(folder), str(processes)]
         started = [
             subprocess.Popen(
                 [*command, str(rank)], stdout=subprocess.PIPE,

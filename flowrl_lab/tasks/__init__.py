@@ -26,7 +26,8 @@ def load_task(name: str, **options: Any) -> Task | TextTask:
     """Build the task called ``name``.
 
     Args:
-        name: a key of ``TASKS`` or of ``tasks.real.TEXT_TASKS``.
+        name: a key of ``TASKS`` or of ``tasks.real.TEXT_TASKS``, or
+            ``"package.module:Class"`` of a task of your own.
         options: the keyword arguments of that task's class.
 
     Returns:
@@ -36,6 +37,8 @@ def load_task(name: str, **options: Any) -> Task | TextTask:
         ValueError: for an unknown name or option (the message lists the known
             ones and the closest match), or an option that the task refuses.
     """
+    if ":" in name:
+        return build_named("task", name, {name: name}, options)
     if name in TEXT_TASKS:
         return load_text_task(name, **options)
     if name not in TASKS:

@@ -26,8 +26,14 @@ def build_named(
     Raises:
         ValueError: an option that the class does not have, or refuses.
     """
-    module_name, class_name = places[name].split(":")
-    named = getattr(importlib.import_module(module_name), class_name)
+    module_name, class_name = places[name].split(":", 1)
+    module = importlib.import_module(module_name)
+    if not hasattr(module, class_name):
+        raise ValueError(
+            f"{kind} {name!r}: {module_name} has no {class_name!r}. Fix: name a class "
+            "of that module"
+        )
+    named = getattr(module, class_name)
     known = list(inspect.signature(named).parameters)
     for option in options:
         if option not in known:

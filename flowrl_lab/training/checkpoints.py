@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from flowrl_lab._files import write_atomically
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["check_kinds", "load_optimizer", "read_checkpoint", "write_checkpoint"]
 
 MAGIC = b"flowrl-lab checkpoint 1 "
 
@@ -70,3 +71,83 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "checkpoints that Run.save wrote."
         )
     return state
+
+
+def check_kinds(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose entries are not of the kind that a save would write.
+
+    Args:
+        path: where it lies, for the message.
+        found: some of its entries.
+        expected: entries as a run saves them; only their kinds matter: types, shapes
+            of tensors, names and numbers of parts.
+
+    Raises:
+        ValueError: an entry is of another kind, or a number is not finite.
+    """
+    for name, example in expected.items():
+        if name in found and not _is_alike(found[name], example):
+            raise ValueError(
+                f"{path} holds {_describe(found[name])} as {name!r}; expected "
+                f"{_describe(example)}. Fix: use a checkpoint that Run.save wrote for "
+                "these settings, or train again."
+            )
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict) -> None:
+    """Put back an optimiser's moments, which PyTorch itself takes in any shape.
+
+    Its settings are the config's, whatever the state says of them.
+
+    Raises:
+        ValueError: it is of another model, not finite, or no such state.
+    """
+    settings = [dict(group) for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if not _is_moment(name, value, parameter.shape):
+                    raise ValueError(
+                        f"the optimiser's {name} does not fit its parameter of shape "
+                        f"{tuple(parameter.shape)}, is not finite, or is negative"
+                    )
+
+
+def _is_moment(name: str, value: object, shape: torch.Size) -> bool:
+    """Whether AdamW can go on from it: counts and squares are not negative."""
+    if not isinstance(value, torch.Tensor) or value.shape not in (torch.Size(), shape):
+        return False
+    least = -math.inf if name == "exp_avg" else 0.0
+    return bool((torch.isfinite(value) & (value >= least)).all())
+
+
+def _is_alike(found: object, example: object) -> bool:
+    """Whether two entries are of one kind, all the way down."""
+    if isinstance(example, torch.Tensor):
+        same = isinstance(found, torch.Tensor) and found.dtype == example.dtype
+        return same and found.shape == example.shape
+    if isinstance(example, float):
+        number = isinstance(found, (int, float)) and not isinstance(found, bool)
+        return number and -math.inf < found < math.inf
+    if type(found) is not type(example):
+        return False
+    if isinstance(example, int) and not isinstance(example, bool):
+        return 0 <= found < 2**63
+    if isinstance(example, dict):
+        return found.keys() == example.keys() and all(
+            _is_alike(found[key], value) for key, value in example.items()
+        )
+    if isinstance(example, (list, tuple)):
+        return len(found) == len(example) and all(map(_is_alike, found, example))
+    return True
+
+
+def _describe(value: object) -> str:
+    """A value's kind in a few words."""
+    if isinstance(value, torch.Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (list, tuple, dict)):
+        return f"a {type(value).__name__} of {len(value)} entries"
+    return f"{repr(value)[:60]} ({type(value).__name__})"

@@ -16,7 +16,12 @@ from flowrl_lab.evaluation import Referee
 from flowrl_lab.policies.device import pick_device, threads_for
 from flowrl_lab.training.algorithms import Algorithm
 from flowrl_lab.training.batch import Batch
-from flowrl_lab.training.checkpoints import read_checkpoint, write_checkpoint
+from flowrl_lab.training.checkpoints import (
+    check_kinds,
+    load_optimizer,
+    read_checkpoint,
+    write_checkpoint,
+)
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.making import make_task_and_policy
 from flowrl_lab.training.records import (
@@ -25,9 +30,13 @@ from flowrl_lab.training.records import (
     record_from_dict,
     record_to_dict,
 )
-from flowrl_lab.training.rollouts import collect_rollout, sample_prompts
+from flowrl_lab.training.rollouts import (
+    collect_rollout,
+    sample_prompts,
+    why_nothing_is_learned,
+)
 from flowrl_lab.training.step import make_optimizer, training_step
-from flowrl_lab.training.survival import Survival
+from flowrl_lab.training.survival import Survival, is_out_of_memory
 from flowrl_lab.types import ExactReport, Rollout, Snapshot, StepRecord
 
 __all__ = ["ExperimentConfig", "Run", "race", "train"]
@@ -36,6 +45,12 @@ STATE_FIELDS = [
     *("config", "step", "tokens", "seconds", "policy", "modules", "optimizer"),
     *("prompt_generator", "sample_generator", "records"),
 ]
+
+# Those whose kind a fresh run shows; the others check themselves as they are loaded.
+PLAIN = (
+    *("step", "tokens", "seconds", "survival"),
+    *("prompt_generator", "sample_generator"),
+)
 
 
 class Run:
@@ -127,6 +142,9 @@ class Run:
         self.tokens += int(rollout.completion_mask.sum())
         self.seconds += time.perf_counter() - start
         measured.setdefault("reward", rollout.rewards.mean().item())
+        said = why_nothing_is_learned(rollout) if self.step == 1 else ""
+        if said and hasattr(self.task, "judge"):  # a real model's task
+            survival.announce(said)
         self.records.append(self._record(rollout, measured))
         if self.folder and self._due(self.save_every):
             self.save(self.folder)
@@ -281,35 +299,54 @@ class Run:
         """The run saved in ``folder``, ready to continue exactly where it was.
 
         Raises:
-            ValueError: no run there, a damaged checkpoint, or another version; a run
-                with a loss of its own without that loss, or the other way round.
+            ValueError: no run there, a checkpoint that is damaged, of another version
+                or of wrong content; a run with a loss of its own without that loss,
+                or the other way round.
         """
         folder = Path(folder)
-        state = read_checkpoint(folder / "checkpoint.pt")
+        path = folder / "checkpoint.pt"
+        state = read_checkpoint(path)
         missing = [name for name in STATE_FIELDS if name not in state]
         if missing:
             raise ValueError(
-                f"{folder / 'checkpoint.pt'} lacks {missing}; expected what Run.save "
-                "writes. Fix: name the folder of a saved run."
+                f"{path} lacks {missing}; expected what Run.save writes. Fix: name the "
+                "folder of a saved run."
             )
+        check_kinds(path, state, {"config": "", "flowrl_loss": ""})
         # Checkpoints from before losses could be passed in have no such entry.
         _check_same_loss(folder, state.get("flowrl_loss", ""), flowrl_loss)
         config = ExperimentConfig.from_json(state["config"])
         run = cls(config, save_every=save_every, flowrl_loss=flowrl_loss)
         run.folder = folder
-        run.policy.load_state_dict(state["policy"])
-        run.modules.load_state_dict(state["modules"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        if "survival" in state:  # older checkpoints have none
-            run.survival.load_state(state["survival"])
-        if state.get("reference_memo"):
-            run.policy.reference_memo.update(state["reference_memo"])
-        run._prompt_generator.set_state(state["prompt_generator"])
-        run._sample_generator.set_state(state["sample_generator"])
-        run.step, run.tokens = state["step"], state["tokens"]
-        run.seconds = state["seconds"]
-        run.records = [record_from_dict(json.loads(row)) for row in state["records"]]
+        fresh = {name: part for name, part in run._state().items() if name in PLAIN}
+        check_kinds(path, state, fresh)
+        try:
+            run._restore(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as no:
+            if is_out_of_memory(no):
+                raise
+            raise ValueError(
+                f"{path} does not hold what Run.save writes ({type(no).__name__}: "
+                f"{str(no)[:300]}). Fix: use an older copy, or train again."
+            ) from no
         return run
+
+    def _restore(self, state: dict) -> None:
+        """Put back what ``_state`` gave."""
+        self.policy.load_state_dict(state["policy"])
+        self.modules.load_state_dict(state["modules"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        if "survival" in state:  # older checkpoints have none
+            self.survival.load_state(state["survival"])
+        if state.get("reference_memo"):
+            self.policy.reference_memo.update(state["reference_memo"])
+        self._prompt_generator.set_state(state["prompt_generator"])
+        self._sample_generator.set_state(state["sample_generator"])
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.seconds = state["seconds"]
+        self.records = [record_from_dict(json.loads(row)) for row in state["records"]]
+        if self.step > self.config.steps:
+            raise ValueError(f"step {self.step} of {self.config.steps}")
 
     def fork(self, *, folder: str | Path | None = None, **changes) -> Run:
         """A new run that starts from this run's policy, under changed settings.

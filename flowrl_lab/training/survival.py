@@ -177,6 +177,8 @@ class Survival:
     def load_state(self, state: Sequence) -> None:
         """Put back what ``state`` gave."""
         self.policy.rows, self.policy.scale, *counts = state
+        if not 1e-9 < self.policy.scale < 1e9:  # float16 needs 2^16 at most
+            raise ValueError(f"the loss is scaled with {self.policy.scale:g}")
         self._good_steps, self.skipped, self._in_a_row = counts
 
 

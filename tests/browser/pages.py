@@ -21,9 +21,10 @@ TOKEN = "only-for-this-test"
 START_SECONDS = 120
 RUN_SECONDS = {"quick": 480, "full": 1500}[os.environ["FLOWRL_BUDGET"]]
 
-# Looks at every plot twenty-five times a second, inside the page, so that nothing
-# is missed while the test waits for an answer: of each cell the different states of
-# its plot (lines, maps and words as one short hash) seen while it showed [*].
+# Looks at every plot whenever something in the page has changed, so that nothing is
+# missed on a slow machine, and nothing is spent on looking at what stands still: of
+# each cell the different states of its plot (lines, maps and words as one short hash)
+# seen while it showed [*].
 WATCH_PLOTS = """() => {
   const hash = text => {
     let h = 0;
@@ -54,13 +55,16 @@ WATCH_PLOTS = """() => {
   window.flowrlLook = look;
   window.flowrlBefore = look().prompts;
   window.flowrlSeen = {};
-  setInterval(() => {
+  const note = () => {
     for (const plot of look().plots.filter(plot => plot.running)) {
       const seen = window.flowrlSeen[plot.cell] ??= [];
       if (!seen.some(s => s[0] === plot.picture && s[1] === plot.words))
         seen.push([plot.picture, plot.words]);
     }
-  }, 40);
+  };
+  new MutationObserver(note).observe(document.querySelector('.jp-Notebook'), {
+    subtree: true, childList: true, characterData: true, attributes: true,
+  });
 }"""
 
 # The machine may be busy with other tests; five seconds are Playwright's default.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from flowrl_lab import __main__ as cli
-from flowrl_lab.commands import doctor, settings
+from flowrl_lab.commands import COMMANDS, doctor, settings
 from flowrl_lab.measuring.folder import is_finished, load_result
 from flowrl_lab.measuring.progress import ProgressLine, format_seconds
 from flowrl_lab.measuring.runner import Job, prepare_run, run_jobs, train_into
@@ -289,8 +290,10 @@ def test_resume_keeps_finished_runs_and_adds_new_ones(compared, capsys):
     new = {path.parent.name for path in after.keys() - before.keys()}
     assert new == {"vargrad_seed0", "vargrad_seed2"}
     assert capsys.readouterr().out.splitlines()[1].split() == [
-        "flowrl", "grpo", "vargrad"
-    ]  # fmt: skip
+        "flowrl",
+        "grpo",
+        "vargrad",
+    ]
 
 
 @pytest.mark.bad_input
@@ -299,6 +302,18 @@ def test_resume_with_other_settings_names_the_setting(compared, capsys):
     words += ["--out", str(compared), "--steps", "7"]
     assert cli.main(words) == 2
     assert "steps (6 there, 7 asked for)" in capsys.readouterr().err
+
+
+def test_a_comparison_needs_no_shared_memory(tmp_path, monkeypatch):
+    """A container may have no writable /dev/shm, and so no semaphores."""
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
+    job = Job(config_for(SHORT), tmp_path / "run")
+    outcome = run_jobs([job], workers=1, report=lambda *_step: None)
+    assert outcome.finished == (job,) and outcome.failed == ()
 
 
 def test_one_failing_run_does_not_stop_the_others(tmp_path):
@@ -330,6 +345,112 @@ def test_interrupted_comparison_keeps_what_is_finished(tmp_path):
     assert "1 of 2 runs finished" in text and "--resume" in text
     run = Run.load(out / "runs" / "grpo-steps=1000000_seed0")
     assert run.step == len(run.records) - 1 >= 20
+
+
+# ----------------------------------------------------------- output without Greek
+
+
+class FullDisk(io.TextIOWrapper):
+    """Standard output whose disk is full as soon as a table is printed."""
+
+    def write(self, text: str) -> int:
+        if "KL(" in text:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(text)
+
+
+@pytest.fixture(name="redirect")
+def fixture_redirect(monkeypatch):
+    """Puts a stream of an encoding in place of both outputs, and gives it back."""
+
+    def redirect(encoding: str, errors: str = "strict", kind=io.TextIOWrapper):
+        stream = kind(io.BytesIO(), encoding=encoding, errors=errors)
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        return stream
+
+    return redirect
+
+
+def read(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    return stream.buffer.getvalue().decode(stream.encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors"),
+    [("cp1252", "strict"), ("cp437", "strict"), ("ascii", "surrogateescape")],
+)
+def test_a_code_page_without_greek_costs_no_command(
+    encoding, errors, redirect, compared, tmp_path
+):
+    run, figures = str(tmp_path / "run"), str(tmp_path / "figures.json")
+    page = str(tmp_path / "page.html")
+    commands = [
+        ["train", "--out", run, *SHORT],
+        ["evaluate", run, "--repeats", "2", "--json", figures, "--report", page],
+        [
+            "compare",
+            "--algorithms",
+            "flowrl,grpo",
+            "--seeds",
+            "0,2",
+            *SHORT,
+            "--out",
+            str(compared),
+            "--resume",
+        ],
+        ["recorded", "make_number"],
+        ["recorded", "programs", "--markdown"],
+        ["study", "--list"],
+        ["export", "verl", run],
+        ["tra\u03c0n"],
+        ["train", "--out", run, "--task", "\U0001f600"],
+    ]
+    for words in commands:
+        stream = redirect(encoding, errors)
+        code = cli.main(words)
+        text = read(stream)
+        assert code == (2 if "error:" in text else 0), text
+        assert "codec can't encode" not in text
+        assert ("\\U0001f600" in text) == ("\U0001f600" in words)
+    assert Path(figures).is_file() and "π" in Path(page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_help_needs_no_greek(command, redirect):
+    stream = redirect("ascii")
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0 and f"flowrl_lab {command}" in read(stream)
+
+
+def test_a_way_to_write_that_was_chosen_is_kept(redirect):
+    stream = redirect("ascii", "xmlcharrefreplace")
+    assert cli.main(["π"]) == 2
+    assert "&#960;" in repr(read(stream)) or "\\u03c0" in read(stream)
+    assert stream.errors == "xmlcharrefreplace"
+
+
+def test_results_are_written_before_they_are_printed(redirect, compared, tmp_path):
+    """A full disk, a closed pipe: what was computed is in its file already."""
+    report = compared / "report.html"
+    report.unlink()
+    run = str(compared / "runs" / "flowrl_seed0")
+    again = ["--out", str(compared), *SHORT, "--resume"]
+    for words, written in (
+        (["compare", "--algorithms", "flowrl,grpo", "--seeds", "0,2", *again], report),
+        (["evaluate", run, "--repeats", "2", "--json"], tmp_path / "figures.json"),
+        (["recorded", "landscape", "--report"], tmp_path / "page.html"),
+        (["collect"], tmp_path / "runs.jsonl"),
+    ):
+        if words[0] in ("evaluate", "recorded"):
+            words.append(str(written))
+        if words == ["collect"]:
+            words += [str(written), str(compared)]
+        stream = redirect("utf-8", kind=FullDisk)
+        assert cli.main(words) == 1
+        assert "No space left" in read(stream) and written.is_file(), words
 
 
 # ---------------------------------------------------------------- other commands

@@ -160,3 +160,71 @@ def test_what_cannot_be_reported_is_said_and_nothing_is_touched(
     assert files[0].read_bytes() == before
     assert (tmp_path / "hurt.json").read_text() == "{"
     assert not (tmp_path / "course.html").exists()
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    10**400,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "\ud83d",
+    [],
+    [None],
+    ["a", "b"],
+    [3, 1],
+    {},
+    {"a": []},
+)
+FIELDS = (
+    "key",
+    "time",
+    "notebook",
+    "status",
+    "mistake",
+    "question",
+    "answer",
+    "unit",
+    "range",
+    "choices",
+    "predicted",
+    "result",
+    "right",
+    "choice",
+    "seed",
+    "versions",
+    "device",
+    "machine",
+    "budget",
+)
+
+
+@pytest.mark.bad_input
+def test_odd_events_never_end_in_a_traceback(files, tmp_path):
+    """Any field of any event replaced by anything that a file can hold, or gone."""
+    events = merge_events(*map(read_events, files))
+    pages = 0
+    for event in events:
+        for field in set(FIELDS) & (event.keys() | {"predicted", "result", "versions"}):
+            for value in ODD:
+                if field in ("key", "time") and not isinstance(value, str):
+                    continue  # such a file is set aside when it is read
+                others = [one for one in events if one is not event]
+                page = render_course([*others, {**event, field: value}], tmp_path)
+                assert "Quiz" in page and "Sessions" in page
+                pages += 1
+        for field in event.keys() - {"id", "time", "kind", "key"}:
+            less = {name: value for name, value in event.items() if name != field}
+            assert "Sessions" in render_course([less], tmp_path)
+    assert pages > 500
+
+
+def test_half_an_emoji_becomes_a_page(tmp_path):
+    ledger = Ledger(tmp_path / "mine.json")
+    ledger.record("quiz", "01", {"question": "q", "choice": "\ud83d", "right": True})
+    out = tmp_path / "page.html"
+    assert write_course([ledger.path], out) == 1
+    assert "1 right" in out.read_text(encoding="utf-8")

@@ -315,3 +315,58 @@ def test_what_cannot_be_recorded_is_refused(path):
     with pytest.raises(ValueError, match="no progress file that can be read"):
         read_events(path)
     assert path.read_text() == "{"
+
+
+EVENT = {"id": "a", "time": "t", "kind": "check", "key": "k", "status": "passed"}
+HEAD = b'{"flowrl_lab_progress": 1, "events": [\n'
+ODD_FILES = {
+    "lists in lists": b"[" * 100_000,
+    "an event of lists in lists": HEAD
+    + json.dumps(EVENT).encode()
+    + b",\n"
+    + b'{"id": '
+    + b"[" * 100_000
+    + b"\n]}",
+    "5,000 digits": HEAD + json.dumps(EVENT).encode() + b",\n"
+    b'{"id":"b","time":"t","kind":"check","key":"k","n":' + b"9" * 5000 + b"}\n]}",
+    "bytes that are no text": b"\xff\xfe\x00",
+    "null": b"null",
+    "events that are none": HEAD + b"null, 3, {}\n]}",
+}
+
+
+@pytest.mark.parametrize("name", ODD_FILES)
+def test_an_odd_file_is_set_aside_and_costs_nothing(path, name, capsys):
+    path.parent.mkdir()
+    path.write_bytes(ODD_FILES[name])
+    ledger = Ledger(path)
+    assert ledger.events() == []
+    ledger.record("quiz", "q", {"right": True})
+    ledger.record("quiz", "q2", {"right": True})
+    kept = ["k"] if "EVENT" in name or b'"status"' in ODD_FILES[name] else []
+    assert sorted(keys(Ledger(path).events())) == [*kept, "q", "q2"]
+    aside = path.with_name(f"{path.stem}.damaged-1.json")
+    assert aside.read_bytes() == ODD_FILES[name]
+    assert capsys.readouterr().out.count("damaged") == 2  # its name says so too
+    with pytest.raises(ValueError, match="no progress file"):
+        read_events(aside)
+
+
+def test_half_an_emoji_is_kept_and_stops_nothing(path):
+    """In an answer of this kernel, and in a file from another."""
+    half = "a cut \ud83d"
+    ledger = Ledger(path)
+    ledger.record("quiz", "first", {"choice": half})
+    ledger.record("quiz", "second", {"choice": "fine"})
+    assert Ledger(path).latest("quiz", "first")["choice"] == half
+    assert Ledger(path).latest("quiz", "second")["choice"] == "fine"
+    path.read_text(encoding="utf-8")
+
+
+@pytest.mark.bad_input
+def test_facts_without_end_are_refused_in_words(path):
+    endless: list = []
+    for _ in range(100_000):
+        endless = [endless]
+    with pytest.raises(ValueError, match="cannot be saved"):
+        Ledger(path).record("quiz", "q", {"choice": endless})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -203,3 +204,19 @@ def test_threads_and_workers_follow_the_cores(
         torch.set_num_threads(before)
         set_workers(1)
         set_threads_for_large(None)
+
+
+@pytest.mark.parametrize(
+    ("before", "loaded", "after"),
+    [(None, False, "PASSIVE"), ("ACTIVE", False, "ACTIVE"), (None, True, None)],
+)
+def test_threads_sleep_while_they_wait(monkeypatch, before, loaded, after):
+    """Set before torch is there to read it, and never over the user's own choice."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    modules = {k: v for k, v in sys.modules.items() if k.split(".")[0] != "torch"}
+    monkeypatch.setattr(sys, "modules", modules | ({"torch": torch} if loaded else {}))
+    source = Path(flowrl_lab.__file__).read_text(encoding="utf-8")
+    exec(compile(source, flowrl_lab.__file__, "exec"), {"__name__": "flowrl_lab"})
+    assert os.environ.get("OMP_WAIT_POLICY") == after

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections import namedtuple
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,7 @@ def steps(lab, monkeypatch) -> list[tuple[str, list[str]]]:
 
     monkeypatch.setattr(lab, "run_step", run_step)
     monkeypatch.setattr(lab, "has_gpu", lambda: False)
+    monkeypatch.setattr(lab, "check_installed", lambda _folder: None)
     monkeypatch.setattr(lab.shutil, "which", lambda _name: None)
     monkeypatch.setattr(lab.sys, "platform", "linux")
     return taken
@@ -212,6 +214,8 @@ def test_cpu_torch_first_then_the_rest(lab, steps, tmp_path):
     assert torch[torch.index("--index-url") + 1] == lab.TORCH_CPU_INDEX
     assert torch[torch.index("--retries") + 1] == "0"
     assert "--no-deps" in torch
+    for _, command in steps[1:3]:
+        assert command[command.index("--constraint") + 1] == str(lab.LOCK)
     assert steps[2][1][-2:] == ["-e", f"{ROOT}[notebooks]"]
     state = lab.read_state(folder)
     assert state == {
@@ -248,19 +252,6 @@ def test_elsewhere_the_usual_index_has_the_right_build(
     assert [name for name, _ in steps] == [f"installing {lab.TORCH}"]
 
 
-def test_uv_installs_the_rest_and_pip_stands_in_for_it(lab, steps, monkeypatch):
-    monkeypatch.setattr(lab.shutil, "which", lambda name: f"/bin/{name}")
-    lab.install_project(Path("venv"), ["notebooks", "test"])
-    assert len(steps) == 1
-    assert steps[0][1][:3] == ["/bin/uv", "pip", "install"]
-    taken = lab.run_step
-    monkeypatch.setattr(
-        lab, "run_step", lambda name, *rest, **kw: taken(name, *rest) and not kw
-    )
-    lab.install_project(Path("venv"), ["notebooks"])
-    assert [command[1] for _, command in steps[1:]] == ["pip", "-m"]
-
-
 def test_what_cannot_be_built_is_said_and_stops_nothing(
     lab, tmp_path, monkeypatch, capsys
 ):
@@ -270,11 +261,102 @@ def test_what_cannot_be_built_is_said_and_stops_nothing(
         return not fails
 
     monkeypatch.setattr(lab, "run_step", run_step)
+    monkeypatch.setattr(lab, "check_installed", lambda _folder: None)
     lab.prepare_environment(tmp_path / "venv", ("notebooks", "test"))
     said = capsys.readouterr().out
     assert "not possible without a C compiler" in said
     assert "tried again when a notebook needs it" in said
     assert lab.read_state(tmp_path / "venv")["fingerprint"]
+
+
+# ------------------------------------------------------ pip's settings of the user's
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> Path:
+    """A real environment with pip and nothing else."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return folder
+
+
+def make_wheel(folder: Path, name: str) -> None:
+    """The smallest package that pip installs, without an index."""
+    info = f"{name}-1.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.py", "")
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: test\n"
+            "Root-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+INDEX = "[global]\nindex-url = https://mirror.example/simple\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "user_file", "named_file", "said"),
+    [
+        ({"PIP_USER": "1"}, "", "", ["PIP_USER"]),
+        ({"PIP_TARGET": "{}"}, INDEX, None, ["PIP_TARGET"]),
+        ({"PIP_PREFIX": "{}", "PIP_ROOT": "{}"}, "", INDEX, ["PIP_PREFIX", "PIP_ROOT"]),
+        ({}, INDEX + "target = {}\n", None, ["global.target in pip's configuration"]),
+        (
+            {},
+            "[install]\nuser = yes\n",
+            INDEX + "[install]\nprefix = {}\n",
+            ["install.prefix in pip's configuration"],
+        ),  # instead of the user's file
+        ({"PYTHONPATH": "{}"}, INDEX, None, ["PYTHONPATH"]),
+        ({}, INDEX, None, []),
+    ],
+)
+def test_pip_installs_into_the_environment_whatever_the_user_has_set(
+    lab, bare, tmp_path, variables, user_file, named_file, said, monkeypatch, capsys
+):
+    elsewhere, name = tmp_path / "elsewhere", f"one{tmp_path.name.replace('-', '_')}"
+    make_wheel(tmp_path, name)
+    (bare / ("pip.ini" if os.name == "nt" else "pip.conf")).unlink(missing_ok=True)
+    for variable in [key for key in os.environ if key.startswith("PIP_")]:
+        monkeypatch.delenv(variable)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value.format(elsewhere))
+    home = tmp_path / "home"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))  # Linux
+    monkeypatch.setenv("APPDATA", str(home))  # Windows
+    file = home / "pip" / ("pip.ini" if os.name == "nt" else "pip.conf")
+    file.parent.mkdir(parents=True)
+    file.write_text(user_file.format(elsewhere), encoding="utf-8")
+    if named_file is not None:
+        named = tmp_path / "named.conf"
+        named.write_text(named_file.format(elsewhere), encoding="utf-8")
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(named))
+    before = dict(os.environ)
+    with lab.pip_kept_inside(bare):
+        local = ("--no-index", "--find-links", tmp_path)
+        subprocess.run(
+            [str(part) for part in lab.pip_command(bare, *local, name)], check=True
+        )
+        command = [lab.find_python(bare), "-m", "pip", "config", "list"]
+        listed = subprocess.run(command, capture_output=True, text=True).stdout
+    assert list(bare.rglob(f"{name}.py")) and not elsewhere.exists()
+    assert ("mirror.example" in listed) == (INDEX in f"{user_file}{named_file}")
+    shown = capsys.readouterr().out
+    assert ("not followed here: " + ", ".join(said) in shown) if said else not shown
+    assert dict(os.environ) == before
+
+
+def test_packages_that_went_elsewhere_are_noticed(lab, bare):
+    with pytest.raises(lab.SetupError, match="does not find them"):
+        lab.check_installed(bare)
+
+
+# ------------------------------------------------------------------ starting again
 
 
 def test_a_second_start_installs_nothing(lab, steps, tmp_path, monkeypatch):
@@ -409,6 +491,7 @@ def test_a_full_disk_is_seen_before_the_download(
         ("socket.gaierror: [Errno 11001] getaddrinfo failed", "cannot be reached"),
         ("SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]')", "PIP_CERT"),
         ("ERROR: No matching distribution found for torch==2.13.0", "Intel Macs"),
+        ("ERROR: No matching distribution found for numpy==2.4.6", "lock.txt"),
         ("PermissionError: [Errno 13] Permission denied", "--venv"),
     ],
 )

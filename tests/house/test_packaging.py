@@ -15,6 +15,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -88,6 +90,37 @@ def test_every_range_has_a_tested_floor_and_a_ceiling():
 
 
 GRADERS = ("otter", "nbgrader")
+
+
+def test_ranges_end_at_the_next_major_release_only():
+    """A tighter cap makes pip take newer packages away from people."""
+    tested = locked_versions()
+    for requirement in map(Requirement, chain(*GROUPS.values())):
+        caps = [s.version for s in requirement.specifier if s.operator == "<"]
+        if requirement.name in tested and requirement.name != "ruff":  # its format
+            major = Version(tested[requirement.name]).major
+            assert caps in ([str(major + 1)], []), requirement
+
+
+def locked_versions() -> dict[str, str]:
+    """name -> the version in lock.txt that this Python and system get."""
+    lines = (ROOT / "lock.txt").read_text(encoding="utf-8").splitlines()
+    pins = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    here = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    return {canonicalize_name(pin.name): str(pin.specifier)[2:] for pin in here}
+
+
+def test_the_lock_holds_a_tested_set_inside_the_ranges():
+    lab, tested = load_launcher(), locked_versions()
+    assert lab.LOCK == ROOT / "lock.txt"
+    assert tested["torch"] == lab.TORCH.removeprefix("torch==")
+    groups = {name: group for name, group in GROUPS.items() if name not in GRADERS}
+    for requirement in map(Requirement, chain(*groups.values())):
+        if requirement.name != PROJECT["name"]:
+            version = tested[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), requirement
+    for line in lab.LOCK.read_text(encoding="utf-8").splitlines():
+        assert line.startswith("#") or "==" in line.partition(";")[0], line
 
 
 def test_what_runs_here_is_inside_the_ranges():
@@ -236,6 +269,43 @@ def test_the_code_is_ruff_clean():
             cwd=ROOT,
         )
         assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_text_file_is_opened_with_its_encoding():
+    """The default is the machine's: a code page on Windows, ASCII in a C locale."""
+    folders = [ROOT / "flowrl_lab", ROOT / "benchmarks"]
+    files = [ROOT / "lab.py", *chain(*(folder.rglob("*.py") for folder in folders))]
+    silent = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and leaves_encoding_open(node)
+    ]
+    assert silent == []
+
+
+TEXT_CALLS = {"read_text": 0, "write_text": 1}  # name -> which argument is encoding
+OPENING = ("open", "fdopen", "TemporaryFile", "NamedTemporaryFile")
+
+
+def is_text(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def leaves_encoding_open(call: ast.Call) -> bool:
+    """Whether a call reads or writes text in an encoding that nobody named."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if given.keys() & {"encoding", "errors"}:
+        return False
+    if name in TEXT_CALLS:
+        return len(call.args) <= TEXT_CALLS[name]
+    if isinstance(call.func, ast.Name) and name == "open" and len(call.args) < 2:
+        return "mode" not in given  # what it opens without a mode is text
+    modes = [m.value for m in (*call.args[:2], given.get("mode")) if is_text(m)]
+    if name in OPENING and any(set(mode) <= set("rwax+t") for mode in modes):
+        return True
+    return "text" in given or "universal_newlines" in given
 
 
 def test_functions_are_short():

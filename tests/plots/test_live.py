@@ -161,6 +161,28 @@ def test_slow_drawing_waits_longer(ticking, monkeypatch) -> None:
 
 
 @pytest.mark.usefixtures("screen")
+def test_a_plot_starts_lively_on_a_slow_machine_too(ticking, monkeypatch) -> None:
+    """A drawing of 0.2 s, a run of four seconds: its reader sees it move."""
+    with LivePlot(backend="svg") as plot:
+        drawn: list = []
+
+        def slow(*what) -> None:
+            drawn.append(what)
+            ticking[0] += 0.2
+
+        monkeypatch.setattr(plot._canvas, "draw", slow)
+        began = ticking[0]
+        while ticking[0] < began + 4:
+            plot.update(make_record(len(plot.records), steps=1000))
+            ticking[0] += 0.05
+        assert len(drawn) >= 5
+        while ticking[0] < began + 60:  # and later drawing is a small part again
+            plot.update(make_record(len(plot.records), steps=1000))
+            ticking[0] += 0.05
+    assert len(drawn) < 40
+
+
+@pytest.mark.usefixtures("screen")
 def test_watching_a_minute_costs_less_than_a_fiftieth(ticking, monkeypatch) -> None:
     start, drawn = ticking[0], []
     with LivePlot(backend="svg") as plot:

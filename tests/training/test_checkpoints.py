@@ -7,14 +7,20 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
+import sys
+import time
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
 
 from flowrl_lab import _files
-from flowrl_lab._files import write_atomically
+from flowrl_lab._files import scratch_folder, write_atomically
 from flowrl_lab.training.checkpoints import MAGIC, read_checkpoint, write_checkpoint
+from flowrl_lab.training.presets import preset
+from flowrl_lab.training.run import Run
 
 STATE = {
     "step": 3,
@@ -190,6 +196,7 @@ class FullDisk:
 
     def __init__(self, path, _mode):
         self._file = io.FileIO(path, "w")
+        self.fileno = self._file.fileno
 
     def __enter__(self):
         return self
@@ -237,3 +244,185 @@ def test_a_file_in_the_way_is_named(tmp_path):
     with pytest.raises(OSError, match=r"could not save .*Fix:"):
         write_checkpoint(tmp_path / "run" / "checkpoint.pt", STATE)
     assert (tmp_path / "run").read_text(encoding="utf-8") == "mine"
+
+
+# ---------------------------------------------------------- what kills leave behind
+
+GONE = 2**22 + 7  # above the largest process number of Linux
+posix = pytest.mark.skipif(os.name != "posix", reason="needs links and signals")
+
+
+@posix
+def test_a_link_that_waits_under_the_temporary_name_is_not_followed(
+    tmp_path, monkeypatch
+):
+    precious, target = tmp_path / "precious", tmp_path / "run.json"
+    precious.write_bytes(b"mine")
+    monkeypatch.setattr(_files.secrets, "token_hex", lambda _count: "known")
+    link = tmp_path / f".run.json.{os.getpid()}-known.part"
+    link.symlink_to(precious)
+    with pytest.raises(OSError, match="could not save"):
+        write_atomically(target, b"new")
+    assert precious.read_bytes() == b"mine" and not target.exists()
+
+
+def test_temporary_names_cannot_be_guessed(tmp_path, monkeypatch):
+    seen = []
+    replace = os.replace
+    monkeypatch.setattr(
+        _files.os, "replace", lambda a, b: (seen.append(a.name), replace(a, b))
+    )
+    for _ in range(3):
+        write_atomically(tmp_path / "a", b"x")
+    assert len(set(seen)) == 3
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flowrl_lab import _files
+_files.os.fsync = lambda _handle: os.kill(os.getpid(), signal.SIGKILL)
+_files.write_atomically(Path(sys.argv[1]), b"half")
+"""
+
+
+@posix
+def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path):
+    target = tmp_path / "run.json"
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", KILLED, str(target)], check=False)
+    assert len(leftovers(tmp_path)) == 2
+    write_atomically(tmp_path / "other.json", b"another file's leftovers stay")
+    assert len(leftovers(tmp_path)) == 3
+    write_atomically(target, b"whole")
+    assert leftovers(tmp_path) == ["other.json", "run.json"]
+
+
+@posix
+def test_what_is_in_use_or_not_ours_stays(tmp_path):
+    names = {
+        "running": f".a.{os.getpid()}-1.part",  # another thread's, at this moment
+        "locked": f".a.{GONE}-1.part",  # by another container
+        "of another file": f".ab.{GONE}-1.part",
+        "no number": ".a.mine.part",
+        "a person's": ".a.part",
+    }
+    for name in names.values():
+        (tmp_path / name).write_bytes(b"x")
+    with open(tmp_path / names["locked"], "rb") as file:
+        assert _files._hold(file.fileno())
+        write_atomically(tmp_path / "a", b"new")
+        assert leftovers(tmp_path) == sorted([*names.values(), "a"])
+    write_atomically(tmp_path / "a", b"new")
+    del names["locked"]
+    assert leftovers(tmp_path) == sorted([*names.values(), "a"])
+
+
+@posix
+def test_a_number_that_another_process_has_got_keeps_nothing_for_ever(tmp_path):
+    old = tmp_path / f".a.{os.getppid()}-1.part"
+    old.write_bytes(b"x")
+    hour = time.time() - _files.ABANDONED_SECONDS - 60
+    os.utime(old, (hour, hour))
+    write_atomically(tmp_path / "a", b"new")
+    assert leftovers(tmp_path) == ["a"]
+
+
+@posix
+def test_scratch_folders_of_killed_processes_are_removed(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from flowrl_lab import _files\n"
+        "with _files.scratch_folder('flowrl-x-', Path(sys.argv[1])) as made:\n"
+        "    (made / 'deep').mkdir(); (made / 'deep' / 'file').write_bytes(b'x')\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    (left,) = tmp_path.iterdir()
+    with scratch_folder("flowrl-x-", tmp_path) as first:
+        assert not left.exists() and first.is_dir()
+        with scratch_folder("flowrl-x-", tmp_path) as second:
+            assert first.is_dir() and second != first
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------- sealed, and not what Run.save writes
+
+WRONG = (
+    None,
+    True,
+    -1,
+    10**30,
+    2.5,
+    float("nan"),
+    "text",
+    [],
+    [1, "a"],
+    {},
+    {"a": 1},
+    {1: torch.ones(2)},
+    torch.ones(3),
+    torch.zeros(2, 2, dtype=torch.bool),
+)
+
+
+@pytest.fixture(name="run_folder", scope="module")
+def fixture_run_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sealed") / "run"
+    run = Run(preset("landscape", "flowrl", budget="quick", steps=3))
+    next(iter(run))
+    next(iter(run))
+    run.save(folder)
+    return folder
+
+
+def places(value, path=()):
+    """Every place in a nested state, the outermost first."""
+    if path:
+        yield path
+    if isinstance(value, dict):
+        items = value.items()
+    else:
+        items = enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+def put(state, path, value):
+    """``state`` with ``value`` in one place."""
+    if not path:
+        return value
+    key, *rest = path
+    if isinstance(state, tuple):
+        return tuple(put(list(state), path, value))
+    changed = state.copy()
+    changed[key] = put(state[key], rest, value)
+    return changed
+
+
+@pytest.mark.bad_input
+def test_sealed_checkpoints_with_wrong_content_are_refused_or_go_on(run_folder):
+    """Whatever lies where: a clear ValueError, or a run that trains to its end."""
+    path = run_folder / "checkpoint.pt"
+    whole = read_checkpoint(path)
+    refused = 0
+    try:
+        for place in places(whole):
+            if place[0] in ("records", "config") and len(place) > 1 and place[1] > 0:
+                continue
+            for value in WRONG:
+                write_checkpoint(path, put(whole, place, value))
+                try:
+                    run = Run.load(run_folder)
+                except ValueError as error:
+                    refused += 1
+                    assert "Fix:" in str(error), (place, value, error)
+                    continue
+                run.folder = None
+                try:
+                    list(run)
+                except Exception as error:
+                    pytest.fail(f"{place} = {value!r}: {error!r}")
+    finally:
+        write_checkpoint(path, whole)
+    assert refused > 200
+    assert Run.load(run_folder).step == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 
@@ -71,9 +72,9 @@ def test_run_name_is_the_algorithm_unless_given():
 
 
 def test_every_field_is_described():
-    text = ExperimentConfig.__doc__
+    text = inspect.getdoc(ExperimentConfig)  # dedented, as Python 3.13 stores it
     for field in dataclasses.fields(ExperimentConfig):
-        assert f"        {field.name}: " in text
+        assert f"    {field.name}: " in text
 
 
 @pytest.mark.bad_input

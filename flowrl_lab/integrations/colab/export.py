@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 import zipfile
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from flowrl_lab._files import data_path
+from flowrl_lab._files import data_path, scratch_folder
 from flowrl_lab._validation import bad_input
 from flowrl_lab.tasks import TASKS
 
@@ -144,8 +143,8 @@ def _read_project() -> dict:
 def build_wheel() -> tuple[str, bytes]:
     """The library's wheel, (file name, bytes), built from a copy of its sources."""
     _read_project()
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "source"
+    with scratch_folder("flowrl-wheel-") as folder:
+        copy = folder / "source"
         ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
         shutil.copytree(ROOT / "flowrl_lab", copy / "flowrl_lab", ignore=ignore)
         for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -153,11 +152,11 @@ def build_wheel() -> tuple[str, bytes]:
         build = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1])"
         done = subprocess.run(
             [sys.executable, "-c", build, folder],
-            cwd=copy, capture_output=True, text=True,
+            cwd=copy, capture_output=True, text=True, errors="replace",
             # one time for all files: the same sources give the same wheel
             env={**os.environ, "SOURCE_DATE_EPOCH": "1577836800"},
         )  # fmt: skip
-        wheels = list(Path(folder).glob("*.whl"))
+        wheels = list(folder.glob("*.whl"))
         if done.returncode or not wheels:
             raise ValueError(
                 f"the wheel could not be built: {done.stderr.strip()[-500:]}. Fix: "

@@ -116,11 +116,14 @@ def is_loaded(text):
 def install(wanted):
     """Install with pip under the constraint that what is ``KEPT`` does not move."""
     constraints = Path.cwd() / "flowrl_lab_constraints.txt"
-    constraints.write_text("\n".join(find_kept()) + "\n")
+    constraints.write_text("\n".join(find_kept()) + "\n", encoding="utf-8")
     print(f"Installing {', '.join(wanted)} …")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint"]
     done = subprocess.run(
-        [*command, str(constraints), *wanted], capture_output=True, text=True
+        [*command, str(constraints), *wanted],
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     constraints.unlink()
     if done.returncode:
@@ -172,7 +175,10 @@ def clone(address, branch, folder="flowrl_lab_course"):
         return folder
     command = ["git", "clone", "--quiet", "--depth", "1", "--branch", branch]
     done = subprocess.run(
-        [*command, address, str(folder)], capture_output=True, text=True
+        [*command, address, str(folder)],
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     if done.returncode:
         raise SetupFailed(

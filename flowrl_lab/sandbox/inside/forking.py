@@ -31,6 +31,7 @@ def main() -> list[int]:
     Returns:
         In a child alone: the handles of its program.
     """
+    start.take_signals()
     orders = socket.socket(fileno=0)
     told = marshal.loads(orders.recv(1 << 20))
     sys.path += told["folders"]
