@@ -30,9 +30,16 @@ from flowrl_lab.assignments.spec import (
     Recorded,
 )
 
-__all__ = ["Bundle", "Loaded", "call_with_gradients", "is_by_hand", "read_bundle"]
+__all__ = [
+    "Asked",
+    "Bundle",
+    "Loaded",
+    "call_with_gradients",
+    "is_by_hand",
+    "read_bundle",
+]
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".bundle.json"
 _LOADING = threading.Lock()  # one submission loads a variant, the others wait
 KINDS = {
@@ -62,6 +69,19 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What an assignment asks for: by this its notebook and its files are known.
+
+    Attributes:
+        names: of functions and numbers.
+        files: names of the files beside the notebook.
+    """
+
+    names: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Bundle:
     """What a bundle file holds.
 
@@ -72,7 +92,7 @@ class Bundle:
         secret: mixed into the numbers of hidden tests.
         solutions: solved cells.
         hidden: hidden blocks.
-        template: code cells as they are handed out.
+        handed_out: cells as they are handed out: (kind, text, argued answer or "").
     """
 
     key: str
@@ -81,7 +101,23 @@ class Bundle:
     secret: str
     solutions: tuple[str, ...]
     hidden: tuple[str, ...]
-    template: tuple[str, ...]
+    handed_out: tuple[tuple[str, str, str], ...]
+
+    @property
+    def template(self) -> list[str]:
+        """Code cells as they are handed out."""
+        return [text for kind, text, _ in self.handed_out if kind == "code"]
+
+    @property
+    def asked(self) -> Asked:
+        """What it asks for, whatever the variant."""
+        questions = self.load(0).questions
+        in_code = (FunctionQuestion, Number, OwnTest)
+        recorded = [q for q in questions if isinstance(q, Recorded)]
+        return Asked(
+            tuple(q.name for q in questions if isinstance(q, in_code)),
+            tuple(file for question in recorded for file in question.files),
+        )
 
     def load(self, variant: int) -> Loaded:
         """The questions for one variant; loaded once."""
@@ -104,10 +140,7 @@ def read_bundle(path: Path) -> Bundle:
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
         version = fields.pop("format")
-        fields["solutions"] = tuple(fields["solutions"])
-        fields["hidden"] = tuple(fields["hidden"])
-        fields["template"] = tuple(fields["template"])
-        bundle = Bundle(**fields)
+        bundle = _from_fields(fields) if version == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise bad_input(
             "bundle",
@@ -115,7 +148,7 @@ def read_bundle(path: Path) -> Bundle:
             f"a file *{SUFFIX} of `assign build`",
             "build it again: python -m flowrl_lab assign build",
         ) from None
-    if version != FORMAT:
+    if bundle is None:
         raise bad_input(
             "bundle",
             f"{path} has format {version!r}",
@@ -123,6 +156,12 @@ def read_bundle(path: Path) -> Bundle:
             "build it again with this flowrl_lab",
         )
     return bundle
+
+
+def _from_fields(fields: dict[str, Any]) -> Bundle:
+    lists = {name: tuple(fields.pop(name)) for name in ("solutions", "hidden")}
+    handed_out = tuple(map(tuple, fields.pop("handed_out")))
+    return Bundle(**fields, **lists, handed_out=handed_out)
 
 
 @functools.lru_cache(maxsize=256)
