@@ -8,7 +8,7 @@
     python3 lab.py setup           set up only
 
 Options: --venv DIR (default .venv), --port N, --no-browser.  Anything else after
-``test`` goes to pytest: ``python3 lab.py test tests/test_losses.py -k grpo``.
+``test`` goes to pytest: ``python3 lab.py test tests/core/test_losses.py -k grpo``.
 
 This file uses the standard library only, and its syntax is old on purpose: an old
 Python must be able to read as far as the message below.
@@ -305,7 +305,7 @@ def install_optional(folder):
 
 def compile_passes(folder):
     """Compile for this processor what would otherwise be compiled in a lesson."""
-    code = "from flowrl_lab.policies.tree_passes import warm_up; warm_up()"
+    code = "from flowrl_lab.policies.fast.passes import warm_up; warm_up()"
     command = [find_python(folder), "-c", code]
     if not run_step("compiling the tiny language model", command, folder / LOG_FILE,
                     must=False):  # fmt: skip
@@ -529,7 +529,7 @@ def main(argv=None):
     if options.command == "test":
         return run_tests(python, options, rest)
     if options.command == "doctor":
-        return run_command([python, "-m", "flowrl_lab.doctor"])
+        return run_command([python, "-m", "flowrl_lab.course.doctor"])
     say(f"Use it with: {python}")
     return 0
 

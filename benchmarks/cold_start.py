@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FIRST_PLOT = """
 import flowrl_lab
 flowrl_lab.setup(seed=0)
-from flowrl_lab.config import ExperimentConfig
-from flowrl_lab.experiment import train
-from flowrl_lab.live import LivePlot
+from flowrl_lab.training.config import ExperimentConfig
+from flowrl_lab.training.run import train
+from flowrl_lab.plots.live import LivePlot
 config = ExperimentConfig(task="landscape", algorithm="flowrl", steps=2)
 with LivePlot(("reward",), backend="{backend}") as plot:
     for record in train(config):

@@ -23,9 +23,9 @@ CELL = """
 import json, time
 from contextlib import nullcontext
 from flowrl_lab import preset
-from flowrl_lab.experiment import race
-from flowrl_lab.live import LivePlot
-from flowrl_lab.session import choose_threads
+from flowrl_lab.training.run import race
+from flowrl_lab.plots.live import LivePlot
+from flowrl_lab.course.session import choose_threads
 
 choose_threads()
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.memory import memory_now  # noqa: E402
-from flowrl_lab.planner import (  # noqa: E402
+from flowrl_lab.scaling.planner import (  # noqa: E402
     Measurement,
     ModelShape,
     Workload,
@@ -138,7 +138,7 @@ def measure_all() -> dict:
     import transformers.models.llama.modeling_llama  # noqa: F401 - once, not per child
     from peft import LoraConfig  # noqa: F401
 
-    from flowrl_lab.results import describe_environment
+    from flowrl_lab.measuring.folder import describe_environment
 
     torch.set_num_threads(1)
     rows = []

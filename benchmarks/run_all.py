@@ -35,9 +35,9 @@ from benchmarks import (  # noqa: E402 - after the path
     sweeps,
     workloads,
 )
-from flowrl_lab.llm.wheel import cache_folder  # noqa: E402
-from flowrl_lab.results import describe_environment  # noqa: E402
-from flowrl_lab.session import choose_threads  # noqa: E402
+from flowrl_lab.course.session import choose_threads  # noqa: E402
+from flowrl_lab.measuring.folder import describe_environment  # noqa: E402
+from flowrl_lab.policies.wheel import cache_folder  # noqa: E402
 
 KEPT = ROOT / "data" / "results" / "benchmarks.json"
 TRL_NAMES = {

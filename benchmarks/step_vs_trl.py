@@ -58,8 +58,8 @@ from benchmarks.workloads import (  # noqa: E402
     prepared,
     worker_settings,
 )
-from flowrl_lab.policies.workers import threads_for  # noqa: E402
-from flowrl_lab.session import choose_threads  # noqa: E402
+from flowrl_lab.course.session import choose_threads  # noqa: E402
+from flowrl_lab.policies.device import threads_for  # noqa: E402
 
 __all__ = [
     "Ours", "Peer", "attention_shape", "count_weights", "find_trl", "format_rows",
@@ -75,7 +75,7 @@ class Ours:
     """One of our runs, one step at a time."""
 
     def __init__(self, config):
-        from flowrl_lab.experiment import Run
+        from flowrl_lab.training.run import Run
 
         self.run = Run(config)
         self._records = iter(self.run)

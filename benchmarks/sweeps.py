@@ -55,8 +55,8 @@ def make_policies(case: Case) -> dict:
     """The tree policy and the plain one, on the same model."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from flowrl_lab.policies.fast.policy import TreeLanguageModelPolicy
     from flowrl_lab.policies.language_model import LanguageModelPolicy, add_lora
-    from flowrl_lab.policies.tree_policy import TreeLanguageModelPolicy
 
     config = LlamaConfig(
         vocab_size=VOCAB, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None,

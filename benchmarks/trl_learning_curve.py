@@ -61,7 +61,7 @@ def train_trl(config) -> dict:
 
     from flowrl_lab.integrations.trl import FlowRLConfig, FlowRLTrainer
     from flowrl_lab.integrations.trl_task import task_for_trl
-    from flowrl_lab.pretraining import load_base_model
+    from flowrl_lab.policies.tiny_lm import load_base_model
     from flowrl_lab.tasks import load_task
 
     task = load_task(config.task)
@@ -89,7 +89,7 @@ def train_trl(config) -> dict:
 
 def judge(trainer, config):
     """The referee's report of what TRL trained, through this library's policy."""
-    from flowrl_lab.experiment import Run
+    from flowrl_lab.training.run import Run
 
     run = Run(config)
     named = trainer.model.named_parameters()
@@ -150,7 +150,7 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
 def measure(seeds: int, steps: int) -> dict:
     import torch
 
-    from flowrl_lab.results import describe_environment
+    from flowrl_lab.measuring.folder import describe_environment
 
     torch.set_num_threads(1)
     configs = [make_config(seed, steps) for seed in range(seeds)]

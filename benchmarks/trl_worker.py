@@ -135,13 +135,13 @@ class TinyLM:
 
 
 class TextLM:
-    """A model of ``flowrl_lab.llm`` on a text task; attributes as ``TinyLM``'s."""
+    """A model of the hub on a text task; attributes as ``TinyLM``'s."""
 
     def __init__(self, settings: dict):
         import torch
 
         from benchmarks.workloads import make_text_task
-        from flowrl_lab.llm import load_language_model
+        from flowrl_lab.policies.loading import load_language_model
 
         loaded = load_language_model(settings["model"], dtype="float32")
         self.model, self.tokenizer = loaded.model, loaded.tokenizer

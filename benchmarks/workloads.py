@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-from flowrl_lab.config import ExperimentConfig
-from flowrl_lab.machine import has_native_bfloat16
+from flowrl_lab.policies.device import has_native_bfloat16
 from flowrl_lab.tasks.open_sets import OpenSets
 from flowrl_lab.tasks.text import Scored
+from flowrl_lab.training.config import ExperimentConfig
 
 __all__ = [
     "MODELS",
@@ -108,7 +108,7 @@ def make_config(
             f"--prompts is {args.prompts}, and there are {questions} questions, each "
             f"asked once a step. Fix: --prompts {questions}, and more --generations."
         )
-    from flowrl_lab.presets import preset
+    from flowrl_lab.training.presets import preset
 
     task = {"task": "open_sets"}
     if not args.stop_at_line:
@@ -199,7 +199,7 @@ def prepared(args: argparse.Namespace) -> Iterator[Path | str]:
         with model_folder(args.random_weights) as folder:
             yield folder
         return
-    from flowrl_lab.llm import load_language_model
+    from flowrl_lab.policies.loading import load_language_model
     from flowrl_lab.tasks import TASKS
 
     load_language_model(args.weights)  # fetched here once, not by every worker
@@ -213,8 +213,9 @@ def model_folder(random_weights: bool) -> Iterator[Path]:
 
     Random weights are put where our side looks for the checkpoint.
     """
-    from flowrl_lab.pretraining import checkpoint_name, save_checkpoint
-    from flowrl_lab.session import data_path
+    from flowrl_lab._files import data_path
+    from flowrl_lab.policies.tiny_lm import checkpoint_name
+    from flowrl_lab.training.pretraining import save_checkpoint
 
     name = checkpoint_name("make_number")
 

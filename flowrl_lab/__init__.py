@@ -11,16 +11,16 @@ import importlib
 
 _HOMES = {
     # the session
-    "setup": "session",
-    "data_path": "session",
+    "setup": "course.session",
+    "data_path": "_files",
     # runs
-    "ExperimentConfig": "experiment",
-    "Run": "experiment",
-    "race": "experiment",
-    "train": "experiment",
-    "preset": "presets",
+    "ExperimentConfig": "training.run",
+    "Run": "training.run",
+    "race": "training.run",
+    "train": "training.run",
+    "preset": "training.presets",
     "load_task": "tasks",
-    "LivePlot": "live",
+    "LivePlot": "plots.live",
     # the pieces
     "gather_log_probs": "tokens",
     "log_probs_from_hidden": "tokens",

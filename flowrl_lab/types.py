@@ -226,7 +226,7 @@ class StepRecord:
 
     Attributes:
         run: the run's name, for legends (by default the algorithm's).
-        algorithm: key in ``flowrl_lab.algorithms.ALGORITHMS``.
+        algorithm: key in ``flowrl_lab.training.algorithms.ALGORITHMS``.
         seed: the run's seed.
         step: updates done so far, 1-based; 0 is the policy before training.
         steps: updates the run will do.

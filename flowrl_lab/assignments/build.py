@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flowrl_lab._files import write_atomically
 from flowrl_lab._validation import bad_input
 from flowrl_lab.assignments.bundles import (
     KINDS,
@@ -36,7 +37,6 @@ from flowrl_lab.assignments.spec import (
     Question,
     Recorded,
 )
-from flowrl_lab.checkpoints import write_atomically
 
 __all__ = [
     "Built",

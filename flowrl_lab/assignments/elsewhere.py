@@ -18,8 +18,8 @@ from typing import Any
 
 from flowrl_lab._validation import bad_input
 from flowrl_lab.assignments.bundles import read_bundle
-from flowrl_lab.assignments.grading import Grade, grade_submission
-from flowrl_lab.assignments.submissions import Found, read_submission
+from flowrl_lab.assignments.marking.grading import Grade, grade_submission
+from flowrl_lab.assignments.marking.submissions import Found, read_submission
 from flowrl_lab.sandbox import Limits, SandboxResult, run_python, sandbox_problem
 
 __all__ = ["WithoutStudentCells", "earn", "points_of"]

@@ -14,11 +14,11 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from flowrl_lab._files import write_atomically
 from flowrl_lab._validation import bad_input
 from flowrl_lab.assignments.build import Built, build_assignment
 from flowrl_lab.assignments.bundles import SUFFIX, is_by_hand, read_bundle
 from flowrl_lab.assignments.spec import Question
-from flowrl_lab.checkpoints import write_atomically
 
 __all__ = ["export"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import json
 import re
@@ -11,9 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.assignments.handout import saved_stubs
 
-__all__ = ["MANIFEST", "is_name", "plain_name", "write_submission"]
+__all__ = ["MANIFEST", "is_name", "plain_name", "saved_stubs", "write_submission"]
 
 MANIFEST = "manifest.json"
 OLD_SECONDS = 300
@@ -108,3 +109,21 @@ def _write_zip(out: Path, parts: dict[str, bytes]) -> None:
         for name, data in parts.items():
             archive.writestr(name, data)
     part.replace(out)
+
+
+def saved_stubs(notebook: Path) -> list[str]:
+    """Functions that a saved notebook still leaves unwritten."""
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    found = []
+    for text in texts:
+        with contextlib.suppress(SyntaxError, ValueError):
+            for node in ast.parse(text).body:
+                stub = isinstance(node, ast.FunctionDef) and "NotImplementedError" in (
+                    ast.unparse(node.body[-1])
+                )
+                found += [node.name] if stub else []
+    return found

@@ -7,7 +7,6 @@ hidden tests that only the instructor has.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import importlib
 import inspect
@@ -25,7 +24,7 @@ from flowrl_lab.course.checking import Result
 from flowrl_lab.course.showing import show
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 
-__all__ = ["Assignment", "open_assignment", "read_key", "saved_stubs"]
+__all__ = ["Assignment", "open_assignment", "read_key"]
 
 SECONDS = 10.0
 NOT_ATTEMPTED = (
@@ -286,7 +285,7 @@ _OBVIOUS: dict[str, Callable] = {
 
 
 def _file_problem(path: Path) -> list[str]:
-    from flowrl_lab.assignments.referee import read_tensors
+    from flowrl_lab.assignments.marking.referee import read_tensors
 
     try:
         read_tensors(path.read_bytes())
@@ -302,21 +301,3 @@ def read_key(notebook: Path) -> str:
         return str(facts["assignment"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def saved_stubs(notebook: Path) -> list[str]:
-    """Functions that a saved notebook still leaves unwritten."""
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    found = []
-    for text in texts:
-        with contextlib.suppress(SyntaxError, ValueError):
-            for node in ast.parse(text).body:
-                stub = isinstance(node, ast.FunctionDef) and "NotImplementedError" in (
-                    ast.unparse(node.body[-1])
-                )
-                found += [node.name] if stub else []
-    return found

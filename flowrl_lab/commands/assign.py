@@ -184,7 +184,7 @@ def _variants_csv(variants: dict[str, int]) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    from flowrl_lab.checkpoints import write_atomically
+    from flowrl_lab._files import write_atomically
 
     write_atomically(path, text.encode())
 
@@ -205,15 +205,15 @@ def run_submit(args: argparse.Namespace) -> int:
 
 def run_grade(args: argparse.Namespace) -> int:
     """``assign grade``: marks, gradebook, feedback, cohort report."""
-    from flowrl_lab.assignments.cohort import render_cohort
-    from flowrl_lab.assignments.gradebook import write_gradebook
-    from flowrl_lab.assignments.marking import (
+    from flowrl_lab.assignments.marking.cohort import render_cohort
+    from flowrl_lab.assignments.marking.folder import (
         mark_all,
         plan_marking,
         read_bundles,
         read_variants,
     )
-    from flowrl_lab.progress import ProgressLine
+    from flowrl_lab.assignments.marking.gradebook import write_gradebook
+    from flowrl_lab.measuring.progress import ProgressLine
     from flowrl_lab.sandbox import sandbox_problem
 
     problem = sandbox_problem()

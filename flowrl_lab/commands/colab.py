@@ -35,8 +35,8 @@ def add_parser(commands) -> None:
 
 def run_colab(args: argparse.Namespace) -> int:
     """``colab``: one file a notebook, and for a fork its badges."""
-    from flowrl_lab.colab import export_notebook, git_badge
-    from flowrl_lab.colab.export import check_exports, find_repository
+    from flowrl_lab.integrations.colab import export_notebook, git_badge
+    from flowrl_lab.integrations.colab.export import check_exports, find_repository
 
     address = ""
     if args.git is not None:

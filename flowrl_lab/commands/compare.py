@@ -48,7 +48,7 @@ def add_parser(commands) -> None:
 def run_compare(args: argparse.Namespace) -> int:
     """``compare``: all runs side by side, then the table and the report."""
     jobs = plan_jobs(args)
-    from flowrl_lab.runner import write_plan
+    from flowrl_lab.measuring.runner import write_plan
 
     args.out.mkdir(parents=True, exist_ok=True)
     write_plan(args.out, jobs)
@@ -69,7 +69,7 @@ def plan_jobs(args: argparse.Namespace) -> list:
             "least one of each. Fix: --algorithms flowrl,grpo --jobs 2"
         )
     configs = [build_config(args, spec, seed) for spec in specs for seed in seeds]
-    from flowrl_lab.runner import Job
+    from flowrl_lab.measuring.runner import Job
 
     jobs = [Job(config, args.out / "runs" / folder_name(config)) for config in configs]
     if len({job.folder for job in jobs}) < len(jobs):
@@ -87,8 +87,8 @@ def plan_jobs(args: argparse.Namespace) -> list:
 
 def _tell(args: argparse.Namespace, jobs: list, outcome) -> int:
     """Print the table and write the report of what is finished."""
-    from flowrl_lab.results import load_result
-    from flowrl_lab.summaries import format_table
+    from flowrl_lab.measuring.folder import load_result
+    from flowrl_lab.measuring.tables import format_table
 
     results = [load_result(job.folder) for job in outcome.finished]
     again = command_to_go_on(args)
@@ -101,7 +101,7 @@ def _tell(args: argparse.Namespace, jobs: list, outcome) -> int:
         print(f"Go on with: {again}")
         return INTERRUPTED
     if results:
-        from flowrl_lab.reports import write_report
+        from flowrl_lab.measuring.pages import write_report
 
         title = f"{args.task}: {len({result.name for result in results})} ways compared"
         path = write_report(

@@ -13,6 +13,6 @@ def add_parser(commands) -> None:
 
 def run_doctor(_args: argparse.Namespace) -> int:
     """``doctor``: what works here."""
-    from flowrl_lab.doctor import main as doctor
+    from flowrl_lab.course.doctor import main as doctor
 
     return doctor()

@@ -43,9 +43,12 @@ def run_evaluate(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--seed is {args.seed}; expected 0 to 2**32 - 1. Fix: --seed 0"
         )
-    from flowrl_lab.evaluation_pages import format_evaluation, write_evaluation
-    from flowrl_lab.run_evaluation import evaluate_run, load_for_evaluation
-    from flowrl_lab.session import choose_threads
+    from flowrl_lab.course.session import choose_threads
+    from flowrl_lab.measuring.evaluation_pages import (
+        format_evaluation,
+        write_evaluation,
+    )
+    from flowrl_lab.measuring.judged import evaluate_run, load_for_evaluation
 
     choose_threads()
     evaluation = evaluate_run(

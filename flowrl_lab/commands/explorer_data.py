@@ -21,8 +21,8 @@ def run_explorer_data(args: argparse.Namespace) -> int:
     """``explorer-data``: all runs of the scrubber, in about two minutes."""
     from time import perf_counter
 
-    from flowrl_lab import landscape_runs
-    from flowrl_lab.progress import ProgressLine
+    from flowrl_lab.measuring import landscape_runs
+    from flowrl_lab.measuring.progress import ProgressLine
 
     landscape_runs.refuse_used_folder(args.out)
     progress, start = ProgressLine(landscape_runs.count_steps()), perf_counter()

@@ -31,8 +31,8 @@ def _add_verl(kinds) -> None:
 
 def export_verl_run(args: argparse.Namespace) -> int:
     """``export verl``: write the files and say what differs."""
-    from flowrl_lab.config import ExperimentConfig
     from flowrl_lab.integrations.verl import compare_meaning, export_verl
+    from flowrl_lab.training.config import ExperimentConfig
 
     path = args.run / "config.json"
     if not path.is_file():

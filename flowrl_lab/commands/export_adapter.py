@@ -26,8 +26,12 @@ def add_parser(commands) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     """Load the run, write the folder, and push it on request."""
-    from flowrl_lab.experiment import Run
-    from flowrl_lab.llm.export import export_adapter, export_merged, push_folder
+    from flowrl_lab.integrations.adapters import (
+        export_adapter,
+        export_merged,
+        push_folder,
+    )
+    from flowrl_lab.training.run import Run
 
     run = Run.load(args.folder)
     write = export_merged if args.merged else export_adapter

@@ -26,8 +26,8 @@ def run_pretrain(args: argparse.Namespace) -> int:
     """``pretrain``: a tiny language model from random weights."""
     import dataclasses
 
-    from flowrl_lab.pretraining import RECIPES, pretrain
-    from flowrl_lab.session import choose_threads
+    from flowrl_lab.course.session import choose_threads
+    from flowrl_lab.training.pretraining import RECIPES, pretrain
 
     choose_threads()
     changes = {"seed": args.seed}

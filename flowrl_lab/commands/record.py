@@ -43,11 +43,11 @@ def run_record(args: argparse.Namespace) -> int:
         for seed in parse_seeds(args.seeds)
         for spec in specs
     ]
-    from flowrl_lab.progress import ProgressLine
-    from flowrl_lab.replay import append_step
-    from flowrl_lab.results import is_finished
-    from flowrl_lab.runner import prepare_run, stop_on_interrupt, train_into
-    from flowrl_lab.session import choose_threads
+    from flowrl_lab.course.session import choose_threads
+    from flowrl_lab.measuring.folder import is_finished
+    from flowrl_lab.measuring.progress import ProgressLine
+    from flowrl_lab.measuring.replay import append_step
+    from flowrl_lab.measuring.runner import prepare_run, stop_on_interrupt, train_into
 
     choose_threads()
     with stop_on_interrupt() as should_stop:
@@ -73,7 +73,7 @@ def run_record(args: argparse.Namespace) -> int:
 
 def run_gather(args: argparse.Namespace) -> int:
     """``gather-replay``: many recordings become one file."""
-    from flowrl_lab.replay import write_replay
+    from flowrl_lab.measuring.replay import write_replay
 
     write_replay(args.file, args.folders)
     print(f"{len(args.folders)} recordings: {args.file}")

@@ -37,8 +37,8 @@ def _add_recorded(commands) -> None:
 
 def run_collect(args: argparse.Namespace) -> int:
     """``collect``: many run folders become one file."""
-    from flowrl_lab.recorded import collect_runs, write_recorded
-    from flowrl_lab.summaries import format_table
+    from flowrl_lab.measuring.recorded import collect_runs, write_recorded
+    from flowrl_lab.measuring.tables import format_table
 
     results = collect_runs(args.folders)
     write_recorded(args.file, results)
@@ -49,9 +49,9 @@ def run_collect(args: argparse.Namespace) -> int:
 
 def run_recorded(args: argparse.Namespace) -> int:
     """``recorded``: the table, and on request the report, of shipped runs."""
-    from flowrl_lab.recorded import load_recorded
-    from flowrl_lab.reports import write_report
-    from flowrl_lab.summaries import format_markdown, format_table
+    from flowrl_lab.measuring.pages import write_report
+    from flowrl_lab.measuring.recorded import load_recorded
+    from flowrl_lab.measuring.tables import format_markdown, format_table
 
     results = load_recorded(args.name)
     print((format_markdown if args.markdown else format_table)(results))

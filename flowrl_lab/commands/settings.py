@@ -101,8 +101,8 @@ def build_config(args: argparse.Namespace, spec: str, seed: int):
 
     ``spec`` is ``variant`` or ``variant:key=value:...``; the run is named after it.
     """
-    from flowrl_lab.config import ExperimentConfig
-    from flowrl_lab.presets import preset
+    from flowrl_lab.training.config import ExperimentConfig
+    from flowrl_lab.training.presets import preset
 
     variant, *pairs = spec.split(":")
     changes = parse_settings([*args.set, *pairs])

@@ -65,7 +65,7 @@ def add_parser(commands) -> None:
 
 def run_study(args: argparse.Namespace) -> int:
     """``study``: list, tune, check, or run."""
-    from flowrl_lab.study import load_cells
+    from flowrl_lab.measuring.study import load_cells
 
     if args.check:
         (cell,) = _one_cell(load_cells([args.check]), args.check)
@@ -101,7 +101,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _list(cells: list) -> int:
     """``--list``: a line a cell."""
-    from flowrl_lab.recorded import load_recorded, recorded_names
+    from flowrl_lab.measuring.recorded import load_recorded, recorded_names
 
     stored: dict[tuple[str, str], int] = {}
     for study in {cell.study for cell in cells} & set(recorded_names()):
@@ -117,7 +117,7 @@ def _list(cells: list) -> int:
 
 def _run(args: argparse.Namespace, cells: list) -> int:
     """The runs, then their tables, files and report."""
-    from flowrl_lab.study import plan_runs
+    from flowrl_lab.measuring.study import plan_runs
 
     seeds = parse_seeds(args.seeds)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _run(args: argparse.Namespace, cells: list) -> int:
 
 def _gather(cells: list, out: Path, seeds: list[int]) -> dict[str, list]:
     """study -> its finished runs."""
-    from flowrl_lab.study import cell_results
+    from flowrl_lab.measuring.study import cell_results
 
     studies: dict[str, list] = {}
     for cell in cells:
@@ -150,11 +150,10 @@ def _gather(cells: list, out: Path, seeds: list[int]) -> dict[str, list]:
 
 def _write(args: argparse.Namespace, studies: dict[str, list]) -> None:
     """Tables on the screen; recordings and one report in the folder."""
-    from flowrl_lab.checkpoints import write_atomically
-    from flowrl_lab.recorded import add_recorded
-    from flowrl_lab.reports import render_study
-    from flowrl_lab.session import data_path
-    from flowrl_lab.summaries import format_table
+    from flowrl_lab._files import data_path, write_atomically
+    from flowrl_lab.measuring.pages import render_study
+    from flowrl_lab.measuring.recorded import add_recorded
+    from flowrl_lab.measuring.tables import format_table
 
     for study, runs in studies.items():
         print(f"\n{study}\n{format_table(runs)}")
@@ -173,8 +172,8 @@ def _write(args: argparse.Namespace, studies: dict[str, list]) -> None:
 
 def _tune(args: argparse.Namespace, cells: list) -> int:
     """``--tune``: every try, and which one each search takes."""
-    from flowrl_lab.results import write_json
-    from flowrl_lab.study import load_search, plan_search, rank_tries
+    from flowrl_lab._files import write_json
+    from flowrl_lab.measuring.study import load_search, plan_search, rank_tries
 
     tries = plan_search(cells, args.out)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -197,8 +196,8 @@ def _tune(args: argparse.Namespace, cells: list) -> int:
 
 def _check(cell, seed: int) -> int:
     """``--check``: train once more, and see whether the same comes out."""
-    from flowrl_lab.runner import Job
-    from flowrl_lab.study import compare_with_stored, stored_result
+    from flowrl_lab.measuring.runner import Job
+    from flowrl_lab.measuring.study import compare_with_stored, stored_result
 
     stored = stored_result(cell, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -207,7 +206,7 @@ def _check(cell, seed: int) -> int:
         if not outcome.finished:
             print(*(why for _, why in outcome.failed), file=sys.stderr)
             return INTERRUPTED if outcome.interrupted else FAILED
-        from flowrl_lab.results import load_result
+        from flowrl_lab.measuring.folder import load_result
 
         rows = compare_with_stored(stored, load_result(job.folder))
     print(f"{cell.key}, seed {seed}")

@@ -29,11 +29,11 @@ def add_parser(commands) -> None:
 def run_train(args: argparse.Namespace) -> int:
     """``train``: one run, with a progress line."""
     config = build_config(args, args.algorithm, args.seed)
-    from flowrl_lab.progress import ProgressLine
-    from flowrl_lab.results import is_finished, load_result
-    from flowrl_lab.runner import prepare_run, stop_on_interrupt, train_into
-    from flowrl_lab.session import choose_threads
-    from flowrl_lab.summaries import format_table
+    from flowrl_lab.course.session import choose_threads
+    from flowrl_lab.measuring.folder import is_finished, load_result
+    from flowrl_lab.measuring.progress import ProgressLine
+    from flowrl_lab.measuring.runner import prepare_run, stop_on_interrupt, train_into
+    from flowrl_lab.measuring.tables import format_table
 
     choose_threads()
     run = prepare_run(config, args.out, resume=args.resume)

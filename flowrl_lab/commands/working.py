@@ -13,9 +13,9 @@ def work_off(jobs: Sequence, workers: int):
     Returns:
         The ``runner.Outcome``.
     """
-    from flowrl_lab.progress import ProgressLine
-    from flowrl_lab.results import is_finished
-    from flowrl_lab.runner import run_jobs
+    from flowrl_lab.measuring.folder import is_finished
+    from flowrl_lab.measuring.progress import ProgressLine
+    from flowrl_lab.measuring.runner import run_jobs
 
     done = [job.config.steps if is_finished(job.folder) else 0 for job in jobs]
     total = sum(job.config.steps for job in jobs)

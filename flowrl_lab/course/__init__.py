@@ -1,12 +1,13 @@
 """Exercises with checks that name the mistake, predictions, quizzes, progress."""
 
-from flowrl_lab.course.checking import Exercise, Mistake, Result, check
+from flowrl_lab.course.checking import Exercise, Mistake, Result
+from flowrl_lab.course.checks import check
 from flowrl_lab.course.exercises import EXERCISES
 from flowrl_lab.course.hints import Reveal, hint_and_solution
-from flowrl_lab.course.pictures import Picture, draw_curves, draw_distributions
 from flowrl_lab.course.predictions import answer, outcome, predict, predicted
-from flowrl_lab.course.quiz_questions import quiz
-from flowrl_lab.course.word_pictures import draw_pictures
+from flowrl_lab.course.quizzing import quiz
+from flowrl_lab.plots.pictures import Picture, draw_curves, draw_distributions
+from flowrl_lab.plots.word_pictures import draw_pictures
 
 __all__ = [
     "EXERCISES",

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import html
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowrl_lab.course.ledger import open_ledger
 from flowrl_lab.course.showing import show
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 
-__all__ = ["Case", "Exercise", "Mistake", "Result", "check", "load_solution"]
+__all__ = [
+    "Case",
+    "Exercise",
+    "Mistake",
+    "Result",
+    "judge",
+    "load_solution",
+    "show_result",
+]
 
 Case = tuple[tuple[Any, ...], dict[str, Any]]
 # What a call gave: its result and its gradients, by name.
@@ -107,49 +113,7 @@ class Result:
         if self._shown:
             self._shown = False
         else:
-            _show(self)
-
-
-def check(
-    name: str,
-    function: object,
-    *,
-    seconds: float = 5.0,
-    exercises: Mapping[str, Exercise] | None = None,
-) -> Result:
-    """Check a learner's function, show and record the verdict, and never raise.
-
-    Args:
-        name: the exercise's name.
-        function: the learner's function itself, not a call of it.
-        seconds: a single call that takes longer counts as an endless loop.
-        exercises: where to look the name up; the course's own by default.
-
-    Returns:
-        The verdict; it has been shown already.
-    """
-    recorded = exercises is None
-    if exercises is None:
-        from flowrl_lab.course.exercises import EXERCISES as exercises
-    if name not in exercises:
-        close = difflib.get_close_matches(str(name), list(exercises), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        result = Result(str(name), "failed", f"There is no exercise {name!r}.{hint}")
-    elif not callable(function):
-        result = Result(
-            name,
-            "failed",
-            f"Pass the function itself, check({name!r}, {name}), not its result "
-            f"(got {type(function).__name__}).",
-        )
-    else:
-        result = _judge(exercises[name], function, seconds)
-    _show(result)
-    result._shown = True
-    if recorded and name in exercises and result.status != "not attempted":
-        facts = {"status": result.status, "mistake": result.mistake}
-        open_ledger().record("check", name, facts)
-    return result
+            show_result(self)
 
 
 def load_solution(exercise: Exercise) -> Callable[..., Any]:
@@ -158,7 +122,7 @@ def load_solution(exercise: Exercise) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), function)
 
 
-def _judge(exercise: Exercise, function: Callable, seconds: float) -> Result:
+def judge(exercise: Exercise, function: Callable, seconds: float) -> Result:
     """Compare on every case; the first thing wrong decides."""
     cases = exercise.cases()
     outputs: list[Outputs] = []
@@ -328,6 +292,6 @@ def _brief(values: Tensor) -> str:
     return f"[{', '.join(flat)}{', …' if values.numel() > 4 else ''}]"
 
 
-def _show(result: Result) -> None:
+def show_result(result: Result) -> None:
     """As HTML in a notebook, as text elsewhere."""
     show({"text/html": result._repr_html_(), "text/plain": str(result)})

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from flowrl_lab._files import write_atomically
 from flowrl_lab._validation import bad_input
-from flowrl_lab.checkpoints import write_atomically
 
 try:
     import fcntl

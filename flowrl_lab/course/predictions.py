@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from flowrl_lab._validation import bad_input
 from flowrl_lab.course.ledger import open_ledger
-from flowrl_lab.course.outcomes import outcome_html, outcome_text
 from flowrl_lab.course.questions import (
     Answer,
     Question,
@@ -20,6 +19,7 @@ from flowrl_lab.course.questions import (
     make_question,
 )
 from flowrl_lab.course.showing import ShownOnce, show
+from flowrl_lab.course.verdicts import outcome_html, outcome_text
 
 __all__ = ["answer", "outcome", "predict", "predicted"]
 
@@ -57,7 +57,7 @@ def predict(
     if importlib.util.find_spec("anywidget") is None:  # only the core is installed
         view = StillQuestion(asked, given)
     else:
-        from flowrl_lab.widgets.prediction import PredictionField
+        from flowrl_lab.course.prediction_field import PredictionField
 
         view = PredictionField(asked, given, on_answer=lambda value: answer(key, value))
     view.show_now()

@@ -10,7 +10,7 @@ from html import escape
 
 from flowrl_lab._validation import bad_input, check_choice, check_number
 from flowrl_lab.course.showing import ShownOnce
-from flowrl_lab.panels import format_number
+from flowrl_lab.plots.panels import format_number
 
 __all__ = [
     "Answer",

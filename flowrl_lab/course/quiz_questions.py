@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,18 +10,9 @@ from html import escape
 from pathlib import Path
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.course.ledger import open_ledger
 from flowrl_lab.course.showing import ShownOnce
 
-__all__ = [
-    "FOLDER",
-    "Choice",
-    "QuizQuestion",
-    "StillQuiz",
-    "load_quiz",
-    "parse_quiz",
-    "quiz",
-]
+__all__ = ["FOLDER", "Choice", "QuizQuestion", "StillQuiz", "load_quiz", "parse_quiz"]
 
 FOLDER = Path(__file__).parent / "quizzes"
 QUESTIONS, CHOICES = (3, 5), (3, 4)
@@ -80,33 +70,6 @@ class StillQuiz(ShownOnce):
 def verdict(choice: Choice) -> str:
     """A choice's sign and word."""
     return "✓ Right." if choice.right else "✗ Not quite."
-
-
-def quiz(name: str) -> ShownOnce:
-    """Show the quiz of a notebook; what is chosen goes to the progress file.
-
-    Args:
-        name: the notebook's, such as ``"02_partition_function"``.
-
-    Returns:
-        The widget (where none can load, its text); it has been shown already.
-
-    Raises:
-        ValueError: there is no such quiz, or its file is not as it should be.
-    """
-    questions = load_quiz(name)
-    if importlib.util.find_spec("anywidget") is None:  # only the core is installed
-        view = StillQuiz(questions)
-    else:
-        from flowrl_lab.widgets.quiz import QuizField
-
-        view = QuizField(
-            questions,
-            _chosen_before(name, questions),
-            on_choice=lambda index, text: _record(name, questions[index], text),
-        )
-    view.show_now()
-    return view
 
 
 def load_quiz(name: str) -> tuple[QuizQuestion, ...]:
@@ -200,24 +163,3 @@ def _check_text(value: object, where: str) -> None:
 def _check_different(texts: list[str], where: str) -> None:
     if len(set(texts)) < len(texts):
         raise bad_input(where, "holds the same text twice", "different ones", "mend it")
-
-
-def _chosen_before(
-    name: str, questions: tuple[QuizQuestion, ...]
-) -> dict[str, list[int]]:
-    """question number -> the choices tried so far, in order, from the file."""
-    tried: dict[str, list[int]] = {}
-    for event in open_ledger().events():
-        if event["kind"] != "quiz" or event["key"] != name:
-            continue
-        for index, question in enumerate(questions):
-            choice = question.find(str(event.get("choice")))
-            if question.text == event.get("question") and choice is not None:
-                tried.setdefault(str(index), []).append(question.choices.index(choice))
-    return tried
-
-
-def _record(name: str, question: QuizQuestion, text: str) -> None:
-    choice = question.find(text)
-    facts = {"question": question.text, "choice": text, "right": choice.right}
-    open_ledger().record("quiz", name, facts)

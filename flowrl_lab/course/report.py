@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from flowrl_lab._files import write_atomically
 from flowrl_lab._validation import bad_input
-from flowrl_lab.checkpoints import write_atomically
 from flowrl_lab.course.exercises import EXERCISES
 from flowrl_lab.course.ledger import Event, merge_events, progress_path, read_events
-from flowrl_lab.course.outcomes import number_line, outcome_text
 from flowrl_lab.course.questions import say
-from flowrl_lab.reports import html_page, html_table
+from flowrl_lab.course.verdicts import number_line, outcome_text
+from flowrl_lab.measuring.pages import html_page, html_table
 
 __all__ = ["read_progress", "render_course", "write_course"]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from flowrl_lab._validation import bad_input, check_choice, check_number
-from flowrl_lab.config import ExperimentConfig
 from flowrl_lab.integrations import TRL_VERSIONS, require
 from flowrl_lab.losses import IMPORTANCE_MODES
+from flowrl_lab.training.config import ExperimentConfig
 
 require("trl", "trl", TRL_VERSIONS)
 

@@ -7,8 +7,8 @@ features for Z, and only the length-normalised residual.
 
 The recipe was read in verl's and verl-recipe's public repositories (October 2025);
 the names of the settings were checked against the configurations of verl 0.6.1, 0.7.1
-and 0.9.1 (tests/test_verl_export.py), and composed with Hydra.  Nothing here was run
-on a GPU.
+and 0.9.1 (tests/integrations/test_verl_export.py), and composed with Hydra.  Nothing
+here was run on a GPU.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowrl_lab.checkpoints import write_atomically
-from flowrl_lab.config import ExperimentConfig
+from flowrl_lab._files import write_atomically
 from flowrl_lab.integrations.task_scores import check_language_task, rendered
 from flowrl_lab.tasks import load_task
+from flowrl_lab.training.config import ExperimentConfig
 
 __all__ = [
     "RECIPE_KEYS",

@@ -6,42 +6,9 @@ import difflib
 
 from flowrl_lab.policies.base import Policy
 
-__all__ = ["POLICIES", "Policy", "make_policy", "make_task_and_policy"]
+__all__ = ["POLICIES", "Policy", "make_policy"]
 
 POLICIES = ("tabular", "tiny_lm")
-
-
-def make_task_and_policy(config, device):
-    """The task of a config and the policy that speaks its tokens.
-
-    A task in plain text speaks the tokens of whatever model is asked for, so there
-    the model comes first.
-
-    Raises:
-        ValueError: a task and a policy that do not go together, or a bad model.
-    """
-    from flowrl_lab.tasks import load_task
-
-    task = load_task(config.task, **config.task_options)
-    in_text = hasattr(task, "stop")
-    if in_text != (config.policy == "hf_lm") and not (
-        in_text and config.policy == "auto"
-    ):
-        kind = "plain text" if in_text else "a vocabulary of its own"
-        fix = "'hf_lm'" if in_text else "'auto'"
-        raise ValueError(
-            f"policy is {config.policy!r} for task {config.task!r}, which is in {kind}."
-            f" Fix: set policy={fix}."
-        )
-    if in_text:
-        from flowrl_lab.policies.hf_lm import load_hf_lm
-
-        return load_hf_lm(task, config, device)
-    policy = make_policy(
-        config.policy, task, seed=config.seed, lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha, device=device, dtype=config.dtype,
-    )  # fmt: skip
-    return task, policy
 
 
 def make_policy(
@@ -82,7 +49,7 @@ def make_policy(
             )
         return TabularPolicy(task, seed=seed).to(device)
     if name == "tiny_lm":
-        from flowrl_lab.pretraining import load_tiny_lm
+        from flowrl_lab.policies.tiny_lm import load_tiny_lm
 
         return load_tiny_lm(
             task, rank=lora_rank, alpha=lora_alpha, seed=seed, device=device,

@@ -11,16 +11,12 @@ import contextlib
 import torch
 from torch import Tensor
 
-from flowrl_lab.config import ExperimentConfig
-from flowrl_lab.llm.loading import LoadedModel, load_language_model
 from flowrl_lab.policies.head_scores import frozen_head_scores
-from flowrl_lab.policies.language_model import add_lora
+from flowrl_lab.policies.loading import LoadedModel
 from flowrl_lab.policies.packed import PackedLanguageModelPolicy
-from flowrl_lab.tasks.text import TextTask
-from flowrl_lab.tasks.tokenized import TokenizedTask
 from flowrl_lab.types import PromptBatch
 
-__all__ = ["HFLanguageModelPolicy", "load_hf_lm"]
+__all__ = ["HFLanguageModelPolicy"]
 
 
 class HFLanguageModelPolicy(PackedLanguageModelPolicy):
@@ -84,42 +80,3 @@ class HFLanguageModelPolicy(PackedLanguageModelPolicy):
         # right: a word of no probability reaches no further than the one before it
         token = torch.searchsorted(reached, drawn * reached[:, -1:], right=True)
         return token.squeeze(-1).clamp(max=reached.shape[-1] - 1)
-
-
-def load_hf_lm(
-    task: TextTask, config: ExperimentConfig, device: torch.device
-) -> tuple[TokenizedTask, HFLanguageModelPolicy]:
-    """The model that ``config`` names with a fresh adapter, and the task in its tokens.
-
-    Raises:
-        ValueError, ConnectionError: as ``load_language_model``; a prompt that does not
-            fit into the model's context.
-    """
-    loaded = load_language_model(config.model, dtype=config.dtype, device=device)
-    chat = config.prompt_format == "chat"
-    if chat and not loaded.tokenizer.chat_template:
-        print(
-            f"{config.model} has no chat template (it is a base model): prompts are "
-            "given to it as plain text.",
-            flush=True,
-        )
-        chat = False
-    tokenized = TokenizedTask(
-        task,
-        loaded.tokenizer,
-        vocab_size=len(loaded.model.get_output_embeddings().weight),
-        context=loaded.context,
-        chat=chat,
-    )
-    model = add_lora(
-        loaded.model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed
-    )
-    policy = HFLanguageModelPolicy(
-        loaded,
-        model.to(device),
-        eos_id=tokenized.eos_id,
-        pad_id=tokenized.pad_id,
-        max_completion_tokens=tokenized.max_completion_tokens,
-        ended=tokenized.ended,
-    )
-    return tokenized, policy

@@ -306,7 +306,7 @@ def _check_tokenizer(tokenizer) -> None:
     if found:
         raise ValueError(
             f"the tokenizer {found[0]}; expected a fast one with padding and end "
-            "tokens. Fix: load it with flowrl_lab.llm.load_language_model."
+            "tokens. Fix: load it with flowrl_lab.policies.loading.load_language_model."
         )
 
 

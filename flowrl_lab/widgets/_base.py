@@ -7,7 +7,7 @@ from pathlib import Path
 
 import anywidget
 
-from flowrl_lab.figures import svg_image
+from flowrl_lab.plots.figures import svg_image
 
 __all__ = ["Explorer", "read_styles"]
 

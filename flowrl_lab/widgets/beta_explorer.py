@@ -8,10 +8,16 @@ import numpy as np
 import traitlets
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.panels import Page, RunStyle, StatesPanel, describe_page, format_number
-from flowrl_lab.panels import effective_number as count_effective
-from flowrl_lab.placement import place_page
-from flowrl_lab.svg import draw_svg
+from flowrl_lab.plots.panels import (
+    Page,
+    RunStyle,
+    StatesPanel,
+    describe_page,
+    format_number,
+)
+from flowrl_lab.plots.panels import effective_number as count_effective
+from flowrl_lab.plots.placement import place_page
+from flowrl_lab.plots.static import draw_svg
 from flowrl_lab.widgets._base import FOLDER, Explorer
 
 __all__ = ["BetaExplorer"]

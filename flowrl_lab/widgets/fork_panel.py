@@ -10,10 +10,8 @@ from typing import ClassVar
 import traitlets
 
 from flowrl_lab._validation import bad_input, check_choice, check_count
-from flowrl_lab.config import ExperimentConfig
-from flowrl_lab.experiment import Run
-from flowrl_lab.figures import svg_image
-from flowrl_lab.panels import (
+from flowrl_lab.plots.figures import svg_image
+from flowrl_lab.plots.panels import (
     ALWAYS_LOG,
     History,
     Page,
@@ -22,9 +20,11 @@ from flowrl_lab.panels import (
     describe_page,
     tabulate_page,
 )
-from flowrl_lab.placement import Placement, place_page
-from flowrl_lab.presets import VARIANTS
-from flowrl_lab.svg import draw_svg
+from flowrl_lab.plots.placement import Placement, place_page
+from flowrl_lab.plots.static import draw_svg
+from flowrl_lab.training.config import ExperimentConfig
+from flowrl_lab.training.presets import VARIANTS
+from flowrl_lab.training.run import Run
 from flowrl_lab.types import StepRecord
 from flowrl_lab.widgets._base import FOLDER, Explorer
 

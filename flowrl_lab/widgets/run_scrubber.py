@@ -10,7 +10,7 @@ import torch
 import traitlets
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.landscape_runs import (
+from flowrl_lab.measuring.landscape_runs import (
     EVERY,
     OBJECTIVES,
     REWARD_SCALES,
@@ -24,15 +24,15 @@ from flowrl_lab.landscape_runs import (
     trace_run,
 )
 from flowrl_lab.metrics import effective_number, kl_divergence
-from flowrl_lab.panels import (
+from flowrl_lab.plots.panels import (
     Page,
     describe_page,
     format_number,
     run_styles,
     states_panel,
 )
-from flowrl_lab.placement import place_page
-from flowrl_lab.svg import draw_svg
+from flowrl_lab.plots.placement import place_page
+from flowrl_lab.plots.static import draw_svg
 from flowrl_lab.types import Snapshot
 from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
 

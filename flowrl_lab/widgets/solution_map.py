@@ -10,7 +10,7 @@ import numpy as np
 import traitlets
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.panels import (
+from flowrl_lab.plots.panels import (
     Page,
     alive_text,
     colour_floor,
@@ -20,8 +20,8 @@ from flowrl_lab.panels import (
     merge_cells,
     run_styles,
 )
-from flowrl_lab.placement import place_page
-from flowrl_lab.svg import VIRIDIS, draw_svg
+from flowrl_lab.plots.placement import place_page
+from flowrl_lab.plots.static import VIRIDIS, draw_svg
 from flowrl_lab.types import Snapshot, StepRecord
 from flowrl_lab.widgets._base import FOLDER, Explorer
 

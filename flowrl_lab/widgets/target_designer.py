@@ -9,8 +9,7 @@ import torch
 import traitlets
 
 from flowrl_lab._validation import bad_input, check_choice
-from flowrl_lab.experiment import race
-from flowrl_lab.panels import (
+from flowrl_lab.plots.panels import (
     Page,
     RunStyle,
     StatesPanel,
@@ -21,10 +20,11 @@ from flowrl_lab.panels import (
     run_styles,
     states_panel,
 )
-from flowrl_lab.placement import place_page
-from flowrl_lab.presets import preset
-from flowrl_lab.svg import DASHES, draw_svg
+from flowrl_lab.plots.placement import place_page
+from flowrl_lab.plots.static import DASHES, draw_svg
 from flowrl_lab.tasks.landscape import Landscape, figure1_log_mixture
+from flowrl_lab.training.presets import preset
+from flowrl_lab.training.run import race
 from flowrl_lab.types import StepRecord
 from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
 from flowrl_lab.widgets.beta_explorer import SLIDER_RANGE, check_rewards, check_scale
@@ -57,7 +57,7 @@ class TargetDesigner(Explorer):
             at β = 15 is the paper's mixture, floored at reward 0), "two_hills",
             "plateau", "needle", "flat".
         reward_scale: β, above 0.
-        algorithms: what to train, keys of ``flowrl_lab.presets.VARIANTS``.
+        algorithms: what to train, keys of ``flowrl_lab.training.presets.VARIANTS``.
         steps: training steps for each.
         seed: of training.
         key: a name to keep the drawing under: a cell that is run again shows what

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowrl_lab._validation import bad_input, check_batch
-from flowrl_lab.panels import format_number
-from flowrl_lab.svg import INK, num, text
+from flowrl_lab.plots.panels import format_number
+from flowrl_lab.plots.static import INK, num, text
 from flowrl_lab.tokens import masked_mean, masked_sum
 from flowrl_lab.types import Completions
 from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles

@@ -9,7 +9,7 @@ import numpy as np
 import traitlets
 
 from flowrl_lab._validation import bad_input, check_choice
-from flowrl_lab.panels import (
+from flowrl_lab.plots.panels import (
     LinePanel,
     Page,
     RunStyle,
@@ -19,9 +19,9 @@ from flowrl_lab.panels import (
     describe_page,
     format_number,
 )
-from flowrl_lab.panels import effective_number as count_effective
-from flowrl_lab.placement import place_page
-from flowrl_lab.svg import draw_svg
+from flowrl_lab.plots.panels import effective_number as count_effective
+from flowrl_lab.plots.placement import place_page
+from flowrl_lab.plots.static import draw_svg
 from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
 from flowrl_lab.widgets.beta_explorer import check_reference, check_rewards, check_scale
 from flowrl_lab.widgets.z_training import (

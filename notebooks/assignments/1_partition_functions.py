@@ -522,7 +522,7 @@ assignment.check_files("landscape_policy")
 # %% hidden="landscape_policy"
 ### BEGIN HIDDEN TESTS
 def judge_policy(files):
-    from flowrl_lab.assignments.referee import read_tensors
+    from flowrl_lab.assignments.marking.referee import read_tensors
 
     found = read_tensors(
         files["landscape_policy.safetensors"], {"logits": (48,), "log_z": (1,)}

@@ -307,7 +307,7 @@ RANK, ALPHA, PROMPTS = 8, 32.0, 32
 
 
 def start_accuracy():
-    from flowrl_lab.assignments.referee import judge_start
+    from flowrl_lab.assignments.marking.referee import judge_start
 
     task = load_required(problem["task_options"])
     return judge_start(task, rank=RANK, alpha=ALPHA, num_prompts=PROMPTS)["accuracy"]
@@ -424,7 +424,7 @@ def honest(claims, found):
 
 
 def judge_adapters(files):
-    from flowrl_lab.assignments.referee import judge_adapter, read_json
+    from flowrl_lab.assignments.marking.referee import judge_adapter, read_json
 
     task = load_required(problem["task_options"])
     found = {

@@ -21,7 +21,7 @@ from pages import (
 )
 from playwright.sync_api import Locator, expect
 
-from flowrl_lab.assignments.marking import mark_all, plan_marking, read_bundles
+from flowrl_lab.assignments.marking.folder import mark_all, plan_marking, read_bundles
 from flowrl_lab.sandbox import sandbox_problem
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.full]

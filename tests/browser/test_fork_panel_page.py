@@ -15,7 +15,7 @@ from playwright.sync_api import expect
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 TRAIN = """from flowrl_lab import preset
-from flowrl_lab.experiment import Run
+from flowrl_lab.training.run import Run
 from flowrl_lab.widgets import ForkPanel
 parent = Run(preset("landscape", "grpo", steps=25))
 trained = list(parent)

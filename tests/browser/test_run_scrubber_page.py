@@ -15,7 +15,7 @@ from pages import (
 )
 from playwright.sync_api import Locator, expect
 
-from flowrl_lab.landscape_runs import REWARD_SCALES
+from flowrl_lab.measuring.landscape_runs import REWARD_SCALES
 from flowrl_lab.widgets import RunScrubber
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -35,7 +35,7 @@ def _shares_of(weights: Tensor) -> Tensor:
 
 COMBINE_GRADIENTS = Exercise(
     name="combine_gradients",
-    solution="flowrl_lab.data_parallel:combine_gradients",
+    solution="flowrl_lab.scaling.data_parallel:combine_gradients",
     cases=_gradients,
     mistakes=(
         Mistake(
@@ -97,7 +97,7 @@ def _interleaved(shares: Tensor, num_generations: int, rank: int) -> Tensor:
 
 GATHERED_NORMALIZED = Exercise(
     name="gathered_normalized",
-    solution="flowrl_lab.data_parallel:gathered_normalized",
+    solution="flowrl_lab.scaling.data_parallel:gathered_normalized",
     cases=_shares,
     mistakes=(
         Mistake(
@@ -145,7 +145,7 @@ def _decoding() -> list[Case]:
 
 DECODE_SECONDS = Exercise(
     name="decode_seconds",
-    solution="flowrl_lab.planner:decode_seconds",
+    solution="flowrl_lab.scaling.planner:decode_seconds",
     cases=_decoding,
     mistakes=(
         Mistake(

@@ -1,0 +1,1 @@
+"""Marking: reads submissions, runs them locked in, writes gradebook and feedback."""

@@ -1,5 +1,0 @@
-"""The course in Colab and other hosted notebooks: one file to upload."""
-
-from flowrl_lab.colab.export import export_notebook, git_badge
-
-__all__ = ["export_notebook", "git_badge"]

@@ -1,0 +1,1 @@
+"""Judging, keeping and comparing runs."""

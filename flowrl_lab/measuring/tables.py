@@ -1,0 +1,182 @@
+"""Tables of runs: mean ± standard deviation over seeds, and averaged curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from flowrl_lab.measuring.folder import RunResult
+from flowrl_lab.plots.panels import format_number
+from flowrl_lab.types import ExactReport, StepRecord
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Spread",
+    "average_runs",
+    "compute_spread",
+    "format_markdown",
+    "format_table",
+    "group_runs",
+    "metric_of",
+    "summarize",
+]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of the table: its heading, and which direction is good."""
+
+    key: str
+    heading: str
+    better: str = ""
+
+
+METRICS = (
+    Metric("accuracy", "accuracy", "↑"),
+    Metric("pass@64", "pass@64", "↑"),
+    Metric("distinct_64", "distinct right in 64", "↑"),
+    Metric("effective_answers", "effective answers", "↑"),
+    Metric("kl_policy_target", "KL(π‖p*), nats", "↓"),
+    Metric("kl_target_policy", "KL(p*‖π), nats", "↓"),
+    Metric("total_variation", "total variation", "↓"),
+    Metric("modes_covered", "modes covered", "↑"),
+    Metric("lost_prompts", "lost prompts", "↓"),
+    Metric("log_z_rmse", "error of log Z, nats", "↓"),
+    Metric("seconds", "training, s"),
+)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation of a metric over seeds, without NaNs."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    def __str__(self) -> str:
+        if not self.count:
+            return "–"
+        if self.count == 1:
+            return format_number(self.mean)
+        if not self.deviation > 1e-9 * abs(self.mean):
+            return f"{format_number(self.mean)} ± 0"
+        # two digits of the deviation say how many digits of the mean mean anything
+        decimals = min(6, max(0, 1 - math.floor(math.log10(self.deviation))))
+        return f"{self.mean:,.{decimals}f} ± {self.deviation:.{decimals}f}"
+
+
+def metric_of(result: RunResult, key: str) -> float:
+    """A run's final value of a metric."""
+    if key == "seconds":
+        return result.seconds
+    if key.startswith("pass@"):
+        return result.exact.pass_at_k.get(int(key[5:]), math.nan)
+    return float(getattr(result.exact, key))
+
+
+def group_runs(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Runs by name, in order of appearance, seeds in rising order."""
+    groups: dict[str, list[RunResult]] = {}
+    for result in results:
+        groups.setdefault(result.name, []).append(result)
+    return {k: sorted(v, key=lambda result: result.seed) for k, v in groups.items()}
+
+
+def summarize(results: Iterable[RunResult]) -> dict[str, dict[str, Spread]]:
+    """Mean ± standard deviation over seeds of every metric.
+
+    Returns:
+        run name -> metric key -> spread; NaN values ("does not apply") are left
+        out, and a metric that no run has is left out altogether.
+    """
+    table = {
+        name: {metric.key: compute_spread(runs, metric.key) for metric in METRICS}
+        for name, runs in group_runs(results).items()
+    }
+    kept = [m.key for m in METRICS if any(row[m.key].count for row in table.values())]
+    return {name: {key: row[key] for key in kept} for name, row in table.items()}
+
+
+def compute_spread(runs: Sequence[RunResult], key: str) -> Spread:
+    """Mean ± standard deviation of one metric over runs, NaNs left out."""
+    values = [value for run in runs if not math.isnan(value := metric_of(run, key))]
+    if not values:
+        return Spread(math.nan, math.nan, 0)
+    if len(values) == 1 or not all(map(math.isfinite, values)):
+        return Spread(statistics.fmean(values), math.nan, len(values))
+    return Spread(statistics.fmean(values), statistics.stdev(values), len(values))
+
+
+def format_table(results: Sequence[RunResult]) -> str:
+    """The summary as plain text, one line a metric and one column a run name."""
+    groups, table = group_runs(results), summarize(results)
+    rows = [["", *table], ["seeds", *(str(len(runs)) for runs in groups.values())]]
+    headings = {metric.key: metric.heading for metric in METRICS}
+    for key in next(iter(table.values()), {}):
+        rows.append([headings[key], *(str(row[key]) for row in table.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
+
+
+MARKDOWN = {
+    "accuracy": ("accuracy", 3),
+    "pass@64": ("pass@64", 3),
+    "effective_answers": ("effective answers", 1),
+    "kl_target_policy": ("KL(p*‖π), nats", 2),
+    "kl_policy_target": ("KL(π‖p*), nats", 2),
+}
+
+
+def format_markdown(results: Sequence[RunResult]) -> str:
+    """The table that README and notes show: a row a run name, mean ± deviation."""
+    head = ["variant", *(heading for heading, _ in MARKDOWN.values())]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, runs in group_runs(results).items():
+        cells = [name]
+        for key, (_, digits) in MARKDOWN.items():
+            spread = compute_spread(runs, key)
+            cells.append(f"{spread.mean:.{digits}f} ± {spread.deviation:.{digits}f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def average_runs(results: Sequence[RunResult]) -> list[StepRecord]:
+    """Records of one name averaged over seeds, for one readable curve.
+
+    Steps that not all seeds have are left out.  The snapshot is the first seed's.
+    """
+    by_step: dict[int, list[StepRecord]] = {}
+    for result in results:
+        for record in result.records:
+            by_step.setdefault(record.step, []).append(record)
+    complete = (by_step[step] for step in sorted(by_step))
+    return [_average(rows) for rows in complete if len(rows) == len(results)]
+
+
+def _average(records: Sequence[StepRecord]) -> StepRecord:
+    exact = [record.exact for record in records]
+    changes = _mean_fields(records)
+    if all(report is not None for report in exact):
+        ks = exact[0].pass_at_k
+        table = {k: statistics.fmean(e.pass_at_k[k] for e in exact) for k in ks}
+        changes["exact"] = dataclasses.replace(
+            exact[0], pass_at_k=table, **_mean_fields(exact)
+        )
+    return dataclasses.replace(records[0], **changes)
+
+
+def _mean_fields(rows: Sequence[StepRecord] | Sequence[ExactReport]) -> dict:
+    return {
+        field.name: statistics.fmean(getattr(row, field.name) for row in rows)
+        for field in dataclasses.fields(rows[0])
+        if isinstance(getattr(rows[0], field.name), float)
+    }

@@ -1,0 +1,436 @@
+"""Plotly figures of training records, as plain dictionaries.
+
+A figure here is the ``{"data": [...], "layout": {...}}`` that plotly.js reads, so
+building one costs milliseconds and does not import plotly.  Where a figure object
+is wanted, ``plotly.graph_objects.Figure(figure_from_records(...))`` makes one.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from html import escape
+
+import numpy as np
+
+from flowrl_lab.plots.panels import (
+    ALWAYS_LOG,
+    CellsPanel,
+    History,
+    LinePanel,
+    Page,
+    RunStyle,
+    StatesPanel,
+    build_page,
+    check_metrics,
+    describe_page,
+    format_number,
+    tabulate_page,
+)
+from flowrl_lab.plots.placement import (
+    WIDTH,
+    Box,
+    Placement,
+    end_labels,
+    mark_labels,
+    place_page,
+)
+from flowrl_lab.plots.static import draw_svg, log_ticks
+from flowrl_lab.types import StepRecord
+
+__all__ = [
+    "bundle_from_page",
+    "figure_from_records",
+    "plotly_figure",
+    "svg_from_records",
+]
+
+PLOTLY_MIME = "application/vnd.plotly.v1+json"
+INK = "#808080"
+GRID = "rgba(128,128,128,.3)"
+
+
+def figure_from_records(
+    records: Iterable[StepRecord],
+    metrics: Sequence[str] = ("reward",),
+    *,
+    solution_map: bool = False,
+    title: str = "",
+    target_label: str = "target p*",
+    log_y: Sequence[str] = ALWAYS_LOG,
+    width: int | float = WIDTH,
+) -> dict:
+    """The figure that ``LivePlot`` ends with, from finished records.
+
+    Args:
+        records: of one run or several, in any order between runs.
+        metrics: fields of ``StepRecord`` or ``ExactReport``, or ``"pass@K"``; one
+            panel each.
+        solution_map: add the latest snapshot of each run.
+        title: headline.
+        target_label: what the target distribution is called.
+        log_y: metrics on a log axis.
+        width: pixels.
+
+    Returns:
+        ``{"data", "layout"}`` for plotly, with numpy arrays in it.
+
+    Raises:
+        ValueError: for an unknown metric.
+    """
+    page = page_from_records(records, metrics, solution_map, title, target_label, log_y)
+    return plotly_figure(page, place_page(page, width=width))
+
+
+def svg_from_records(
+    records: Iterable[StepRecord],
+    metrics: Sequence[str] = ("reward",),
+    *,
+    solution_map: bool = False,
+    title: str = "",
+    target_label: str = "target p*",
+    log_y: Sequence[str] = ALWAYS_LOG,
+    width: int | float = WIDTH,
+) -> str:
+    """The same figure as a standalone SVG with alt text; see ``figure_from_records``.
+
+    Raises:
+        ValueError: for an unknown metric.
+    """
+    page = page_from_records(records, metrics, solution_map, title, target_label, log_y)
+    return draw_svg(page, place_page(page, width=width))
+
+
+def page_from_records(
+    records: Iterable[StepRecord],
+    metrics: Sequence[str],
+    solution_map: bool,
+    title: str,
+    target_label: str,
+    log_y: Sequence[str],
+) -> Page:
+    """Check the names and lay out what finished records show."""
+    metrics = check_metrics(metrics, solution_map=solution_map)
+    return build_page(
+        History.of(records, metrics),
+        title=title,
+        solution_map=solution_map,
+        target_label=target_label,
+        log_y=log_y,
+    )
+
+
+def bundle_from_page(page: Page, placement: Placement) -> dict:
+    """One figure in every form a reader may need.
+
+    Returns:
+        mime type -> content: plotly JSON for JupyterLab, SVG for front ends without
+        plotly, the same as an image with alt text (which nbconvert takes; it would
+        drop the alt text of the SVG), and a plain table for everything else.
+    """
+    svg = draw_svg(page, placement)
+    return {
+        PLOTLY_MIME: to_plain(plotly_figure(page, placement)),
+        "text/html": svg_image(svg, describe_page(page)),
+        "image/svg+xml": svg,
+        "text/plain": tabulate_page(page) + "\n" + describe_page(page),
+    }
+
+
+def svg_image(svg: str, alt: str) -> str:
+    """An SVG as an HTML image that needs no other file."""
+    data = b64encode(svg.encode()).decode()
+    source = f"data:image/svg+xml;base64,{data}"
+    return f'<img alt="{escape(alt)}" src="{source}" style="max-width:100%">'
+
+
+def to_plain(value):
+    """Arrays to lists and NaN to None, as JSON wants them."""
+    if isinstance(value, np.ndarray):
+        return to_plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def plotly_figure(page: Page, placement: Placement) -> dict:
+    """Draw a page for plotly.js.
+
+    Everything that changes while training runs is in the traces' data, the
+    annotations and the axis ranges; the number of traces depends only on the runs.
+    """
+    # a template of our own, or plotly would add its light background to widgets
+    clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
+    layout = {
+        "template": {"layout": clear},
+        **clear,
+        "width": placement.width,
+        "height": round(placement.height),
+        "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
+        "font": {"color": INK, "size": 12},
+        "hoverlabel": {"font": {"size": 12}},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK},
+        "showlegend": True,
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1 - placement.legend_y / placement.height,
+            "yanchor": "top",
+            "bgcolor": "rgba(0,0,0,0)",
+            "itemwidth": 40,
+        },
+        "annotations": annotations(page, placement),
+        "shapes": mark_lines(placement),
+    }
+    data: list[dict] = []
+    places = [*placement.curves, *placement.maps]
+    for number, (panel, box) in enumerate(places, start=1):
+        suffix = "" if number == 1 else str(number)
+        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+        add_axes(layout, suffix, panel, box, placement)
+        data.extend({**trace, **axes} for trace in traces(panel, box))
+    if page.curves:
+        data[:0] = [legend_entry(name, style) for name, style in page.legend]
+    if placement.scale:
+        layout["coloraxis"] = color_scale(page.maps[0].floor, placement)
+    return {"data": data, "layout": layout}
+
+
+def add_axes(
+    layout: dict,
+    suffix: str,
+    panel: LinePanel | StatesPanel | CellsPanel,
+    box: Box,
+    placement: Placement,
+) -> None:
+    """Put a pair of axes on a box, given in pixels."""
+    width, height = placement.width, placement.height
+    ends_x = [box.left / width, box.right / width]
+    ends_y = [1 - box.bottom / height, 1 - box.top / height]
+    x = {"domain": ends_x, "anchor": f"y{suffix}", "gridcolor": GRID, "nticks": 6}
+    y = {"domain": ends_y, "anchor": f"x{suffix}", "gridcolor": GRID, "nticks": 5}
+    for axis in (x, y):
+        axis.update(zeroline=False, linecolor=GRID, showline=True)
+    if isinstance(panel, CellsPanel):
+        rows, columns = panel.grid(box.width, box.height)
+        x.update(visible=False, range=[-0.5, columns - 0.5])
+        y.update(visible=False, range=[rows - 0.5, -0.5])
+    elif isinstance(panel, StatesPanel):
+        x.update(range=[float(panel.states[0]), float(panel.states[-1])])
+        x.update(title={"text": "state", "standoff": 2, "font": {"size": 11}})
+        y.update(range=[0.0, panel.y_max])
+    else:
+        x.update(range=list(panel.x_range))
+        title = escape(panel.x_title)
+        x.update(title={"text": title, "standoff": 2, "font": {"size": 11}})
+        y.update(range=list(panel.y_range))
+        if panel.log_y:
+            ticks = log_ticks(*panel.y_range)
+            y.update(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+    layout[f"xaxis{suffix}"], layout[f"yaxis{suffix}"] = x, y
+
+
+def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
+    """A panel's traces, without their axes."""
+    if isinstance(panel, CellsPanel):
+        return [cells_trace(panel, box)]
+    if isinstance(panel, StatesPanel):
+        return states_traces(panel)
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": curve.run,
+            "legendgroup": curve.run,
+            "showlegend": False,
+            # plotly drops a trace of length 0, and with it the trace's number
+            "x": curve.x if len(curve.x) else np.array([np.nan]),
+            "y": curve.y if len(curve.y) else np.array([np.nan]),
+            "line": {"color": curve.style.color, "dash": curve.style.dash, "width": 2},
+            "marker": {"symbol": curve.style.marker, "size": 7, "maxdisplayed": 8},
+            "hovertemplate": f"{escape(curve.run)}, {escape(panel.x_title)} "
+            "%{x}: %{y:.4g}<extra></extra>",
+        }
+        for curve in panel.series
+    ]
+
+
+def legend_entry(name: str, style: RunStyle) -> dict:
+    """A trace that draws nothing and stands in the legend for all of a run."""
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": name,
+        "legendgroup": name,
+        "showlegend": True,
+        "x": np.array([np.nan]),
+        "y": np.array([np.nan]),
+        "line": {"color": style.color, "dash": style.dash, "width": 2},
+        "marker": {"symbol": style.marker, "size": 8},
+    }
+
+
+def states_traces(panel: StatesPanel) -> list[dict]:
+    """The target as a grey area, the run's distribution as a line over it."""
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "target",
+            "showlegend": False,
+            "x": panel.states,
+            "y": panel.target,
+            "fill": "tozeroy",
+            "fillcolor": "rgba(128,128,128,.35)",
+            "line": {"color": INK, "width": 1},
+            "hovertemplate": "target, state %{x}: %{y:.4g}<extra></extra>",
+        },
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": panel.run,
+            "legendgroup": panel.run,
+            "showlegend": False,
+            "x": panel.states,
+            "y": panel.probs,
+            "line": {"color": panel.style.color, "width": 2},
+            "hovertemplate": f"{escape(panel.run)}, state %{{x}}: %{{y:.4g}}"
+            "<extra></extra>",
+        },
+    ]
+
+
+def cells_trace(panel: CellsPanel, box: Box) -> dict:
+    """A grid of answers; the colour is log10 of the probability."""
+    rows, columns = panel.grid(box.width, box.height)
+    empty = rows * columns - len(panel.probs)
+    names = [escape(label) for label in panel.labels] + [""] * empty
+    levels = np.append(panel.levels, np.full(empty, np.nan))
+    probs = np.append(panel.probs, np.full(empty, np.nan))
+    gap = 2 if columns <= 16 else 0.5
+    return {
+        "type": "heatmap",
+        "name": panel.run,
+        # nested lists: a two-dimensional NaN has no place in a widget's message
+        "z": to_plain(levels.reshape(rows, columns)),
+        "text": np.array(names, dtype=object).reshape(rows, columns),
+        "customdata": to_plain(probs.reshape(rows, columns)),
+        "coloraxis": "coloraxis",
+        "xgap": gap,
+        "ygap": gap,
+        "hoverongaps": False,
+        "hovertemplate": "%{text}<br>probability %{customdata:.4g}<extra>"
+        f"{escape(panel.run)}</extra>",
+    }
+
+
+def color_scale(floor: float, placement: Placement) -> dict:
+    """One viridis scale for all cells, from "no longer alive" to "certain"."""
+    low = round(float(np.log10(floor)))
+    marks = list(range(low, 1))
+    box = placement.scale
+    return {
+        "cmin": low,
+        "cmax": 0.0,
+        "colorscale": "Viridis",
+        "colorbar": {
+            "orientation": "h",
+            "x": box.left / placement.width,
+            "xanchor": "left",
+            "len": box.width,
+            "lenmode": "pixels",
+            "xpad": 0,
+            "ypad": 0,
+            "y": 1 - box.top / placement.height,
+            "yanchor": "top",
+            "thickness": box.height,
+            "outlinewidth": 0,
+            "tickvals": marks,
+            "ticktext": [f"{10.0**mark:g}" for mark in marks],
+        },
+    }
+
+
+def annotations(page: Page, placement: Placement) -> list[dict]:
+    """All text that is not an axis: header, panel titles, numbers."""
+    box = Box(0.0, 0.0, placement.width, placement.height)
+    texts = [
+        note(box, 2.0, placement.title_y, f"<b>{escape(page.title)}</b>", 15),
+        note(box, 2.0, placement.progress_y, escape(page.progress), 12),
+        note(box, 2.0, placement.map_title_y, f"<b>{escape(page.map_title)}</b>", 13),
+    ]
+    for panel, place in placement.curves:
+        texts.append(note(box, place.left - 40, place.top - 22, escape(panel.title)))
+        for label in end_labels(panel, place):
+            mark = f'<span style="color:{label.style.color}">{label.style.glyph}</span>'
+            text = f"{mark} {format_number(label.value)}"
+            texts.append(note(box, place.right + 5, label.y - 8, text, 12))
+        for mark in mark_labels(panel, place):
+            words = escape(mark.words)
+            texts.append(note(box, place.left + 6, mark.text_y - 11, words, 11))
+    for panel, place in placement.maps:
+        texts.extend(map_notes(panel, place, box))
+    if placement.scale:
+        text = "probability of an answer; dark: no longer alive"
+        x, y = placement.scale.right + 14, placement.scale.top - 4
+        texts.append(note(box, x, y, text, 11))
+    return texts
+
+
+def mark_lines(placement: Placement) -> list[dict]:
+    """A dashed level line for every marked height."""
+    return [
+        {
+            "type": "line",
+            "xref": "paper",
+            "yref": "paper",
+            "x0": box.left / placement.width,
+            "x1": box.right / placement.width,
+            "y0": 1 - mark.line_y / placement.height,
+            "y1": 1 - mark.line_y / placement.height,
+            "line": {"color": INK, "dash": "dash", "width": 1.5},
+        }
+        for panel, box in placement.curves
+        for mark in mark_labels(panel, box)
+    ]
+
+
+def map_notes(panel: StatesPanel | CellsPanel, place: Box, box: Box) -> list[dict]:
+    """A map panel's name, effective number and remark."""
+    name = f"<b>{escape(panel.run)}</b>"
+    if panel.style:
+        glyph = panel.style.glyph if isinstance(panel, CellsPanel) else "━"
+        name = f'<span style="color:{panel.style.color}">{glyph}</span> {name}'
+    title, remark = escape(panel.title), escape(panel.note)
+    if isinstance(panel, StatesPanel):
+        return [
+            note(box, place.left - 36, place.top - 42, f"{name}: {title}"),
+            note(box, place.left - 36, place.top - 24, remark, 11),
+        ]
+    return [
+        note(box, place.left, place.top - 40, name),
+        note(box, place.left, place.top - 22, title),
+        note(box, place.left, place.bottom + 1, remark, 11),
+    ]
+
+
+def note(box: Box, x: float, y: float, text: str, size: int = 12) -> dict:
+    """Text whose top left corner is at (x, y) pixels."""
+    return {
+        "text": text,
+        "showarrow": False,
+        "xref": "paper",
+        "yref": "paper",
+        "x": x / box.width,
+        "y": 1 - y / box.height,
+        "xanchor": "left",
+        "yanchor": "top",
+        "align": "left",
+        "borderpad": 0,
+        "font": {"size": size, "color": INK},
+    }

@@ -1,0 +1,159 @@
+"""Still pictures for the lessons: distributions beside a target, and curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from flowrl_lab.plots.figures import bundle_from_page
+from flowrl_lab.plots.panels import (
+    LinePanel,
+    Page,
+    Series,
+    curve_range,
+    describe_page,
+    run_styles,
+    states_panel,
+)
+from flowrl_lab.plots.placement import place_page
+from flowrl_lab.types import Snapshot
+
+__all__ = ["Picture", "draw_curves", "draw_distributions"]
+
+
+class Picture:
+    """A finished figure; a notebook draws it, ``print`` says it in words."""
+
+    def __init__(self, page: Page):
+        self.page = page
+
+    def __repr__(self) -> str:
+        return describe_page(self.page)
+
+    def _repr_mimebundle_(self, **_formats) -> dict:
+        bundle = bundle_from_page(self.page, place_page(self.page))
+        return {**bundle, "text/plain": repr(self)}
+
+
+def draw_distributions(
+    target: Float[Tensor, " N"],
+    curves: Mapping[str, Float[Tensor, " N"]],
+    *,
+    title: str = "",
+    target_label: str = "target p*",
+) -> Picture:
+    """Draw log-probabilities over states 0 … N-1, each as a line over the target.
+
+    A spike higher than 1.6 times the target's peak is cut, and named above its
+    panel.
+
+    Args:
+        target: log-probabilities of the target, drawn in grey.
+        curves: name -> log-probabilities; one panel each.
+        title: headline.
+        target_label: what the target is called.
+
+    Returns:
+        A picture; as a cell's last value it shows itself.
+
+    Raises:
+        ValueError: for no curves, fewer than two states, or lengths that differ.
+    """
+    if not curves:
+        raise ValueError("curves: got none, expected at least one name: log_probs")
+    if target.ndim != 1 or len(target) < 2:
+        raise ValueError(
+            f"target: got shape {tuple(target.shape)}, expected [N], N ≥ 2"
+        )
+    styles = run_styles([(name, name) for name in curves])
+    panels = []
+    for name, log_probs in curves.items():
+        if log_probs.shape != target.shape:
+            raise ValueError(
+                f"{name}: got shape {tuple(log_probs.shape)}, "
+                f"expected {tuple(target.shape)}, like the target"
+            )
+        probs, goal = (_to_probs(values) for values in (log_probs, target))
+        labels = tuple(str(state) for state in range(len(goal)))
+        snapshot = Snapshot("", labels, probs, goal, goal)
+        panels.append(states_panel(name, styles[name], snapshot, target_label))
+    return Picture(Page(title, "", tuple(styles.items()), (), tuple(panels), ""))
+
+
+def draw_curves(
+    curves: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]],
+    *,
+    title: str = "",
+    x_title: str = "x",
+    y_title: str = "y",
+    log_y: bool = False,
+    marks: Mapping[str, int | float | None] | None = None,
+) -> Picture:
+    """Draw one panel of curves; those named as an algorithm wear its colours.
+
+    Args:
+        curves: name -> (x, y), in the order in which the points are joined.
+        title: headline.
+        x_title: what lies along the horizontal axis.
+        y_title: what the heights are; written above the panel.
+        log_y: heights on a log axis; values of 0 or less are left out.
+        marks: name -> a height to mark with a level line, such as
+            ``{"your prediction": predicted("02.log_z")}``; None is left out.
+
+    Returns:
+        A picture; as a cell's last value it shows itself.
+
+    Raises:
+        ValueError: for no curves, an empty one, x and y of different lengths, or a
+            mark that is no finite number (above 0 on a log axis).
+    """
+    if not curves:
+        raise ValueError("curves: got none, expected at least one name: (x, y)")
+    styles = run_styles([(name, name) for name in curves])
+    series = []
+    for name, ends in curves.items():
+        x, y = (np.asarray(values, dtype=float) for values in ends)
+        if x.ndim != 1 or x.shape != y.shape or not len(x):
+            raise ValueError(
+                f"{name}: got x {x.shape} and y {y.shape}, expected two equally "
+                "long lists with at least one number"
+            )
+        series.append(Series(name, styles[name], x, y))
+    levels = _check_marks(marks or {}, log_y)
+    heights = [curve.y for curve in series] + [np.array([v]) for _, v in levels]
+    low, high = curve_range(np.concatenate(heights), log_y)
+    panel = LinePanel(
+        y_title + (" (log axis)" if log_y else ""),
+        y_title,
+        log_y,
+        tuple(series),
+        curve_range(np.concatenate([curve.x for curve in series]), False),
+        (low, high + 0.1 * (high - low) * bool(levels)),  # room for their words
+        x_title,
+        levels,
+    )
+    return Picture(Page(title, "", tuple(styles.items()), (panel,), (), ""))
+
+
+def _check_marks(
+    marks: Mapping[str, int | float | None], log_y: bool
+) -> tuple[tuple[str, float], ...]:
+    """The marks that are there, as floats."""
+    kept = [(name, value) for name, value in marks.items() if value is not None]
+    for name, value in kept:
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not number or (log_y and value <= 0):
+            raise ValueError(
+                f"marks: got {value!r} for {name!r}, expected a finite number"
+                f"{' above 0 (log axis)' if log_y else ''}. Fix: leave it out with None"
+            )
+    return tuple((name, float(value)) for name, value in kept)
+
+
+def _to_probs(log_probs: Tensor):
+    return torch.exp(log_probs.detach().double().cpu()).numpy()

@@ -1,0 +1,214 @@
+"""Where the parts of a figure go, in pixels: one layout for every renderer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowrl_lab.plots.panels import (
+    CellsPanel,
+    LinePanel,
+    Page,
+    RunStyle,
+    StatesPanel,
+    format_number,
+)
+
+__all__ = [
+    "Box",
+    "EndLabel",
+    "MarkLabel",
+    "Placement",
+    "end_labels",
+    "mark_labels",
+    "place_page",
+]
+
+WIDTH = 830.0  # fits a cell of JupyterLab on a 1280-pixel screen
+HEADER_LINE = 24
+CURVE_HEIGHT = 190.0
+STATES_HEIGHT = 150.0
+LABEL_GAP = 13
+MAX_END_LABELS = 8
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels from the top left corner of the figure."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    @property
+    def right(self) -> float:
+        return self.left + self.width
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
+
+
+@dataclass(frozen=True)
+class EndLabel:
+    """The last value of a run, written beside the end of its curve."""
+
+    run: str
+    style: RunStyle
+    value: float
+    y: float
+
+
+@dataclass(frozen=True)
+class MarkLabel:
+    """A marked height: its line, and the baseline of the words above it."""
+
+    words: str
+    value: float
+    line_y: float
+    text_y: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Every panel with its box (the area inside the axes), top to bottom."""
+
+    width: float
+    height: float
+    title_y: float
+    progress_y: float
+    legend_y: float
+    map_title_y: float
+    curves: tuple[tuple[LinePanel, Box], ...]
+    maps: tuple[tuple[StatesPanel | CellsPanel, Box], ...]
+    scale: Box | None
+
+
+def split_row(count: int, most: int) -> int:
+    """Panels in a row, so that rows are full: 4 of at most 3 become 2 + 2."""
+    rows = -(-count // most)
+    return -(-count // rows)
+
+
+def place_row(
+    count: int, per_row: int, width: float, margins: tuple[float, float]
+) -> list[tuple[int, float, float]]:
+    """(row, left, inner width) of ``count`` panels with left and right margins."""
+    slot = width / per_row
+    left, right = margins
+    return [
+        (i // per_row, (i % per_row) * slot + left, slot - left - right)
+        for i in range(count)
+    ]
+
+
+def place_curves(page: Page, top: float, width: float) -> list[Box]:
+    """Boxes of the metric panels: a title above each, numbers at its right."""
+    if not page.curves:
+        return []
+    per_row = split_row(len(page.curves), 3)
+    spots = place_row(len(page.curves), per_row, width, (52.0, 70.0))
+    slot = CURVE_HEIGHT + 72
+    return [Box(x, top + 26 + row * slot, w, CURVE_HEIGHT) for row, x, w in spots]
+
+
+def place_maps(page: Page, top: float, width: float) -> list[Box]:
+    """Boxes of the solution map: two lines of text above each."""
+    if not page.maps:
+        return []
+    cells = isinstance(page.maps[0], CellsPanel)
+    per_row = split_row(len(page.maps), 5 if cells else 4)
+    margins = (12.0, 12.0) if cells else (44.0, 10.0)
+    spots = place_row(len(page.maps), per_row, width, margins)
+    height = min(spots[0][2], 170.0) if cells else STATES_HEIGHT
+    slot = height + (64 if cells else 96)
+    return [Box(x, top + 44 + row * slot, w, height) for row, x, w in spots]
+
+
+def place_page(page: Page, *, width: int | float = WIDTH) -> Placement:
+    """Give every part of a page its place.
+
+    Args:
+        page: what is shown.
+        width: of the whole figure, pixels.
+
+    Returns:
+        The boxes, and a height that depends only on the number of panels (so that a
+        live figure does not jump).
+    """
+    width = float(width)
+    y = 4.0
+    title_y = y
+    y += HEADER_LINE if page.title else 0
+    progress_y = y
+    y += HEADER_LINE
+    legend_y = y
+    y += HEADER_LINE if page.curves else 0
+    curves = place_curves(page, y, width)
+    y = max([y, *(box.bottom + 44 for box in curves)])
+    map_title_y = y
+    maps = place_maps(page, y + (HEADER_LINE if page.maps else 0), width)
+    cells = bool(page.maps) and isinstance(page.maps[0], CellsPanel)
+    y = max([y, *(box.bottom + (20 if cells else 44) for box in maps)])
+    scale = Box(24.0, y + 4, min(360.0, width - 24), 10.0) if cells else None
+    return Placement(
+        width=width,
+        height=y + (44 if scale else 4),
+        title_y=title_y,
+        progress_y=progress_y,
+        legend_y=legend_y,
+        map_title_y=map_title_y,
+        curves=tuple(zip(page.curves, curves, strict=True)),
+        maps=tuple(zip(page.maps, maps, strict=True)),
+        scale=scale,
+    )
+
+
+def spread(positions: list[float], low: float, high: float) -> list[float]:
+    """Move sorted label positions apart until none overlap, inside low … high."""
+    placed: list[float] = []
+    for position in positions:
+        floor = placed[-1] + LABEL_GAP if placed else low
+        placed.append(max(position, floor))
+    ceiling = high
+    for i in range(len(placed) - 1, -1, -1):
+        placed[i] = min(placed[i], ceiling)
+        ceiling = placed[i] - LABEL_GAP
+    return placed
+
+
+def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
+    """Last values of a panel's runs as labels that do not overlap.
+
+    Args:
+        panel: the curves.
+        box: where they are drawn.
+
+    Returns:
+        Labels with their y in pixels; none when there are too many runs to read.
+    """
+    ends = panel.last_values()
+    if len(ends) > MAX_END_LABELS:
+        return []
+    heights = {run: panel.height_of(value) for run, (_, value) in ends.items()}
+    order = sorted(ends, key=lambda run: -heights[run])
+    wanted = [box.bottom - heights[run] * box.height for run in order]
+    placed = spread(wanted, box.top, box.bottom)
+    return [EndLabel(run, *ends[run], y) for run, y in zip(order, placed, strict=True)]
+
+
+def mark_labels(panel: LinePanel, box: Box) -> list[MarkLabel]:
+    """A panel's marks with their words, above the line or, where it is tight, below."""
+    marks = sorted(panel.marks, key=lambda mark: -panel.height_of(mark[1]))
+    lines = [box.bottom - panel.height_of(value) * box.height for _, value in marks]
+    wanted = [y - 4 for y in lines]
+    placed = spread(wanted, box.top + 10, box.bottom - 2)
+    return [
+        MarkLabel(
+            f"{name} {format_number(value)}",
+            value,
+            line,
+            y if y <= line - 3 else max(y, line + 12),
+        )
+        for (name, value), line, y in zip(marks, lines, placed, strict=True)
+    ]

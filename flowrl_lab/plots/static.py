@@ -1,0 +1,323 @@
+"""The same figures as small SVG pictures, with no drawing library.
+
+Needed where scripts do not run: exported offline HTML, code hosts, a notebook
+opened without plotly.  Text stays text (readable, searchable), colours suit a light
+and a dark page, and the whole figure carries its numbers as alt text.
+"""
+
+from __future__ import annotations
+
+import math
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+
+from flowrl_lab.plots.panels import (
+    CellsPanel,
+    LinePanel,
+    Page,
+    RunStyle,
+    Series,
+    StatesPanel,
+    describe_page,
+    format_number,
+)
+from flowrl_lab.plots.placement import Box, Placement, end_labels, mark_labels
+
+__all__ = ["VIRIDIS", "draw_svg", "viridis"]
+
+INK = "#808080"
+VIRIDIS = (
+    "#440154",
+    "#482878",
+    "#3e4989",
+    "#31688e",
+    "#26828e",
+    "#1f9e89",
+    "#35b779",
+    "#6ece58",
+    "#b5de2b",
+    "#fde725",
+)
+DASHES = {
+    "solid": "",
+    "dash": "8 5",
+    "dot": "2 3",
+    "dashdot": "8 4 2 4",
+    "longdash": "13 5",
+    "longdashdot": "13 4 2 4",
+}
+MARKERS_SHOWN = 8
+TITLED_CELLS = 128
+COLOUR_LEVELS = 32
+
+
+def viridis(fraction: float) -> str:
+    """The viridis colour at 0 (dark) … 1 (bright), as ``#rrggbb``."""
+    place = min(max(float(fraction), 0.0), 1.0) * (len(VIRIDIS) - 1)
+    index = min(int(place), len(VIRIDIS) - 2)
+    mix = place - index
+    parts = []
+    for at in (1, 3, 5):
+        low = int(VIRIDIS[index][at : at + 2], 16)
+        high = int(VIRIDIS[index + 1][at : at + 2], 16)
+        parts.append(f"{round(low + mix * (high - low)):02x}")
+    return "#" + "".join(parts)
+
+
+def draw_svg(page: Page, placement: Placement) -> str:
+    """Draw a page as a standalone SVG.
+
+    Args:
+        page: what is shown.
+        placement: where each part goes.
+
+    Returns:
+        The SVG; ``role="img"`` and an ``aria-label`` say the end values in words.
+    """
+    width, height = round(placement.width), round(placement.height)
+    label = quoteattr(describe_page(page))
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}" role="img" aria-label={label} '
+        f'font-family="system-ui,sans-serif" font-size="12" fill="{INK}" '
+        f'style="max-width:100%;height:auto">',
+        text(2.0, placement.title_y + 16, page.title, 15, bold=True),
+        text(2.0, placement.progress_y + 14, page.progress),
+        draw_legend(page, placement) if page.curves else "",
+        text(2.0, placement.map_title_y + 14, page.map_title, 13, bold=True),
+    ]
+    parts += [draw_curves(panel, box) for panel, box in placement.curves]
+    for panel, box in placement.maps:
+        draw = draw_cells if isinstance(panel, CellsPanel) else draw_states
+        parts.append(draw(panel, box))
+    if placement.scale:
+        parts.append(draw_scale(page.maps[0].floor, placement.scale))
+    return "\n".join(part for part in [*parts, "</svg>"] if part)
+
+
+def num(value: int | float) -> str:
+    """A coordinate with one decimal, without a trailing zero."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def text(
+    x: int | float,
+    y: int | float,
+    content: str,
+    size: int = 12,
+    *,
+    anchor: str = "start",
+    bold: bool = False,
+    color: str = "",
+) -> str:
+    """A line of text with its baseline at y; nothing for an empty one."""
+    if not content:
+        return ""
+    more = f' font-size="{size}"' if size != 12 else ""
+    more += f' text-anchor="{anchor}"' if anchor != "start" else ""
+    more += ' font-weight="600"' if bold else ""
+    more += f' fill="{color}"' if color else ""
+    return f'<text x="{num(x)}" y="{num(y)}"{more}>{escape(content)}</text>'
+
+
+def stroke(style: RunStyle, *, dashed: bool = True) -> str:
+    """Attributes of a run's line."""
+    dash = DASHES[style.dash] if dashed else ""
+    more = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'fill="none" stroke="{style.color}" stroke-width="2"{more}'
+
+
+def draw_legend(page: Page, placement: Placement) -> str:
+    """Line, marker and name of every run in one row."""
+    parts, x, y = [], 4.0, placement.legend_y + 11
+    for name, style in page.legend:
+        parts.append(f'<path d="M{num(x)} {num(y)}h36" {stroke(style)}/>')
+        parts.append(
+            text(x + 18, y + 4, style.glyph, 11, anchor="middle", color=style.color)
+        )
+        parts.append(text(x + 42, y + 4, name))
+        x += 62 + 7 * len(name)
+    return "".join(parts)
+
+
+def linear_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers inside a range, at most about ``most``."""
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    for factor in (1, 2, 5, 10):
+        if (high - low) / (step * factor) <= most:
+            break
+    step *= factor
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Values to label on a log axis whose range is given in log10 units.
+
+    Powers of ten, at most about six; 1, 2 and 5 times these on a short axis.
+    """
+    powers = list(range(math.ceil(low), math.floor(high) + 1))
+    if len(powers) > 2:
+        return [10.0**p for p in powers[:: -(-len(powers) // 6)]]
+    around = range(math.floor(low), math.ceil(high) + 1)
+    values = [float(f"{factor}e{p}") for p in around for factor in (1, 2, 5)]
+    return [value for value in values if low <= math.log10(value) <= high]
+
+
+def draw_axes(
+    box: Box,
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    x_title: str,
+    log_y: bool,
+) -> str:
+    """Grid lines, tick labels and the name of the x axis."""
+    grid, labels = [], []
+    for tick in linear_ticks(*x_range):
+        x = box.left + (tick - x_range[0]) / (x_range[1] - x_range[0]) * box.width
+        grid.append(f"M{num(x)} {num(box.top)}v{num(box.height)}")
+        labels.append(text(x, box.bottom + 14, f"{tick:g}", 11, anchor="middle"))
+    for tick in log_ticks(*y_range) if log_y else linear_ticks(*y_range):
+        rise = (math.log10(tick) if log_y else tick) - y_range[0]
+        y = box.bottom - rise / (y_range[1] - y_range[0]) * box.height
+        grid.append(f"M{num(box.left)} {num(y)}h{num(box.width)}")
+        name = f"{round(tick, 10):g}"
+        labels.append(text(box.left - 6, y + 4, name, 11, anchor="end"))
+    middle = box.left + box.width / 2
+    labels.append(text(middle, box.bottom + 28, x_title, 11, anchor="middle"))
+    frame = f"M{num(box.left)} {num(box.top)}v{num(box.height)}h{num(box.width)}"
+    return (
+        f'<path d="{"".join(grid)}" fill="none" stroke="{INK}" stroke-opacity=".25"/>'
+        f'<path d="{frame}" fill="none" stroke="{INK}" stroke-opacity=".6"/>'
+        + "".join(labels)
+    )
+
+
+def curve_points(curve: Series, panel: LinePanel, box: Box) -> list[list[tuple]]:
+    """The curve in pixels, split where a value is missing."""
+    low, high = panel.x_range
+    pieces: list[list[tuple]] = [[]]
+    for x, y in zip(curve.x, curve.y, strict=True):
+        if not np.isfinite(y) or (panel.log_y and y <= 0):
+            pieces.append([])
+            continue
+        right = box.left + (x - low) / (high - low) * box.width
+        pieces[-1].append((right, box.bottom - panel.height_of(y) * box.height))
+    return [piece for piece in pieces if piece]
+
+
+def line_path(points: list[tuple]) -> str:
+    """An SVG path through points."""
+    return "M" + "L".join(f"{num(x)} {num(y)}" for x, y in points)
+
+
+def draw_curves(panel: LinePanel, box: Box) -> str:
+    """One metric: its curves, markers, and the last values at the right."""
+    parts = [
+        text(box.left - 40, box.top - 10, panel.title),
+        draw_axes(box, panel.x_range, panel.y_range, panel.x_title, panel.log_y),
+    ]
+    for curve in panel.series:
+        pieces = curve_points(curve, panel, box)
+        if not pieces:
+            continue
+        path = "".join(line_path(piece) for piece in pieces)
+        style = curve.style
+        parts.append(f'<path d="{path}" {stroke(style)}/>')
+        points = [point for piece in pieces for point in piece]
+        shown = np.linspace(0, len(points) - 1, min(MARKERS_SHOWN, len(points)))
+        parts += [
+            text(x, y + 4, style.glyph, 11, anchor="middle", color=style.color)
+            for x, y in (points[round(i)] for i in shown)
+        ]
+    for mark in mark_labels(panel, box):
+        line = f"M{num(box.left)} {num(mark.line_y)}h{num(box.width)}"
+        parts.append(f'<path d="{line}" stroke="{INK}" stroke-dasharray="5 4"/>')
+        parts.append(text(box.left + 6, mark.text_y, mark.words, 11))
+    for label in end_labels(panel, box):
+        y, style = label.y + 4, label.style
+        parts.append(text(box.right + 6, y, style.glyph, 11, color=style.color))
+        parts.append(text(box.right + 19, y, format_number(label.value), 11))
+    return "".join(parts)
+
+
+def draw_states(panel: StatesPanel, box: Box) -> str:
+    """One distribution over states as a line over the grey target."""
+    ends = (float(panel.states[0]), float(panel.states[-1]))
+    x = box.left + (panel.states - ends[0]) / (ends[1] - ends[0]) * box.width
+
+    def path(values: np.ndarray) -> str:
+        height = np.clip(np.nan_to_num(values) / panel.y_max, 0, 1) * box.height
+        return line_path(list(zip(x, box.bottom - height, strict=True)))
+
+    bottom = num(box.bottom)
+    area = f"{path(panel.target)}L{num(box.right)} {bottom}L{num(box.left)} {bottom}Z"
+    color = panel.style.color
+    return "".join(
+        [
+            text(box.left - 36, box.top - 30, "━", color=color),
+            text(box.left - 20, box.top - 30, f"{panel.run}: {panel.title}"),
+            text(box.left - 36, box.top - 12, panel.note, 11),
+            draw_axes(box, ends, (0.0, panel.y_max), "state", False),
+            f'<path d="{area}" fill-opacity=".35" stroke="{INK}"/>',
+            f'<path d="{path(panel.probs)}" {stroke(panel.style, dashed=False)}/>',
+        ]
+    )
+
+
+def draw_cells(panel: CellsPanel, box: Box) -> str:
+    """One distribution over answers as a grid of cells."""
+    parts = [
+        text(box.left + 14 * bool(panel.style), box.top - 28, panel.run, bold=True),
+        text(box.left, box.top - 10, panel.title),
+        text(box.left, box.bottom + 13, panel.note, 11),
+    ]
+    if panel.style:
+        color = panel.style.color
+        parts.append(text(box.left, box.top - 28, panel.style.glyph, color=color))
+    rows, columns = panel.grid(box.width, box.height)
+    wide, high = box.width / columns, box.height / rows
+    lights = (panel.levels - math.log10(panel.floor)) / -math.log10(panel.floor)
+    gap = 2 if columns <= 16 else 0.5
+    cell = f"h{num(wide - gap)}v{num(high - gap)}h-{num(wide - gap)}z"
+    corners = [
+        f"M{num(box.left + (i % columns) * wide)} {num(box.top + i // columns * high)}"
+        for i in range(len(lights))
+    ]
+    if len(lights) <= TITLED_CELLS:
+        parts += [
+            f'<path d="{corner}{cell}" fill="{viridis(light)}"><title>'
+            f"{escape(name)}: {prob:.4g}</title></path>"
+            for corner, light, name, prob in zip(
+                corners, lights, panel.labels, panel.probs, strict=True
+            )
+        ]
+        return "".join(parts)
+    # many cells: one path for each of a few colours keeps the picture small
+    buckets: dict[int, list[str]] = {}
+    for corner, light in zip(corners, lights, strict=True):
+        buckets.setdefault(round(light * COLOUR_LEVELS), []).append(corner + cell)
+    parts += [
+        f'<path d="{"".join(paths)}" fill="{viridis(level / COLOUR_LEVELS)}"/>'
+        for level, paths in buckets.items()
+    ]
+    return "".join(parts)
+
+
+def draw_scale(floor: float, box: Box) -> str:
+    """The colour scale of the cells."""
+    steps = 24
+    wide = box.width / steps
+    parts = [
+        f'<path d="M{num(box.left + i * wide)} {num(box.top)}h{num(wide + 0.5)}'
+        f'v{num(box.height)}h-{num(wide + 0.5)}z" fill="{viridis(i / (steps - 1))}"/>'
+        for i in range(steps)
+    ]
+    low = math.log10(floor)
+    for mark in range(math.ceil(low - 1e-9), 1):
+        x = box.left + (mark - low) / -low * box.width
+        parts.append(text(x, box.bottom + 14, f"{10.0**mark:g}", 11, anchor="middle"))
+    remark = "probability of an answer; dark: no longer alive"
+    parts.append(text(box.right + 14, box.top + 10, remark, 11))
+    return "".join(parts)

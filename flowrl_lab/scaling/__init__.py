@@ -1,0 +1,1 @@
+"""What a run costs: planner, presets for real models, several processes."""

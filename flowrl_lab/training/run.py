@@ -1,0 +1,485 @@
+"""The training loop: one generator that yields a record for every step."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flowrl_lab._files import write_atomically
+from flowrl_lab._validation import bad_input
+from flowrl_lab.advantages import gae, whiten
+from flowrl_lab.evaluation import Referee
+from flowrl_lab.partition import start_log_z, unlearned_log_z
+from flowrl_lab.policies.device import pick_device, threads_for
+from flowrl_lab.training.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    Batch,
+    flowrl_with,
+    shaped_rewards,
+)
+from flowrl_lab.training.checkpoints import read_checkpoint, write_checkpoint
+from flowrl_lab.training.config import ExperimentConfig
+from flowrl_lab.training.making import make_task_and_policy
+from flowrl_lab.training.records import (
+    nothing_measured,
+    record_from_dict,
+    record_to_dict,
+)
+from flowrl_lab.training.rollouts import collect_rollout, sample_prompts
+from flowrl_lab.training.survival import Updater
+from flowrl_lab.types import (
+    ExactReport,
+    PolicyOutput,
+    Rollout,
+    Snapshot,
+    StepRecord,
+)
+
+__all__ = ["ExperimentConfig", "Run", "race", "train"]
+
+STATE_FIELDS = (
+    "config", "step", "tokens", "seconds", "policy", "modules", "optimizer",
+    "prompt_generator", "sample_generator", "records",
+)  # fmt: skip
+
+
+class Run:
+    """A run in progress: iterate over it to train, stop whenever you like.
+
+    What was trained stays in ``policy`` and ``records`` when the loop is left
+    early or interrupted; iterating again goes on from there.
+
+    Args:
+        config: the run's settings.
+        folder: where to save; None keeps everything in memory.
+        save_every: steps between saves to ``folder``.
+        flowrl_loss: a loss of your own for the algorithm "flowrl", with the
+            arguments of ``losses.flowrl_loss`` (all but ``reduction``).  A function
+            cannot be saved: ``load`` asks for it again.
+
+    Attributes:
+        policy: the policy being trained.
+        modules: the trained riders: ``"log_z"``, ``"critic"``, or none.
+        records: every StepRecord so far.
+        step: updates done so far.
+
+    Raises:
+        ValueError: ``folder`` already holds a run (``Run.load`` resumes it); a
+            ``flowrl_loss`` that is no such function, or for another algorithm.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        folder: str | Path | None = None,
+        save_every: int = 20,
+        flowrl_loss: Callable[..., Tensor] | None = None,
+    ):
+        self.config = config
+        self.flowrl_loss = flowrl_loss
+        self._algorithm = _pick_algorithm(config, flowrl_loss)
+        self.folder = None if folder is None else Path(folder)
+        self.save_every = save_every
+        if self.folder is not None:
+            _refuse_used_folder(self.folder)
+        device = pick_device(config.device)
+        self.task, self.policy = make_task_and_policy(config, device)
+        self.modules = _make_modules(self._algorithm, self.policy, config)
+        self._updater = Updater(self.policy, self.modules, self._algorithm, config)
+        self._prompt_generator = torch.Generator().manual_seed(config.seed)
+        self._sample_generator = torch.Generator(device).manual_seed(config.seed)
+        self._referee: Referee | None = None
+        self._watcher: Referee | None = None
+        self.records: list[StepRecord] = []
+        self.step = self.tokens = 0
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[StepRecord]:
+        if not self.records:
+            self.records.append(self._start_record())
+            yield self.records[-1]
+        while self.step < self.config.steps:
+            record = self._train_step()
+            self.records.append(record)
+            if self.folder and self._due(self.save_every):
+                self.save(self.folder)
+            yield record
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.steps
+
+    def _train_step(self) -> StepRecord:
+        """Sample, score, update; every random draw comes from the run's generators."""
+        config, start = self.config, time.perf_counter()
+        self._set_learning_rate()
+        self._updater.note = ""
+        with threads_for(self.policy):
+            rollout = self._fitting(self._collect)
+            batch = self._fitting(lambda: self._prepare(rollout))
+            for _ in range(config.updates_per_batch):
+                measured = self._fitting(lambda: self._update(batch))
+        self.step += 1
+        self.tokens += int(rollout.completion_mask.sum())
+        self.seconds += time.perf_counter() - start
+        return self._record(rollout, measured)
+
+    def _fitting(self, action: Callable):
+        """``action()``, in smaller parts where memory is short; see ``Updater``."""
+        before = [generator.get_state() for generator in self._generators()]
+
+        def undo() -> None:
+            for generator, state in zip(self._generators(), before, strict=True):
+                generator.set_state(state)
+
+        prompts = min(self.config.prompts_per_step, len(self.task.prompts("train")))
+        return self._updater.fitting(
+            action, prompts * self.config.num_generations, undo
+        )
+
+    def _generators(self) -> tuple[torch.Generator, torch.Generator]:
+        return self._prompt_generator, self._sample_generator
+
+    def _collect(self) -> Rollout:
+        """Draw prompts, sample and score completions of them."""
+        config = self.config
+        prompts = sample_prompts(
+            self.task, config.prompts_per_step, self._prompt_generator
+        )
+        return collect_rollout(
+            self.policy, self.task, prompts, config.num_generations,
+            temperature=config.temperature, generator=self._sample_generator,
+            rows=self._updater.rows,
+        )  # fmt: skip
+
+    def _prepare(self, rollout: Rollout) -> Batch:
+        """Advantages, critic's targets and features: fixed during the updates."""
+        config, algorithm = self.config, self._algorithm
+        if algorithm.uses_log_z:
+            return self._with_log_z(rollout)
+        if algorithm.uses_values:
+            with torch.no_grad():
+                values = self.modules["critic"](self._evaluate(rollout).states)
+            values = values * rollout.completion_mask
+            raw, returns = gae(rollout.rewards, values, rollout.completion_mask)
+            return Batch(
+                rollout,
+                advantages=whiten(raw, rollout.completion_mask),
+                old_values=values,
+                returns=returns,
+            )
+        if algorithm.advantages is None:
+            return Batch(rollout)
+        return Batch(rollout, advantages=algorithm.advantages(rollout, config))
+
+    def _with_log_z(self, rollout: Rollout) -> Batch:
+        """The batch with what its log Z is computed from, or is."""
+        config, prompts = self.config, rollout.prompts.to(self.policy.device)
+        if self.step == 0 and config.log_z_start == "batch" and self.modules:
+            estimate = config.reward_scale * shaped_rewards(rollout, config)
+            count = math.log(len(estimate))
+            start_log_z(self.modules["log_z"], (estimate.logsumexp(0) - count).item())
+        if config.log_z == "learned":
+            features = self.policy.prompt_features(prompts, config.log_z_features)
+            return Batch(rollout, log_z_features=features)
+        if config.log_z in ("attached", "vargrad"):
+            return Batch(rollout)
+        fixed = unlearned_log_z(
+            config.log_z, prompts.indices.cpu(), value=config.log_z_value,
+            seed=config.seed, step=self.step,
+        )  # fmt: skip
+        return Batch(rollout, fixed_log_z=fixed.to(self.policy.device))
+
+    def _evaluate(self, rollout: Rollout) -> PolicyOutput:
+        return self._updater.evaluate(rollout)
+
+    def _update(self, batch: Batch) -> dict[str, float]:
+        """One gradient step; returns what was measured on the way."""
+        return self._updater.step(batch, self.step + 1)
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self._updater.optimizer
+
+    def _set_learning_rate(self) -> None:
+        factor = _schedule(self.config.lr_schedule, self.step / self.config.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+    @property
+    def referee(self) -> Referee:
+        """The exact judge on the run's held-out prompts, made on first use."""
+        if self._referee is None:
+            prompts = self.task.prompts("heldout")[: self.config.eval_prompts]
+            self._referee = self._make_referee(prompts)
+        return self._referee
+
+    def _make_referee(self, prompts: Sequence[str]) -> Referee:
+        return Referee(
+            self.policy, self.task, prompts, reward_scale=self.config.reward_scale,
+            temperature=self.config.temperature,
+        )  # fmt: skip
+
+    def _watch(self) -> Snapshot:
+        """The watched prompt's distribution; it is judged only if it is held out."""
+        prompt = self.config.watch_prompt or self.task.prompts("heldout")[0]
+        if prompt in self.referee.answers:
+            return self.referee.snapshot(prompt)
+        if self._watcher is None:
+            self._watcher = self._make_referee((prompt,))
+        return self._watcher.snapshot(prompt)
+
+    def evaluate(self) -> ExactReport:
+        """The referee's exact report of the policy as it is now."""
+        with threads_for(self.policy):
+            return self.referee.report(
+                self.textbook_log_z, log_z_features=self.config.log_z_features
+            )
+
+    @property
+    def textbook_log_z(self) -> nn.Module | None:
+        """Z_φ, if what it learns is the log Z that the referee computes, from the
+        features that the referee reads.
+        """
+        config = self.config
+        textbook = config.reward_form == "raw" and not config.length_normalize
+        learned = "log_z" in self.modules and config.log_z == "learned"
+        return self.modules["log_z"] if learned and textbook else None
+
+    def _start_record(self) -> StepRecord:
+        return self._record(None, nothing_measured())
+
+    def _record(self, rollout: Rollout | None, measured: dict) -> StepRecord:
+        config = self.config
+        exact = snapshot = None
+        samples: tuple = ()
+        if self.step == 0 or self._due(config.eval_every):
+            if getattr(self.task, "has_referee", True):
+                exact = self.evaluate()
+                snapshot = self._watch()
+            samples = () if rollout is None else self._samples(rollout)
+        return StepRecord(
+            run=config.run_name, algorithm=config.algorithm, seed=config.seed,
+            step=self.step, steps=config.steps, tokens=self.tokens,
+            seconds=self.seconds, exact=exact, snapshot=snapshot, samples=samples,
+            parts={} if rollout is None else rollout.parts, note=self._updater.note,
+            skipped=self._updater.skipped, **{**nothing_measured(), **measured},
+        )  # fmt: skip
+
+    def _samples(self, rollout: Rollout, count: int = 4):
+        """The first completion of each of the first prompts, as text."""
+        rows = range(0, len(rollout.rewards), rollout.num_generations)
+        rows = torch.tensor(list(rows)[:count])
+        device = rollout.completion_ids.device
+        texts = self.task.decode(
+            rollout.completion_ids[rows.to(device)],
+            rollout.completion_mask[rows.to(device)],
+        )
+        rewards = rollout.rewards[rows.to(device)].tolist()
+        return tuple(zip(rollout.prompts.texts, texts, rewards, strict=False))
+
+    def save(self, folder: str | Path) -> None:
+        """Write checkpoint, config and records to ``folder``, atomically.
+
+        Raises:
+            ValueError: ``folder`` holds another run.
+        """
+        folder = Path(folder)
+        if folder != self.folder:
+            _refuse_used_folder(folder)
+            self.folder = folder
+        write_checkpoint(folder / "checkpoint.pt", self._state())
+        write_atomically(folder / "config.json", self.config.to_json().encode())
+        lines = [json.dumps(record_to_dict(record)) for record in self.records]
+        write_atomically(folder / "records.jsonl", "\n".join(lines).encode() + b"\n")
+
+    def _state(self) -> dict:
+        return {
+            "config": self.config.to_json(),
+            "flowrl_loss": _loss_name(self.flowrl_loss),
+            "step": self.step,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "policy": self.policy.state_dict(),
+            "modules": self.modules.state_dict(),
+            **self._updater.state(),
+            "prompt_generator": self._prompt_generator.get_state(),
+            "sample_generator": self._sample_generator.get_state(),
+            "records": [json.dumps(record_to_dict(record)) for record in self.records],
+            # What the reference said of earlier rows; computed again in another
+            # batch it would differ in the last digits.
+            "reference_memo": getattr(self.policy, "reference_memo", {}),
+        }
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        *,
+        save_every: int = 20,
+        flowrl_loss: Callable[..., Tensor] | None = None,
+    ) -> Run:
+        """The run saved in ``folder``, ready to continue exactly where it was.
+
+        Raises:
+            ValueError: no run there, a damaged checkpoint, or another version; a run
+                with a loss of its own without that loss, or the other way round.
+        """
+        folder = Path(folder)
+        state = read_checkpoint(folder / "checkpoint.pt")
+        missing = [name for name in STATE_FIELDS if name not in state]
+        if missing:
+            raise ValueError(
+                f"{folder / 'checkpoint.pt'} lacks {missing}; expected what Run.save "
+                "writes. Fix: name the folder of a saved run."
+            )
+        # Checkpoints from before losses could be passed in have no such entry.
+        _check_same_loss(folder, state.get("flowrl_loss", ""), flowrl_loss)
+        config = ExperimentConfig.from_json(state["config"])
+        run = cls(config, save_every=save_every, flowrl_loss=flowrl_loss)
+        run.folder = folder
+        run.policy.load_state_dict(state["policy"])
+        run.modules.load_state_dict(state["modules"])
+        run._updater.load_state(state)
+        if state.get("reference_memo"):
+            run.policy.reference_memo.update(state["reference_memo"])
+        run._prompt_generator.set_state(state["prompt_generator"])
+        run._sample_generator.set_state(state["sample_generator"])
+        run.step, run.tokens = state["step"], state["tokens"]
+        run.seconds = state["seconds"]
+        run.records = [record_from_dict(json.loads(row)) for row in state["records"]]
+        return run
+
+    def fork(self, *, folder: str | Path | None = None, **changes) -> Run:
+        """A new run that starts from this run's policy, under changed settings.
+
+        The policy's weights are copied; step count, optimiser, log Z and critic
+        start anew.  A loss of your own goes with it, as long as the algorithm is
+        "flowrl".  This run is left as it is.
+        """
+        changes.setdefault("name", "")
+        config = self.config.replace(**changes)
+        loss = self.flowrl_loss if config.algorithm == "flowrl" else None
+        run = Run(config, folder=folder, flowrl_loss=loss)
+        run.policy.load_state_dict(self.policy.state_dict())
+        return run
+
+
+def train(
+    config: ExperimentConfig, *, flowrl_loss: Callable[..., Tensor] | None = None
+) -> Iterator[StepRecord]:
+    """Train as ``config`` says, yielding the start and then every step.
+
+    ``for record in train(config): plot.update(record)`` is the whole interface;
+    keep a ``Run`` instead where the policy is wanted afterwards.  ``flowrl_loss``
+    is a loss of your own, as for ``Run``.
+    """
+    yield from Run(config, flowrl_loss=flowrl_loss)
+
+
+def race(*runs: Run | ExperimentConfig) -> Iterator[StepRecord]:
+    """Train several runs in turns, one step each, so that they can be watched.
+
+    Each run draws from its own generators: its records equal those it would have
+    yielded alone.
+
+    Raises:
+        ValueError: no runs, or two with the same name.
+    """
+    started = [run if isinstance(run, Run) else Run(run) for run in runs]
+    names = [run.config.run_name for run in started]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(
+            f"the runs are named {names}; expected one or more different names. "
+            "Fix: give each config its own `name`."
+        )
+    loops = [iter(run) for run in started]
+    while loops:
+        for loop in tuple(loops):
+            record = next(loop, None)
+            if record is None:
+                loops.remove(loop)
+            else:
+                yield record
+
+
+def _pick_algorithm(config: ExperimentConfig, flowrl_loss) -> Algorithm:
+    """The config's algorithm, or FlowRL with a loss of the caller's own."""
+    if flowrl_loss is None:
+        return ALGORITHMS[config.algorithm]
+    if config.algorithm != "flowrl":
+        raise bad_input(
+            "flowrl_loss",
+            f"was given for algorithm {config.algorithm!r}, which does not use it",
+            "algorithm 'flowrl'",
+            "leave flowrl_loss out, or set algorithm='flowrl'",
+        )
+    return flowrl_with(flowrl_loss)
+
+
+def _loss_name(flowrl_loss) -> str:
+    """What a checkpoint can say about a loss from outside; empty for none."""
+    if flowrl_loss is None:
+        return ""
+    return getattr(flowrl_loss, "__qualname__", type(flowrl_loss).__qualname__)
+
+
+def _check_same_loss(folder: Path, saved: str, flowrl_loss) -> None:
+    """Refuse to go on with another kind of loss than the run was started with."""
+    if saved and flowrl_loss is None:
+        raise ValueError(
+            f"the run in {folder} was trained with a loss of its own, {saved!r}; a "
+            "checkpoint holds its name, not its code. Fix: Run.load(folder, "
+            f"flowrl_loss={saved.split('.')[-1]}), with the same function."
+        )
+    if flowrl_loss is not None and not saved:
+        raise ValueError(
+            f"the run in {folder} was trained with the library's loss; got "
+            f"{_loss_name(flowrl_loss)!r}. Fix: load it without flowrl_loss, or start "
+            "a new Run with it."
+        )
+
+
+def _refuse_used_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file. Fix: name a new folder for the run.")
+    if any((folder / name).exists() for name in ("checkpoint.pt", "records.jsonl")):
+        raise ValueError(
+            f"{folder} already holds a run; nothing is overwritten. Fix: name a new "
+            "folder, or continue that run with Run.load (command line: --resume)."
+        )
+
+
+def _make_modules(
+    algorithm: Algorithm, policy, config: ExperimentConfig
+) -> nn.ModuleDict:
+    """Z_φ or the critic, with weights that depend on the seed alone."""
+    if config.log_z == "attached" and policy.name == "tabular":
+        raise bad_input(
+            "log_z",
+            "is 'attached' with a table, which has no states to attach it to",
+            "a language model, or another log_z",
+            "set log_z='learned'",
+        )
+    modules = nn.ModuleDict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if algorithm.uses_log_z and config.log_z in ("learned", "attached"):
+            modules["log_z"] = policy.make_log_z()
+        if algorithm.uses_values:
+            modules["critic"] = policy.make_value_head()
+    return modules
+
+
+def _schedule(name: str, progress: float) -> float:
+    """Share of the peak learning rate at ``progress`` in [0, 1)."""
+    if name == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress)) if name == "cosine" else 1.0

@@ -1,0 +1,414 @@
+"""The command line: what it writes, what it keeps, and how it says no."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flowrl_lab import __main__ as cli
+from flowrl_lab.commands import doctor, settings
+from flowrl_lab.measuring.folder import is_finished, load_result
+from flowrl_lab.measuring.progress import ProgressLine, format_seconds
+from flowrl_lab.measuring.runner import Job, prepare_run, run_jobs, train_into
+from flowrl_lab.training.run import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ["--task", "landscape", "--steps", "6", "--set", "eval_every=3"]
+SMALL = ["--set", "num_generations=8", "--set", "eval_every=1000"]
+posix = pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
+
+
+def records_of(folder: Path) -> list[dict]:
+    """Saved records without the clock."""
+    lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: repr(v) for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Every file below a folder: bytes and time of the last change."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def config_for(words: list[str], spec: str = "flowrl", seed: int = 0):
+    args = cli.build_parser().parse_args(["train", "--out", "unused", *words])
+    return settings.build_config(args, spec, seed)
+
+
+# -------------------------------------------------------------------------- help
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, flowrl_lab.__main__ as m; m.build_parser().format_help();"
+        "print(sorted({'torch', 'numpy', 'transformers', 'plotly'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_help_ends_well(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 0
+    assert "usage: python -m flowrl_lab" in capsys.readouterr().out
+
+
+# --------------------------------------------------------------------- bad input
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--task", "landscap"], "landscape"),
+        (["--algorithm", "flowrll"], "flowrl"),
+        (["--set", "lerning_rate=1"], "learning_rate"),
+        (["--set", "learning_rate"], "KEY=VALUE"),
+        (["--set", "learning_rate=fast"], "learning_rate"),
+        (["--set", "seed=3"], "--seed"),
+        (["--set", "task_options.variety=1"], "variety"),
+        (["--steps", "0"], "steps"),
+        (["--set", "temperature=-1"], "temperature"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(words, expected, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(["train", "--out", str(out), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert expected in error
+    assert not out.exists()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--seeds", "0"], "--seeds"),
+        (["--seeds", "two"], "--seeds"),
+        (["--seeds", "-1,2"], "--seeds"),
+        (["--jobs", "0"], "--jobs"),
+        (["--algorithms", ","], "--algorithms"),
+        (["--algorithms", "grpo,flowrl,grpo"], "twice"),
+        (["--algorithms", "grpo,flowrl:reward_scal=5"], "reward_scale"),
+    ],
+)
+def test_a_comparison_is_checked_before_it_starts(words, expected, tmp_path, capsys):
+    out = tmp_path / "all"
+    words = [f"{words[0]}={words[1]}"]
+    assert cli.main(["compare", "--out", str(out), *SHORT, *words]) == 2
+    assert expected in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_unknown_command_offers_the_closest(capsys):
+    assert cli.main(["trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
+
+
+@pytest.mark.bad_input
+def test_debug_shows_where_it_went_wrong(tmp_path):
+    with pytest.raises(ValueError, match="landscape"):
+        cli.main(
+            ["--debug", "train", "--task", "landscap", "--out", str(tmp_path / "a")]
+        )
+
+
+# ---------------------------------------------------------------------- settings
+
+
+def test_settings_are_read_as_json_or_text():
+    pairs = ["learning_rate=1e-3", "length_normalize=true", "task_options.variant=x",
+             "task_options.reward_scale=2", "name=my run", "eval_every=4"]  # fmt: skip
+    assert settings.parse_settings(pairs) == {
+        "learning_rate": 1e-3,
+        "length_normalize": True,
+        "task_options": {"variant": "x", "reward_scale": 2},
+        "name": "my run",
+        "eval_every": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", [0, 1, 2]), ("4,2,4", [4, 2]), ("7,", [7])]
+)
+def test_seeds_are_a_number_or_a_list(text, seeds):
+    assert settings.parse_seeds(text) == seeds
+
+
+def test_a_run_takes_settings_from_preset_command_and_spec():
+    config = config_for(SHORT, "flowrl:reward_scale=3:learning_rate=0.5", seed=4)
+    assert (config.steps, config.eval_every, config.seed) == (6, 3, 4)
+    assert (config.reward_scale, config.learning_rate) == (3, 0.5)
+    assert config.run_name == "flowrl reward_scale=3 learning_rate=0.5"
+    name = settings.folder_name(config)
+    assert "/" not in name and " " not in name
+    assert config_for(SHORT, "flowrl", seed=4).reward_scale != 3
+
+
+# ------------------------------------------------------------------------- train
+
+
+def test_train_writes_what_the_same_run_gives_in_memory(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(["train", "--seed", "3", "--out", str(out), *SHORT]) == 0
+    run = Run(config_for(SHORT, seed=3))
+    exact = [record.exact for record in run][-1]
+    result = load_result(out)
+    assert result.exact == exact
+    assert result.seed == 3 and len(result.records) == 7
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert summary["exact"]["accuracy"] == exact.accuracy
+    environment = json.loads((out / "environment.json").read_text(encoding="utf-8"))
+    assert environment["versions"]["torch"] and environment["device"] == "cpu"
+    assert environment["wall_seconds"] >= result.seconds
+    shown = capsys.readouterr()
+    assert "KL(π‖p*)" in shown.out and "100%" in shown.err
+
+
+@pytest.mark.bad_input
+def test_train_refuses_a_used_folder_and_changes_nothing(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(["train", "--out", str(out), *SHORT]) == 0
+    before = contents(out)
+    assert cli.main(["train", "--out", str(out), *SHORT]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main(["train", "--out", str(out), *SHORT, "--resume"]) == 0
+    assert "finished" in capsys.readouterr().out
+    words = [*SHORT, "--resume", "--set", "reward_scale=9"]
+    assert cli.main(["train", "--out", str(out), *words]) == 2
+    assert "reward_scale" in capsys.readouterr().err
+    assert contents(out) == before
+
+
+def test_a_stopped_run_resumes_to_the_same_end(tmp_path):
+    config = config_for(SHORT)
+    for name in ("whole", "parts"):
+        stop_at = 2 if name == "parts" else 99
+        run = prepare_run(config, tmp_path / name, resume=False)
+        finished = train_into(run, lambda r=run, s=stop_at: r.step >= s, lambda _: None)
+        assert finished == (name == "whole") == is_finished(tmp_path / name)
+    out = str(tmp_path / "parts")
+    assert cli.main(["train", "--out", out, *SHORT, "--resume"]) == 0
+    assert records_of(tmp_path / "parts") == records_of(tmp_path / "whole")
+    assert load_result(out).wall_seconds > 0
+
+
+def start(words: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "flowrl_lab", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    """Until a file is there; a process that ends early fails the test."""
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+@posix
+def test_interrupt_keeps_the_run(tmp_path):
+    out = tmp_path / "run"
+    words = ["train", "--out", str(out), "--steps", "1000000", *SMALL]
+    process = start(words)
+    wait_for(out / "checkpoint.pt", process)
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    run = Run.load(out)
+    assert f"Stopped at step {run.step} of 1000000" in text and "--resume" in text
+    assert run.step >= 20 and len(run.records) == run.step + 1
+    assert not is_finished(out)
+
+
+# ----------------------------------------------------------------------- compare
+
+
+@pytest.fixture(name="compared", scope="module")
+def fixture_compared(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("compare") / "all"
+    words = ["compare", "--algorithms", "flowrl,grpo", "--seeds", "0,2"]
+    assert cli.main([*words, "--jobs", "2", "--out", str(out), *SHORT]) == 0
+    return out
+
+
+def test_compare_runs_every_algorithm_and_seed(compared):
+    names = sorted(folder.name for folder in (compared / "runs").iterdir())
+    assert names == ["flowrl_seed0", "flowrl_seed2", "grpo_seed0", "grpo_seed2"]
+    plan = json.loads((compared / "plan.json").read_text(encoding="utf-8"))
+    assert sorted(plan) == names and plan["grpo_seed2"]["seed"] == 2
+
+
+def test_a_worker_gives_the_same_numbers_as_this_process(compared):
+    for seed in (0, 2):
+        exact = [record.exact for record in Run(config_for(SHORT, "grpo", seed))][-1]
+        there = load_result(compared / "runs" / f"grpo_seed{seed}").exact
+        for field in dataclasses.fields(exact):
+            expected = getattr(exact, field.name)
+            assert getattr(there, field.name) == pytest.approx(expected, nan_ok=True)
+
+
+def test_compare_writes_one_report_with_both(compared):
+    html = (compared / "report.html").read_text(encoding="utf-8")
+    assert "landscape: 2 ways compared" in html
+    assert "seeds 0, 2" in html and html.count("<svg") == 3
+    assert "--resume" in html
+
+
+def test_resume_keeps_finished_runs_and_adds_new_ones(compared, capsys):
+    before = contents(compared / "runs")
+    words = ["compare", "--algorithms", "flowrl,grpo,vargrad", "--seeds", "0,2"]
+    words += ["--out", str(compared), *SHORT]
+    assert cli.main(words) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert cli.main([*words, "--resume", "--jobs", "1"]) == 0
+    after = contents(compared / "runs")
+    assert {path: after[path] for path in before} == before
+    new = {path.parent.name for path in after.keys() - before.keys()}
+    assert new == {"vargrad_seed0", "vargrad_seed2"}
+    assert capsys.readouterr().out.splitlines()[1].split() == [
+        "flowrl", "grpo", "vargrad"
+    ]  # fmt: skip
+
+
+@pytest.mark.bad_input
+def test_resume_with_other_settings_names_the_setting(compared, capsys):
+    words = ["compare", "--algorithms", "flowrl", "--seeds", "1", "--resume"]
+    words += ["--out", str(compared), "--steps", "7"]
+    assert cli.main(words) == 2
+    assert "steps (6 there, 7 asked for)" in capsys.readouterr().err
+
+
+def test_one_failing_run_does_not_stop_the_others(tmp_path):
+    good = Job(config_for(SHORT), tmp_path / "good")
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    (folder / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    bad = Job(config_for(SHORT), folder)
+    steps: list[tuple[int, int]] = []
+    outcome = run_jobs([bad, good], workers=1, report=lambda *step: steps.append(step))
+    assert outcome.finished == (good,)
+    ((job, reason),) = outcome.failed
+    assert job == bad and "not a flowrl_lab checkpoint" in reason
+    assert not outcome.interrupted
+    assert steps[-1] == (1, 6) and {index for index, _ in steps} == {1}
+
+
+@posix
+def test_interrupted_comparison_keeps_what_is_finished(tmp_path):
+    out = tmp_path / "all"
+    words = ["compare", "--algorithms", "flowrl:steps=3,grpo:steps=1000000"]
+    words += ["--seeds", "1", "--jobs", "2", "--out", str(out), *SMALL]
+    process = start(words)
+    wait_for(out / "runs" / "flowrl-steps=3_seed0" / "summary.json", process)
+    wait_for(out / "runs" / "grpo-steps=1000000_seed0" / "checkpoint.pt", process)
+    process.send_signal(signal.SIGINT)
+    text, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "1 of 2 runs finished" in text and "--resume" in text
+    run = Run.load(out / "runs" / "grpo-steps=1000000_seed0")
+    assert run.step == len(run.records) - 1 >= 20
+
+
+# ---------------------------------------------------------------- other commands
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_doctor_passes_its_verdict_on(monkeypatch, code):
+    monkeypatch.setattr("flowrl_lab.course.doctor.main", lambda: code)
+    assert cli.main(["doctor"]) == code
+
+
+def test_pretrain_passes_its_recipe_on(monkeypatch, tmp_path, capsys):
+    from flowrl_lab.training import pretraining
+
+    seen = {}
+
+    def record(out_dir, config, *, device):
+        seen.update(out=out_dir, config=config, device=device)
+        return {"heldout_accuracy": 0.5}
+
+    monkeypatch.setattr(pretraining, "pretrain", record)
+    words = ["pretrain", "make_number", "--out", str(tmp_path), "--steps", "3"]
+    assert cli.main([*words, "--seed", "2"]) == 0
+    expected = dataclasses.replace(pretraining.PretrainConfig(), steps=3, seed=2)
+    assert seen == {"out": tmp_path, "config": expected, "device": "cpu"}
+    assert json.loads(capsys.readouterr().out) == {"heldout_accuracy": 0.5}
+
+
+def test_ctrl_c_in_any_command_ends_with_130(monkeypatch, capsys):
+    def interrupt(_args: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "run_doctor", interrupt)
+    assert cli.main(["doctor"]) == 130
+    assert "kept" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------- progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_says_what_is_left():
+    now, stream = [100.0], io.StringIO()
+    line = ProgressLine(40, done=10, stream=stream, clock=lambda: now[0])
+    now[0] += 30  # ten fresh steps in 30 s: the other twenty take 60 s
+    line.update(20, "reward 0.5")
+    assert stream.getvalue() == (
+        "[############............]  50%  20/40  1 min 0 s left  reward 0.5\n"
+    )
+
+
+def test_a_log_file_gets_a_line_for_every_tenth():
+    stream = io.StringIO()
+    line = ProgressLine(1000, stream=stream)
+    for step in range(1001):
+        line.update(step)
+    assert [text.split()[-3] for text in stream.getvalue().splitlines()][1:3] == [
+        "0"
+    ] * 2
+    assert len(stream.getvalue().splitlines()) == 11
+
+
+def test_a_terminal_line_is_redrawn_in_place_and_not_too_often():
+    now, stream = [0.0], Terminal()
+    line = ProgressLine(100, stream=stream, clock=lambda: now[0])
+    for step in range(1, 101):
+        now[0] += 0.05
+        line.update(step)
+    text = stream.getvalue()
+    assert text.count("\n") == 1 and text.endswith("\n")
+    assert 20 <= text.count("\r") <= 30
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(7.6, "8 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")]
+)
+def test_times_are_readable(seconds, text):
+    assert format_seconds(seconds) == text

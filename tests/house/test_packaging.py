@@ -1,0 +1,256 @@
+"""The project's files agree with each other and with what the code imports."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+ROOT = Path(__file__).resolve().parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+GROUPS = {"": PROJECT["dependencies"], **EXTRAS}
+
+# What a distribution is called when it is imported, where the two differ.
+IMPORT_NAMES = {"otter-grader": "otter", "pytest-xdist": "xdist"}
+# Installed with a listed package that cannot do without it, so not listed again.
+COMES_WITH = {
+    "IPython": "ipykernel",
+    "accelerate": "peft",
+    "datasets": "trl",
+    "huggingface_hub": "transformers",
+    "jupyter_client": "jupyterlab",
+    "nbclient": "jupyterlab",
+    "nbformat": "jupyterlab",
+    "psutil": "ipykernel",
+    "safetensors": "transformers",
+    "tokenizers": "transformers",
+    "traitlets": "ipywidgets",
+    "yaml": "transformers",
+}
+CORE_MODULES = (
+    *("types", "tokens", "advantages", "losses", "partition", "exact", "metrics"),
+    "_validation",
+)
+
+
+def import_name(requirement: str) -> str:
+    """The name under which a requirement is imported."""
+    name = Requirement(requirement).name
+    return IMPORT_NAMES.get(name, name.replace("-", "_"))
+
+
+def find_imports(path: Path) -> set[str]:
+    """Every third-party package that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module.split(".")[0])
+    beside = {other.stem for other in path.parent.glob("*.py")}
+    if path.is_relative_to(ROOT / "tests"):
+        beside |= {other.stem for other in (ROOT / "tests").glob("*.py")}
+    benchmarks = {other.stem for other in (ROOT / "benchmarks").glob("*.py")}
+    own = {"flowrl_lab", "benchmarks", "lab", *beside, *benchmarks}
+    return names - set(sys.stdlib_module_names) - own
+
+
+def listed(*extras: str) -> set[str]:
+    """Import names of the core's and these extras' packages."""
+    names = {import_name(r) for extra in ("", *extras) for r in GROUPS[extra]}
+    names.discard(import_name(PROJECT["name"]))  # an extra that includes another
+    return names | {name for name, with_ in COMES_WITH.items() if with_ in names}
+
+
+# ------------------------------------------------------------------- dependencies
+
+
+def test_every_range_has_a_tested_floor_and_a_ceiling():
+    for requirement in map(Requirement, chain(*GROUPS.values())):
+        if requirement.name == PROJECT["name"]:
+            assert requirement.extras <= set(EXTRAS)
+            continue
+        operators = {specifier.operator for specifier in requirement.specifier}
+        wanted = {">="} if requirement.name == "packaging" else {">=", "<"}
+        assert operators == wanted, requirement
+
+
+GRADERS = ("otter", "nbgrader")
+
+
+def test_what_runs_here_is_inside_the_ranges():
+    from flowrl_lab.course.doctor import check_packages, read_requirements
+
+    checks = check_packages(read_requirements())
+    # other graders are for lecturers who use them; doctor does not speak of them
+    shown = {name: g for name, g in GROUPS.items() if name not in GRADERS}
+    assert len(checks) == sum(
+        Requirement(r).name != PROJECT["name"]
+        for group in shown.values()
+        for r in group
+    )
+    wrong = [check for check in checks if check.status != "ok"]
+    # reasoning-gym needs a compiler; where it could not be built, that is said.
+    optional = {"reasoning-gym [gym]"}
+    assert {check.name for check in wrong} <= optional, wrong
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras"),
+    [
+        ("flowrl_lab", ("lm", "notebooks", "gym", "sets", "trackers", "trl")),
+        ("tests", tuple(EXTRAS)),
+    ],
+)
+def test_every_import_is_declared(folder, extras):
+    allowed = listed(*extras)
+    for path in (ROOT / folder).rglob("*.py"):
+        assert find_imports(path) <= allowed, path
+
+
+def test_every_declared_package_of_the_library_is_used():
+    """A dependency that nothing imports is a download for nothing."""
+    used = set().union(*(find_imports(p) for p in (ROOT / "flowrl_lab").rglob("*.py")))
+    # Programs, what plotly's FigureWidget and anywidget stand on, and what
+    # transformers reads GGUF files with.
+    not_imported = {"jupyterlab", "ipykernel", "ipywidgets", "gguf"}
+    assert listed("lm", "notebooks") - set(COMES_WITH) <= used | not_imported
+
+
+@pytest.mark.parametrize("name", CORE_MODULES)
+def test_the_core_needs_torch_numpy_and_jaxtyping_only(name):
+    home = ROOT / "flowrl_lab" / name
+    files = sorted(home.glob("*.py")) if home.is_dir() else [home.with_suffix(".py")]
+    imports = set().union(*map(find_imports, files))
+    assert imports <= {"torch", "numpy", "jaxtyping"}
+
+
+# ------------------------------------------------------------ files that must agree
+
+
+def test_conda_users_get_the_same():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["name"] == PROJECT["name"]
+    python, pip, from_pip = environment["dependencies"]
+    assert python == f"python{PROJECT['requires-python']}"
+    assert pip == "pip"
+    (line,) = from_pip["pip"]
+    match = re.fullmatch(r"-e \.\[(.+)\]", line)
+    assert match, line
+    assert set(match[1].split(",")) == set(load_launcher().EXTRAS["test"])
+
+
+def load_launcher():
+    """lab.py as a module."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        import lab
+    finally:
+        sys.path.remove(str(ROOT))
+    return lab
+
+
+def test_the_launcher_and_the_project_want_the_same():
+    lab = load_launcher()
+    for extras in lab.EXTRAS.values():
+        assert set(extras) <= set(EXTRAS)
+    torch = next(
+        r for r in map(Requirement, PROJECT["dependencies"]) if r.name == "torch"
+    )
+    pinned = Requirement(lab.TORCH)
+    (specifier,) = pinned.specifier
+    assert specifier.operator == "=="
+    assert torch.specifier.contains(specifier.version)
+    floor = next(iter(SpecifierSet(PROJECT["requires-python"])))
+    assert floor.version == "3.11"  # what lab.py checks; test_lab holds it to that
+
+
+def test_ci_runs_the_command_that_people_run():
+    script = ROOT / ".ci" / "run"
+    lines = script.read_text().splitlines()
+    assert lines[0] == "#!/usr/bin/env bash"
+    assert "exec python3 lab.py test </dev/null" in lines
+    assert os.access(script, os.X_OK)
+
+
+def test_everything_that_may_be_left_behind_is_ignored():
+    for name in (".venv/x", ".venv-2/x", "runs/x", "test-artifacts/x.png", "a.pyc"):
+        result = subprocess.run(["git", "check-ignore", "-q", name], cwd=ROOT)
+        assert result.returncode == 0, name
+
+
+def test_the_command_of_the_package_exists():
+    module, _, function = PROJECT["scripts"]["flowrl-lab"].partition(":")
+    source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
+    names = {n.name for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
+    assert function in names
+
+
+def test_the_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert links
+    tree = text.partition("## Where things are")[2].split("```")[1]
+    for line in tree.strip().splitlines():
+        indent, name = len(line) - len(line.lstrip()), line.split()[0]
+        links.append(f"flowrl_lab/{name}" if indent else name)
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_the_readme_code_runs(tmp_path):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.strip().splitlines()[-2:]
+    coverage = {line.split()[0]: float(line.split()[2]) for line in last}
+    assert coverage["flowrl"] == 1.0 > coverage["grpo"]
+
+
+def test_the_code_is_ruff_clean():
+    code = ["lab.py", "flowrl_lab", "tests", "benchmarks"]
+    for arguments in (["check", "--output-format=concise"], ["format", "--check"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "ruff", *arguments, *code],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_functions_are_short():
+    """No body over 60 lines, and nine in ten within 35 (docstrings not counted)."""
+    lengths = {}
+    for path in (ROOT / "flowrl_lab").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lengths[f"{path.name}:{node.name}"] = count_body_lines(node)
+    assert max(lengths.values()) <= 60, max(lengths, key=lengths.get)
+    short = sum(length <= 35 for length in lengths.values())
+    assert short >= 0.9 * len(lengths)
+
+
+def count_body_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function after its signature and its docstring."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0

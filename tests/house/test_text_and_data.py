@@ -1,0 +1,206 @@
+"""Numbers in text: what README and the notebooks say is what the data says.
+
+Tables are made again from ``data/results`` and compared; sentences of README with a
+measured number are computed again; and the prose of the notebooks on evidence carries
+no decimal number that no cell of that notebook holds as well.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from flowrl_lab._files import data_path
+from flowrl_lab.measuring.recorded import load_recorded, recorded_names
+from flowrl_lab.measuring.tables import compute_spread, format_markdown, group_runs
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TABLE = re.compile(
+    r"<!-- recorded (\w+) -->\n(.*?)\n<!-- end of the table -->", re.DOTALL
+)
+# A decimal number or a percentage; no version, section, arXiv number or range of code.
+NUMBER = re.compile(r"(?<![\w.\[/])(\d+\.\d+|\d+ ?%)(?![\w.]*\d)")
+EVIDENCE = ("08_tiny_lm_code", "10_measuring_diversity", "11_ablations_and_limits")
+
+
+def test_readme_shows_the_recorded_tables():
+    shown = dict(TABLE.findall(README))
+    assert "make_number" in shown
+    for name, table in shown.items():
+        assert table.replace("**", "") == format_markdown(load_recorded(name)), (
+            f"python -m flowrl_lab recorded {name} --markdown gives another table"
+        )
+
+
+def mean(study: str, name: str, key: str) -> float:
+    return compute_spread(group_runs(load_recorded(study))[name], key).mean
+
+
+def test_readme_sentences_with_numbers_of_the_study():
+    """Each sentence is searched for, so that it cannot be changed without its sum."""
+    ours, grpo = "flowrl β=8", "grpo"
+    answers = [mean("make_number", n, "effective_answers") for n in (ours, grpo)]
+    gap = [mean("make_number", n, "kl_target_policy") for n in (ours, grpo)]
+    slower = mean("make_number", "grpo lr=0.001", "effective_answers")
+    accuracy = {
+        b: mean("make_number", f"flowrl β={b}", "accuracy") for b in (4, 8, 15, 30)
+    }
+    fewer = mean("make_number", "flowrl β=4", "effective_answers") - answers[0]
+    code, graded = (
+        mean(study, ours, "effective_answers") / mean(study, grpo, "effective_answers")
+        for study in ("programs", "make_number_graded")
+    )
+    sentences = {
+        f"uses {answers[0] / answers[1]:.1f} times as many answers",
+        f"is {100 * gap[0] / gap[1]:.0f} % of GRPO",
+        f"keeps {slower:.1f} answers instead of {answers[1]:.1f}",
+        f"buys {100 * (accuracy[8] - accuracy[4]):.1f} points of accuracy for "
+        f"{fewer:.1f} answers",
+        f"β = 8 keeps {code:.1f} times GRPO's programs",
+        f"keeps {graded:.1f} times GRPO's answers",
+    }
+    text = " ".join(README.split())
+    for sentence in sentences:
+        assert sentence in text, sentence
+    assert "from 8 to 15 one point, from 15 to 30 nothing" in text
+    assert 0.005 < accuracy[15] - accuracy[8] < 0.015
+    assert abs(accuracy[30] - accuracy[15]) < 0.005
+
+
+def test_readme_says_how_many_variants_each_study_has():
+    words = {10: "ten", 12: "twelve", 15: "fifteen"}
+    text = " ".join(README.split())
+    for study, shown in {
+        "landscape": "the landscape ({} variants)",
+        "make_number": "`make_number` ({})",
+        "make_number_graded": "graded ({})",
+        "programs": "programs ({})",
+    }.items():
+        groups = group_runs(load_recorded(study))
+        assert {len(runs) for runs in groups.values()} == {5}, study
+        assert shown.format(words[len(groups)]) in text, study
+
+
+def test_readme_says_of_speed_what_was_measured():
+    kept = json.loads((data_path("results") / "benchmarks.json").read_text("utf-8"))
+    lines = {(line["what"], line["peer"]): line for line in kept["lines"]}
+
+    def ours(what: str, digits: int = 3) -> str:
+        return f"{lines[what, 'TRL, bfloat16']['ours']:.{digits}f} s"
+
+    def times(what: str, peer: str) -> str:
+        line = lines[what, peer]
+        return f"{line['theirs'] / line['ours']:.1f}"
+
+    grpo, flowrl, groups = "tiny LM, grpo", "tiny LM, flowrl", "tiny LM 8 x 64, flowrl"
+    real, narrow = "SmolLM2-135M, flowrl", "SmolLM2-135M, flowrl, bfloat16"
+    comes, plain, tuned = "TRL, bfloat16", "TRL, float32", "TRL, float32, tuned"
+    a, b, c = (times(groups, peer) for peer in (comes, plain, tuned))
+    sentences = [
+        f"float32) took {ours(grpo)} (GRPO) and {ours(flowrl)} (FlowRL) on two",
+        f"checkpointing) {times(grpo, comes)} and {times(flowrl, comes)} times as long",
+        f"as long, in float32 {times(grpo, plain)} and {times(flowrl, plain)} times,",
+        f"and {times(grpo, tuned)} and {times(flowrl, tuned)} times with all that only",
+        f"the three are {a}, {b} and {c} times FlowRL's {ours(groups)}.",
+        f"our step took {ours(real, 1)} in float32 and {ours(narrow, 1)} in bfloat16",
+        f"TRL's {times(real, plain)} times and {times(narrow, comes)} times as long in",
+    ]
+    text = " ".join(README.split())
+    for sentence in sentences:
+        assert sentence in text, sentence
+
+
+def test_what_readme_says_of_pass_at_k_training_holds():
+    rival, ours = "pass@4 training", "flowrl β=8"
+    answers = [mean("make_number", n, "effective_answers") for n in (rival, ours)]
+    assert 0 < answers[0] - answers[1] < 1
+    accuracy = [mean("make_number", n, "accuracy") for n in (ours, rival)]
+    assert 0.025 < accuracy[0] - accuracy[1] < 0.035
+    for few in ("dapo", "grpo entropy=0.03"):
+        assert mean("make_number", few, "effective_answers") < 5
+
+
+def test_what_readme_says_of_code_holds():
+    """FlowRL β = 8 leads the three maximisers, β = 4 everybody, on every line."""
+    names = group_runs(load_recorded("programs"))
+    for key in ("accuracy", "effective_answers", "pass@64"):
+        best = max(names, key=lambda name: mean("programs", name, key))
+        assert best == "flowrl β=4", key
+        for name in ("grpo", "ppo", "reinforce_pp"):
+            assert mean("programs", "flowrl β=8", key) > mean("programs", name, key)
+
+
+def numbers_in_prose(text: str) -> list[str]:
+    """Decimal numbers and percentages outside links, code, formulas and headings."""
+    text = re.sub(r"```.*?```|`[^`]*`|\$\$.*?\$\$|\$[^$]*\$", " ", text, flags=re.S)
+    text = re.sub(r"^#.*$|\]\([^)]*\)", " ", text, flags=re.M)
+    text = re.sub(r"arXiv \d{4}\.\d{5}|\d{4}\.\d{5}", " ", text)
+    return [found.replace(" ", "") for found in NUMBER.findall(text)]
+
+
+def section_numbers(cells) -> set[str]:
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return set(re.findall(r"^#+ (\d+\.\d+)", text, flags=re.M))
+
+
+def all_sections() -> set[str]:
+    """Section numbers of the whole course: prose may refer to 5.8."""
+    found: set[str] = set()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, as_version=nbformat.NO_CONVERT).cells
+        found |= section_numbers(cells)
+    return found
+
+
+def is_held(number: str, source: str) -> bool:
+    """Whether a source holds a number, "40%" as 40 or as 0.4, or asserts its range."""
+    plain = number.rstrip("%")
+    between = re.findall(r"assert (\d*\.\d+) < [^<\n]+ < (\d*\.\d+)", source)
+    if any(float(low) < float(plain) < float(high) for low, high in between):
+        return True
+    forms = {plain, f"{float(plain) / 100:g}"} if number.endswith("%") else {plain}
+    return any(re.search(rf"(?<![\d.]){re.escape(f)}(?!\d)", source) for f in forms)
+
+
+@pytest.mark.parametrize("stem", EVIDENCE)
+def test_notebook_prose_carries_no_number_that_no_cell_holds(stem):
+    """A number in prose must stand in a code cell (an assertion, a setting) too."""
+    path = ROOT / "notebooks" / f"{stem}.ipynb"
+    if not path.is_file():
+        pytest.skip(f"{stem} is not part of the course yet")
+    cells = nbformat.read(path, as_version=nbformat.NO_CONVERT).cells
+    held_by = [cell.source for cell in cells if cell.cell_type == "code"]
+    held_by.append((data_path("results") / "paper.json").read_text(encoding="utf-8"))
+    sections = all_sections()
+    loose = [
+        f"{number} in {' '.join(cell.source.split())[:90]!r}"
+        for cell in cells
+        if cell.cell_type == "markdown"
+        for number in numbers_in_prose(cell.source)
+        if number not in sections
+        and not any(is_held(number, source) for source in held_by)
+    ]
+    assert not loose, "\n".join(loose)
+
+
+def test_the_papers_figures_add_up():
+    """Each row's last figure is the mean of the others, to the paper's rounding."""
+    paper = json.loads((data_path("results") / "paper.json").read_text("utf-8"))
+    for size in ("32B", "7B"):
+        for name, row in paper["maths"][size].items():
+            assert len(row) == len(paper["maths"]["columns"])
+            assert abs(sum(row[:-1]) / 6 - row[-1]) < 0.02, (size, name)
+    for row in paper["code"]["7B"].values():
+        assert len(row) == len(paper["code"]["columns"])
+
+
+def test_recordings_are_small():
+    """Everything that ships as results stays well below what a clone minds."""
+    assert recorded_names()
+    files = [p for p in data_path("results").iterdir() if p.is_file()]
+    assert sum(path.stat().st_size for path in files) < 10e6

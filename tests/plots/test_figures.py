@@ -1,0 +1,319 @@
+"""Figures show the records' own numbers, in every form."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from itertools import combinations, pairwise
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from fake_records import make_exact, make_race, make_record, make_snapshot
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowrl_lab.plots.figures import (
+    bundle_from_page,
+    figure_from_records,
+    page_from_records,
+    svg_from_records,
+)
+from flowrl_lab.plots.panels import (
+    STYLES,
+    CellsPanel,
+    History,
+    StatesPanel,
+    build_page,
+    check_metrics,
+    describe_page,
+    effective_number,
+    merge_cells,
+    run_styles,
+    tabulate_page,
+    thin,
+)
+from flowrl_lab.plots.placement import LABEL_GAP, end_labels, place_page, spread
+from flowrl_lab.plots.static import VIRIDIS, linear_ticks, log_ticks, viridis
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def traces_of(figure: dict, run: str) -> list[dict]:
+    """A run's curves, without its place in the legend."""
+    return [t for t in figure["data"] if t["name"] == run and not t["showlegend"]]
+
+
+def page_of(records, metrics=("reward",), *, solution_map=False):
+    return build_page(History.of(records, metrics), solution_map=solution_map)
+
+
+def test_traces_are_the_records() -> None:
+    records = make_race()
+    figure = figure_from_records(records, ("reward", "kl_policy_target", "pass@8"))
+    for run in ("flowrl", "grpo"):
+        mine = [r for r in records if r.run == run]
+        looked = [r for r in mine if r.exact]
+        kls = [r.exact.kl_policy_target for r in looked]
+        reward, kl, pass_8 = traces_of(figure, run)
+        np.testing.assert_array_equal(reward["x"], [r.step for r in mine])
+        np.testing.assert_array_equal(reward["y"], [r.reward for r in mine])
+        np.testing.assert_array_equal(kl["x"], [r.step for r in looked])
+        np.testing.assert_array_equal(kl["y"], kls)
+        np.testing.assert_array_equal(pass_8["y"], [1.0] * len(looked))
+    assert figure["layout"]["yaxis2"]["type"] == "log"
+    assert "type" not in figure["layout"]["yaxis"]
+
+
+def test_cells_are_the_snapshot() -> None:
+    records = make_race(size=6)
+    figure = figure_from_records(records, (), solution_map=True)
+    target, flowrl, grpo = figure["data"]
+    wanted = [r.snapshot for r in records if r.snapshot][-2:]
+    for trace, probs in (
+        (target, wanted[0].target_probs),
+        (flowrl, wanted[0].probs),
+        (grpo, wanted[1].probs),
+    ):
+        shown = [p for row in trace["customdata"] for p in row if p is not None]
+        np.testing.assert_array_equal(shown, probs)
+        levels = [z for row in trace["z"] for z in row if z is not None]
+        floor = figure["layout"]["coloraxis"]["cmin"]
+        np.testing.assert_allclose(levels, np.maximum(np.log10(probs), floor))
+    # labels are escaped: plotly would read "<9" as markup
+    assert "0*5&lt;9 &amp; 0" in flowrl["text"].ravel().tolist()
+
+
+def test_landscape_is_curves_over_the_target() -> None:
+    records = make_race(size=60, landscape=True)
+    page = page_of(records, solution_map=True)
+    assert all(isinstance(panel, StatesPanel) for panel in page.maps)
+    snapshot = records[-1].snapshot
+    panel = page.maps[1]
+    np.testing.assert_array_equal(panel.probs, snapshot.probs)
+    np.testing.assert_array_equal(panel.target, snapshot.target_probs)
+    # GRPO's spike leaves the panel, so it is given as a number
+    assert panel.note.startswith(f"↑ {snapshot.probs.max():.2f} at 59")
+    assert "↑" not in page.maps[0].note
+    unnumbered = page_of(make_race(size=60), solution_map=True)
+    assert isinstance(unnumbered.maps[0], CellsPanel)
+
+
+def test_seeds_share_a_colour_and_one_legend_entry() -> None:
+    records = [make_record(i, seed=s) for s in (0, 1) for i in range(3)]
+    figure = figure_from_records(records)
+    assert len(traces_of(figure, "flowrl")) == 2
+    assert sum(trace["showlegend"] for trace in figure["data"]) == 1
+    ends = page_of(records).curves[0].last_values()
+    assert ends["flowrl"][1] == pytest.approx(0.2)
+
+
+@given(st.integers(1, 5000), st.integers(2, 600))
+def test_thinning_keeps_the_ends(count: int, most: int) -> None:
+    kept = thin(np.zeros(count), most)
+    assert kept[0] == 0
+    assert kept[-1] == count - 1
+    assert len(kept) == min(count, most)
+    assert (np.diff(kept) > 0).all()
+
+
+def test_long_runs_are_thinned_in_the_figure() -> None:
+    records = [make_record(i, steps=3000) for i in range(3001)]
+    (trace,) = traces_of(figure_from_records(records), "flowrl")
+    assert len(trace["x"]) == 500
+    assert (trace["x"][0], trace["x"][-1]) == (0, 3000)
+
+
+@pytest.mark.parametrize("landscape", [False, True])
+def test_svg_is_xml_with_numbers_and_alt_text(landscape: bool) -> None:
+    records = make_race(size=60, landscape=landscape)
+    metrics = ("reward", "kl_policy_target")
+    svg = svg_from_records(records, metrics, solution_map=True, title="a < b & c")
+    root = ElementTree.fromstring(svg)
+    assert root.get("role") == "img"
+    alive = effective_number(records[-1].snapshot.probs)
+    label = root.get("aria-label")
+    for words in ("a < b & c", "flowrl 1", "grpo 0.95", f"{alive:.1f} of 60 alive"):
+        assert words in label
+    texts = "\n".join(node.text or "" for node in root.iter(f"{SVG}text"))
+    for words in ("0.0909", "0.95", "flowrl", "grpo", f"{alive:.1f} of 60 alive"):
+        assert words in texts
+    assert len(svg) < 150_000
+
+
+def test_svg_curve_ends_where_the_value_is() -> None:
+    records = [make_record(i, reward=float(i)) for i in range(11)]
+    page = page_of(records)
+    placement = place_page(page)
+    (panel, box), svg = placement.curves[0], svg_from_records(records)
+    low, high = panel.y_range
+    y = box.bottom - (10 - low) / (high - low) * box.height
+    lines = [n.get("d") for n in ElementTree.fromstring(svg).iter(f"{SVG}path")]
+    curve = next(d for d in lines if d.count("L") == 10)
+    assert float(curve.rsplit("L", 1)[1].split()[1]) == pytest.approx(y, abs=0.06)
+
+
+def test_many_cells_keep_the_svg_small_and_lose_no_probability() -> None:
+    runs = ("flowrl", "grpo", "ppo", "reinforce_pp")
+    records = make_race(runs, size=5000)
+    assert len(svg_from_records(records, ("reward",), solution_map=True)) < 150_000
+    snapshot = records[-1].snapshot
+    names, merged = merge_cells(snapshot.labels, snapshot.probs)
+    assert len(names) == len(merged) == 1024
+    assert merged.sum() == pytest.approx(1.0)
+
+
+def test_bundle_has_every_form_and_is_plain_json() -> None:
+    records = [*make_race(), make_record(11, reward=math.nan)]
+    page = page_of(records, ("reward", "log_z"), solution_map=True)
+    bundle = bundle_from_page(page, place_page(page))
+    assert set(bundle) == {
+        "application/vnd.plotly.v1+json",
+        "text/html",
+        "image/svg+xml",
+        "text/plain",
+    }
+    json.dumps(bundle, allow_nan=False)
+    ElementTree.fromstring(bundle["image/svg+xml"])
+    image = ElementTree.fromstring(bundle["text/html"].replace(">", "/>"))
+    assert image.get("alt") == describe_page(page)
+    assert image.get("src").startswith("data:image/svg+xml;base64,")
+
+
+@pytest.mark.filterwarnings("default")
+def test_plotly_accepts_the_figure() -> None:
+    import plotly.graph_objects as go
+
+    for landscape in (False, True):
+        records = make_race(size=60, landscape=landscape)
+        made = figure_from_records(records, ("reward", "accuracy"), solution_map=True)
+        figure = go.Figure(made)
+        assert len(figure.data) == len(made["data"])
+        # plotly's own template has a light background, glaring in a dark theme
+        assert figure.layout.template.layout.plot_bgcolor == "rgba(0,0,0,0)"
+        assert not figure.layout.template.layout.colorway
+
+
+def test_text_table_has_the_end_values() -> None:
+    table = tabulate_page(page_of(make_race(), ("reward", "accuracy")))
+    rows = [line.split() for line in table.splitlines()]
+    assert rows == [
+        ["run", "reward", "accuracy"],
+        ["flowrl", "1", "0.5"],
+        ["grpo", "0.95", "0.5"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [make_record(0)],
+        [make_record(0, reward=math.nan), make_record(1, reward=math.inf)],
+        [make_record(i) for i in range(9)] + [make_record(2, run="b", algorithm="ppo")],
+        [make_record(0, exact=make_exact(0.0, 0.0)), make_record(1)],
+        [make_record(0, exact=make_exact(0.5, math.inf))],
+        [make_record(0, snapshot=make_snapshot(1.0, size=1))],
+        [make_record(0, snapshot=make_snapshot(1.0, size=2)), make_record(0, run="x")],
+    ],
+    ids=["none", "one", "nan", "unequal", "zero kl", "inf kl", "one cell", "half map"],
+)
+def test_odd_records_still_draw(records: list) -> None:
+    metrics = ("reward", "kl_policy_target", "log_z", "pass@3")
+    page = page_from_records(records, metrics, True, "t", "p*", ("kl_policy_target",))
+    bundle = bundle_from_page(page, place_page(page))
+    json.dumps(bundle, allow_nan=False)
+    assert "nan" not in bundle["image/svg+xml"]
+    assert "inf" not in bundle["image/svg+xml"]
+
+
+def test_unknown_metric_names_what_is_close() -> None:
+    with pytest.raises(ValueError, match=r"rewards.*did you mean reward"):
+        check_metrics(("rewards",))
+    with pytest.raises(ValueError, match="did you mean kl_policy_target"):
+        check_metrics(("kl_policy_targe",))
+    with pytest.raises(ValueError, match=r"pass@0"):
+        check_metrics(("pass@0",))
+    with pytest.raises(ValueError, match=r"metrics=\('reward',\)"):
+        check_metrics("reward")
+    with pytest.raises(ValueError, match="something to draw"):
+        check_metrics(())
+    assert check_metrics((), solution_map=True) == ()
+
+
+def test_styles_are_distinct_with_two_cues() -> None:
+    named = [(name, name) for name in STYLES]
+    extra = [(f"flowrl β={b}", "flowrl") for b in range(6)]
+    styles = run_styles([*named, *extra])
+    assert {name: styles[name] for name in STYLES} == STYLES
+    for one, other in combinations(styles.values(), 2):
+        assert (one.color, one.dash) != (other.color, other.dash)
+    for one, other in combinations(STYLES.values(), 2):
+        assert one.color != other.color
+        assert one.dash != other.dash
+        assert one.marker != other.marker
+
+
+def test_a_named_run_gets_its_colour_even_when_it_comes_late() -> None:
+    styles = run_styles([("mine", "grpo"), ("grpo", "grpo"), ("other", "grpo")])
+    assert styles["grpo"] == STYLES["grpo"]
+    assert len(set(styles.values())) == 3
+    assert run_styles([("mine", "grpo")])["mine"] == STYLES["grpo"]
+
+
+def test_effective_number() -> None:
+    assert effective_number(np.full(7, 0.1)) == pytest.approx(7.0)
+    assert effective_number(np.array([0.0, 0.3, 0.0])) == pytest.approx(1.0)
+    assert effective_number(np.zeros(4)) == 0.0
+
+
+def test_boxes_stay_inside_and_apart() -> None:
+    metrics = ("reward", "loss", "entropy", "accuracy")
+    for runs in (("flowrl",), ("flowrl", "grpo", "ppo", "vargrad")):
+        placement = place_page(page_of(make_race(runs), metrics, solution_map=True))
+        boxes = [box for _, box in (*placement.curves, *placement.maps)]
+        for box in boxes:
+            assert 0 <= box.left < box.right <= placement.width
+            assert 0 <= box.top < box.bottom <= placement.height
+        for one, other in combinations(boxes, 2):
+            beside = one.right <= other.left or other.right <= one.left
+            assert beside or one.bottom <= other.top or other.bottom <= one.top
+
+
+@given(st.lists(st.floats(0, 190), min_size=1, max_size=8))
+def test_end_labels_do_not_overlap(wanted: list[float]) -> None:
+    placed = spread(sorted(wanted), 0.0, 190.0)
+    assert all(b - a >= LABEL_GAP - 1e-6 for a, b in pairwise(placed))
+    assert placed[0] >= -1e-6
+    assert placed[-1] <= 190 + 1e-6
+
+
+def test_end_labels_carry_the_values() -> None:
+    (panel, box), *_ = place_page(page_of(make_race())).curves
+    labels = end_labels(panel, box)
+    assert [(label.run, label.value) for label in labels] == [
+        ("flowrl", 1.0),
+        ("grpo", 0.95),
+    ]
+
+
+def test_viridis_and_ticks() -> None:
+    assert viridis(0.0) == VIRIDIS[0]
+    assert viridis(1.0) == VIRIDIS[-1]
+    assert viridis(-3.0) == VIRIDIS[0]
+    assert linear_ticks(0.0, 1.0) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert log_ticks(-2.5, 1.2) == [0.01, 0.1, 1.0, 10.0]
+    assert log_ticks(0.1, 1.1) == [2.0, 5.0, 10.0]
+
+
+def test_nothing_here_imports_plotly() -> None:
+    code = (
+        "import sys, flowrl_lab.plots.live, flowrl_lab.plots.figures;"
+        "import flowrl_lab.plots.static;"
+        "bad = {'plotly', 'ipywidgets', 'anywidget', 'IPython'} & set(sys.modules);"
+        "sys.exit(str(bad) if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,62 @@
+"""Copies of the notebooks in which every exercise is left alone, and then solved.
+
+    python tests/support/notebook_copies.py FOLDER
+
+``python3 lab.py test`` runs the copies: all cells of a notebook as they are shipped,
+and after each exercise's check a few more.  The stub must have been "not attempted";
+what ``hint_and_solution`` shows is pasted over it; then the check must say "passed".
+One run so covers both learners, the one who skips and the one who solves.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell
+
+from flowrl_lab.course import hint_and_solution
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+
+def add_solutions(notebook: nbformat.NotebookNode) -> int:
+    """Add the cells that solve each exercise; how many exercises there are."""
+    cells, exercise, count = [], "", 0
+    for cell in notebook.cells:
+        cells.append(cell)
+        exercise = cell.metadata.get("flowrl", {}).get("exercise", exercise)
+        if exercise and cell.source.startswith(f'check("{exercise}",'):
+            count += 1
+            cells += [
+                _demand(cell.source, "not attempted", f"left-alone-{count}"),
+                new_code_cell(
+                    hint_and_solution(exercise).source, id=f"solution-{count}"
+                ),
+                _demand(cell.source, "passed", f"solved-{count}"),
+            ]
+    notebook.cells = cells
+    return count
+
+
+def _demand(check: str, status: str, name: str) -> nbformat.NotebookNode:
+    source = f"verdict = {check}\nassert verdict.status == {status!r}, verdict"
+    return new_code_cell(source, id=name)
+
+
+def write_copies(folder: Path) -> list[Path]:
+    """Write a copy of every notebook into ``folder``; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+        if not add_solutions(notebook):
+            raise ValueError(f"{path.name} has no exercise. Fix: see DESIGN.")
+        nbformat.write(notebook, folder / path.name)
+        written.append(folder / path.name)
+    return written
+
+
+if __name__ == "__main__":
+    print(f"{len(write_copies(Path(sys.argv[1])))} notebooks: {sys.argv[1]}")
