@@ -24,6 +24,7 @@ from flowrl_lab.assignments.marking.submissions import (
     Found,
     Problem,
     Submission,
+    check_reader,
     find_submissions,
     read_submissions,
 )
@@ -123,8 +124,9 @@ def plan_marking(
 
     Raises:
         ValueError: no submissions, a folder of grades that holds something else, an
-            unknown assignment, grades inside the submissions.
+            unknown assignment, grades inside the submissions, no IPython.
     """
+    check_reader()
     submissions, out = Path(submissions), Path(out)
     if assignment and assignment not in bundles:
         raise bad_input(

@@ -9,6 +9,7 @@ What is wrong is named, with what the student must do.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -32,6 +33,7 @@ __all__ = [
     "Found",
     "Problem",
     "Submission",
+    "check_reader",
     "find_submissions",
     "read_submission",
     "read_submissions",
@@ -44,10 +46,10 @@ MAX_TOLD = 300  # letters of anything that is said about a submission
 MEMORY, CPU_SECONDS, WALL_SECONDS = 1_000_000_000, 60, 300
 READER = Path(__file__).with_name("reading") / "worker.py"
 WITHOUT_IPYTHON = 3  # how the reader ends when it cannot read cells
-IGNORED = {
-    ".ipynb_checkpoints", "__macosx", "__pycache__", ".venv", "venv", ".git", ".trash",
-    ".ds_store", "thumbs.db", "desktop.ini",
-}  # fmt: skip
+IGNORED = (
+    *(".ipynb_checkpoints", "__macosx", "__pycache__", ".venv", "venv", ".git"),
+    *(".trash", ".ds_store", "thumbs.db", "desktop.ini"),
+)
 _SMALLER = "clear all outputs (Edit, Clear Outputs of All Cells), save, hand in again"
 
 
@@ -289,6 +291,21 @@ def _with_unique_key(found: Found, keys: Mapping[str, int], folder: Path) -> Fou
 # ---------------------------------------------------------------------------- reading
 
 
+def check_reader() -> None:
+    """Check that cells can be turned into Python.
+
+    Raises:
+        ValueError: IPython is missing.
+    """
+    if importlib.util.find_spec("IPython") is None:
+        raise bad_input(
+            "the grader's Python",
+            "has no IPython",
+            "IPython, which turns a notebook's cells into Python",
+            "install it: pip install 'flowrl-lab[notebooks]'",
+        )
+
+
 def read_submission(
     found: Found, known: Mapping[str, Asked] | None = None
 ) -> Submission:
@@ -325,12 +342,7 @@ def read_submissions(
     }
     ended, output = _start_reader(request)
     if ended == WITHOUT_IPYTHON:
-        raise bad_input(
-            "the grader's Python",
-            "has no IPython",
-            "the one that turns notebooks' cells into Python",
-            "install it: pip install 'flowrl-lab[grading]'",
-        )
+        check_reader()
     head, _, blob = output.partition(b"\n")
     if ended != 0 or not head:
         what = "takes too long to read" if ended in _TOO_LONG else "too large to read"

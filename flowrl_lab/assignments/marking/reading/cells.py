@@ -11,11 +11,12 @@ import re
 import signal
 
 # Cell magics whose body is no Python of this notebook.
-OTHER_LANGUAGES = {
-    "!", "bash", "cmd", "cython", "file", "html", "javascript", "js", "julia", "latex",
-    "markdown", "perl", "powershell", "pypy", "python", "python2", "python3", "r",
-    "ruby", "script", "sh", "sql", "svg", "sx", "system", "writefile",
-}  # fmt: skip
+OTHER_LANGUAGES = (
+    *("!", "bash", "cmd", "cython", "file", "html", "javascript", "js", "julia"),
+    *("latex", "markdown", "perl", "powershell", "pypy", "python", "python2"),
+    *("python3", "r", "ruby", "script", "sh", "sql", "svg", "sx", "system"),
+    "writefile",
+)
 # Line magics that run the statement behind them.
 RUNS_THE_REST = ("time", "prun")
 # What IPython takes for a magic without a sign, in a cell of one line.

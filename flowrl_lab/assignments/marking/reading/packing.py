@@ -13,11 +13,12 @@ import zlib
 from dataclasses import dataclass
 
 # Folders that tools leave behind; what lies in them nobody handed in.
-DEBRIS = {
-    ".ipynb_checkpoints", "__macosx", "__pycache__", ".venv", "venv", "site-packages",
-    "node_modules", ".git", ".trash", ".trashes", ".spotlight-v100", ".fseventsd",
-}  # fmt: skip
-DEBRIS_FILES = {".ds_store", "thumbs.db", "desktop.ini"}
+DEBRIS = (
+    *(".ipynb_checkpoints", "__macosx", "__pycache__", ".venv", "venv"),
+    *("site-packages", "node_modules", ".git", ".trash", ".trashes"),
+    *(".spotlight-v100", ".fseventsd"),
+)
+DEBRIS_FILES = (".ds_store", "thumbs.db", "desktop.ini")
 APPLE_DOUBLE = b"\x00\x05\x16\x07"  # the half of a file that macOS keeps beside it
 MAX_DEPTH = 3  # zip files in zip files
 MAX_ENTRIES = 100_000

@@ -90,7 +90,7 @@ def read_page(entry, content, to_python):
     metadata = fields.get("metadata")
     _read_metadata(page, metadata if isinstance(metadata, dict) else {})
     _read_cells(page, found, to_python)
-    if not any(row[1].strip() for row in page.cells if row[0] == "code"):
+    if not any(row[1].strip() for row in page.cells if row[0] in ("code", "prose")):
         fix = "save the notebook with your work in it, and hand in again"
         page.note("no code in the notebook", fix, True)
     return page
@@ -165,15 +165,14 @@ def _read_cells(page, found, to_python):
         kind, python = str(cell.get("cell_type"))[:20], ""
         if kind == "code":
             left = SECONDS_A_NOTEBOOK - (time.process_time() - begun)
-            python = _read_code(
-                page, text, max(0.01, min(SECONDS_A_CELL, left)), to_python
-            )
+            seconds = max(0.01, min(SECONDS_A_CELL, left))
+            python = _read_code(page, text, seconds, to_python)
         mark, given = _marks(cell)
         if kind == "code" and _is_prose(python):
             kind = "prose"
+        elif kind == "heading":  # of the third version of the format
+            kind, text = "markdown", f"# {text}"
         page.cells.append((kind, text[:MAX_ARGUED], mark, given))
-        if kind == "heading":  # of the third version of the format
-            page.cells[-1] = ("markdown", f"# {text}"[:MAX_ARGUED], mark, given)
 
 
 def _source_of(cell):
@@ -261,9 +260,8 @@ def choose(pages, known, wanted):
     carried = {p.assignment for p in readable if _carries(p, known)}
     groups = {}
     for page in readable:
-        key = (
-            page.assignment if _carries(page, known) else _guess(page, carried or known)
-        )
+        carries = _carries(page, known)
+        key = page.assignment if carries else _guess(page, carried or known)
         groups.setdefault(key, []).append(page)
     keyless = groups.pop("", [])
     if wanted in groups:
@@ -293,10 +291,8 @@ def _guess(page, keys):
 def _rank(page, key):
     hidden = any(part.startswith(".") for part in page.parts[:-1])
     named = page.name == f"{key}.ipynb"
-    return (
-        page.solved.get(key, 0), not hidden, named, page.when, -len(page.parts),
-        page.parts,
-    )  # fmt: skip
+    solved, shallow = page.solved.get(key, 0), -len(page.parts)
+    return solved, not hidden, named, page.when, shallow, page.parts
 
 
 def _others(ranked):

@@ -5,8 +5,8 @@ memory and a bounded time, and nobody else anything.  It runs no code of a submi
 and imports nothing of flowrl_lab.
 
 Takes a request as JSON from stdin.  Either ``list``, paths of zip files: it writes then
-a line of JSON for each, with the names in it.  Or ``path``, ``members`` (a name below
-the path and the file's own name, "" for a folder, each; none takes everything),
+a line of JSON for each, the names in it.  Or ``path``, ``members`` (a name below the
+path and the file's own name, "" for a folder, each; none takes everything),
 ``known`` (assignment -> ``asked`` names and ``files``) and ``wanted``; then it writes
 one line of JSON, a row for each assignment, and the bytes of the files that it names.
 """
