@@ -16,6 +16,8 @@ Two families share the argument names:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -34,12 +36,14 @@ from flowrl_lab.tokens import at_least_float32, sum_counted
 
 __all__ = [
     "IMPORTANCE_MODES",
+    "FlowRLTerms",
     "clip_fraction",
     "clipped_surrogate",
     "dapo_loss",
     "detailed_balance_loss",
     "flowrl_loss",
     "flowrl_residuals",
+    "flowrl_terms",
     "grpo_loss",
     "k1",
     "k2",
@@ -102,12 +106,15 @@ def flowrl_residuals(
         {"log_z": log_z, "rewards": rewards},
     )
     check_number("reward_scale", reward_scale)
-    difference = at_least_float32(log_probs) - ref_log_probs.detach()
-    log_ratio = sum_counted(difference, completion_mask)
-    if length_normalize:
-        log_ratio = log_ratio / completion_mask.sum(dim=1)
-    reward_term = reward_scale * at_least_float32(rewards.detach())
-    return at_least_float32(log_z) + log_ratio - reward_term
+    return _residuals(
+        log_z,
+        log_probs,
+        ref_log_probs,
+        rewards,
+        completion_mask,
+        reward_scale=reward_scale,
+        length_normalize=length_normalize,
+    )
 
 
 def sequence_importance_weights(
@@ -145,13 +152,71 @@ def sequence_importance_weights(
     _check_clips(clip_low, clip_high)
     tokens = {"log_probs": log_probs, "old_log_probs": old_log_probs}
     check_batch(completion_mask, tokens, {})
-    difference = at_least_float32(log_probs.detach()) - old_log_probs.detach()
-    ratio = _bounded_exp(sum_counted(difference, completion_mask))
-    if importance == "none":
-        return torch.ones_like(ratio)
-    if importance == "clip":
-        return ratio.clamp(1 - clip_low, 1 + clip_high)
-    return ratio.clamp(max=MAX_WEIGHT) if importance == "max10" else ratio
+    ratios = _sequence_ratios(log_probs, old_log_probs, completion_mask)
+    return _weigh(ratios, importance, clip_low, clip_high)
+
+
+class FlowRLTerms(NamedTuple):
+    """FlowRL's loss taken apart, one row a sequence: ``losses = weights * residuals²``.
+
+    Attributes:
+        residuals: δ, nats; with the gradient.
+        ratios: ρ of whole sequences, detached.
+        weights: what importance weighting makes of ρ, detached.
+        losses: w δ².
+    """
+
+    residuals: Float[Tensor, " B"]
+    ratios: Float[Tensor, " B"]
+    weights: Float[Tensor, " B"]
+    losses: Float[Tensor, " B"]
+
+
+def flowrl_terms(
+    log_z: Float[Tensor, " B"],
+    log_probs: Float[Tensor, "B T"],
+    old_log_probs: Float[Tensor, "B T"],
+    ref_log_probs: Float[Tensor, "B T"],
+    rewards: Float[Tensor, " B"],
+    completion_mask: Bool[Tensor, "B T"],
+    *,
+    reward_scale: float = 15.0,
+    importance: str = "clip",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    length_normalize: bool = True,
+) -> FlowRLTerms:
+    """What :func:`flowrl_loss` is made of, each computed once.
+
+    Args: as :func:`flowrl_loss`.
+
+    Raises:
+        ValueError: as :func:`flowrl_loss`.
+    """
+    check_choice("importance", importance, IMPORTANCE_MODES)
+    _check_clips(clip_low, clip_high)
+    check_batch(
+        completion_mask,
+        {
+            "log_probs": log_probs,
+            "old_log_probs": old_log_probs,
+            "ref_log_probs": ref_log_probs,
+        },
+        {"log_z": log_z, "rewards": rewards},
+    )
+    check_number("reward_scale", reward_scale)
+    residuals = _residuals(
+        log_z,
+        log_probs,
+        ref_log_probs,
+        rewards,
+        completion_mask,
+        reward_scale=reward_scale,
+        length_normalize=length_normalize,
+    )
+    ratios = _sequence_ratios(log_probs, old_log_probs, completion_mask)
+    weights = _weigh(ratios, importance, clip_low, clip_high)
+    return FlowRLTerms(residuals, ratios, weights, weights * residuals.square())
 
 
 def flowrl_loss(
@@ -190,24 +255,20 @@ def flowrl_loss(
         ValueError: as the two functions above; unknown reduction.
     """
     _check_reduction(reduction)
-    residuals = flowrl_residuals(
+    terms = flowrl_terms(
         log_z,
         log_probs,
+        old_log_probs,
         ref_log_probs,
         rewards,
         completion_mask,
         reward_scale=reward_scale,
-        length_normalize=length_normalize,
-    )
-    weights = sequence_importance_weights(
-        log_probs,
-        old_log_probs,
-        completion_mask,
         importance=importance,
         clip_low=clip_low,
         clip_high=clip_high,
+        length_normalize=length_normalize,
     )
-    return _reduce(weights * residuals.square(), reduction)
+    return _reduce(terms.losses, reduction)
 
 
 def trajectory_balance_loss(
@@ -752,14 +813,51 @@ def clip_fraction(
     _check_clips(clip_low, clip_high)
     tokens = {"log_probs": log_probs, "old_log_probs": old_log_probs}
     check_batch(completion_mask, tokens, {})
-    difference = at_least_float32(log_probs.detach()) - old_log_probs.detach()
     if level == "sequence":
-        log_ratio = sum_counted(difference, completion_mask)
+        ratios = _sequence_ratios(log_probs, old_log_probs, completion_mask)
     else:
-        log_ratio = difference[completion_mask]
-    ratio = _bounded_exp(log_ratio)
-    outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
-    return outside.to(ratio.dtype).mean()
+        difference = at_least_float32(log_probs.detach()) - old_log_probs.detach()
+        ratios = _bounded_exp(difference[completion_mask])
+    return share_outside(ratios, clip_low, clip_high)
+
+
+def share_outside(ratios: Tensor, clip_low: float, clip_high: float) -> Tensor:
+    """:func:`clip_fraction` of ratios that are known already."""
+    outside = (ratios < 1 - clip_low) | (ratios > 1 + clip_high)
+    return outside.to(ratios.dtype).mean()
+
+
+def _residuals(
+    log_z: Tensor,
+    log_probs: Tensor,
+    ref_log_probs: Tensor,
+    rewards: Tensor,
+    mask: Tensor,
+    *,
+    reward_scale: float,
+    length_normalize: bool,
+) -> Tensor:
+    """:func:`flowrl_residuals` for callers that have checked their input."""
+    difference = at_least_float32(log_probs) - ref_log_probs.detach()
+    log_ratio = sum_counted(difference, mask)
+    if length_normalize:
+        log_ratio = log_ratio / mask.sum(dim=1)
+    reward_term = reward_scale * at_least_float32(rewards.detach())
+    return at_least_float32(log_z) + log_ratio - reward_term
+
+
+def _sequence_ratios(log_probs: Tensor, old_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """[B] detached ρ = π/π_old of whole sequences, log ρ held to ±60."""
+    difference = at_least_float32(log_probs.detach()) - old_log_probs.detach()
+    return _bounded_exp(sum_counted(difference, mask))
+
+
+def _weigh(ratios: Tensor, importance: str, low: float, high: float) -> Tensor:
+    if importance == "none":
+        return torch.ones_like(ratios)
+    if importance == "clip":
+        return ratios.clamp(1 - low, 1 + high)
+    return ratios.clamp(max=MAX_WEIGHT) if importance == "max10" else ratios
 
 
 def _check_reduction(reduction: str) -> None:

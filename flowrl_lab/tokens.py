@@ -7,6 +7,9 @@ takes inputs that are already aligned with the tokens they score.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -26,9 +29,11 @@ __all__ = [
     "entropy_from_logits",
     "gather_log_probs",
     "log_probs_from_hidden",
+    "log_probs_from_logits",
     "masked_mean",
     "masked_sum",
     "next_token_logits",
+    "token_scores_from_hidden",
 ]
 
 
@@ -104,6 +109,21 @@ def gather_log_probs(
     return chosen - log_normalizer
 
 
+def log_probs_from_logits(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities of every word of the vocabulary, for sampling and tables.
+
+        log π(v) = z_v - log Σ_u exp(z_u),   z = logits / temperature
+
+    Args:
+        logits: ``[..., V]`` scores; not checked: sampling asks for them every token.
+        temperature: above 0.
+
+    Returns:
+        ``[..., V]`` nats, float32 or float64.  Gradients flow to ``logits``.
+    """
+    return (at_least_float32(logits) / temperature).log_softmax(dim=-1)
+
+
 def entropy_from_logits(
     logits: Float[Tensor, "B T V"], *, temperature: float = 1.0
 ) -> Float[Tensor, "B T"]:
@@ -123,7 +143,7 @@ def entropy_from_logits(
     """
     check_tensor("logits", logits, (None, None, None), "[B, T, V]")
     check_number("temperature", temperature, above=True)
-    log_probs = (at_least_float32(logits) / temperature).log_softmax(dim=-1)
+    log_probs = log_probs_from_logits(logits, temperature=temperature)
     probs = log_probs.exp()
     # 0 · log 0 = 0, in the value and in the gradient.
     entropy = -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1)
@@ -166,101 +186,223 @@ def log_probs_from_hidden(
             differs from the weight's.
     """
     check_tensor("hidden", hidden, (None, None, None), "[B, T, H]")
-    check_tensor("lm_head_weight", lm_head_weight, (None, hidden.shape[2]), "[V, H]")
     _check_token_ids(token_ids, hidden.shape[:2], lm_head_weight.shape[0])
-    check_number("temperature", temperature, above=True)
-    check_count("chunk_size", chunk_size)
-    if not torch.is_grad_enabled():  # autograd.Function does not ask for it
-        hidden, lm_head_weight = hidden.detach(), lm_head_weight.detach()
-    log_probs = _ChunkedLogProbs.apply(
+    log_probs, _ = _chunked_head(
         hidden.flatten(0, 1),
         lm_head_weight,
-        token_ids.long().flatten(),
+        token_ids.flatten(),
         temperature,
-        chunk_size,
+        _HeadSettings(chunk_size, with_entropies=False),
     )
-    check_finite({"hidden · lm_head_weight": log_probs})
     return log_probs.view(token_ids.shape)
 
 
-class _ChunkedLogProbs(torch.autograd.Function):
-    """Forward and backward of :func:`log_probs_from_hidden`, tokens flattened."""
+def token_scores_from_hidden(
+    hidden: Float[Tensor, "N H"],
+    lm_head_weight: Float[Tensor, "V H"],
+    token_ids: Int[Tensor, " N"],
+    *,
+    bias: Float[Tensor, " V"] | None = None,
+    temperature: float = 1.0,
+    chunk_size: int = 256,
+    product_dtype: torch.dtype | None = None,
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """:func:`log_probs_from_hidden` with the entropies, for tokens that count alone.
+
+        H = -Σ_v π(v) log π(v)
+
+    Args:
+        hidden: final hidden states of N tokens, whatever rows they come from.
+        lm_head_weight: as there.
+        token_ids: the N tokens to score.
+        bias: of the output layer, where it has one; it gets no gradient.
+        temperature, chunk_size: as there.
+        product_dtype: what the head is multiplied in; None is float32 or wider.  The
+            head's own half precision saves a large model a copy of its head.
+
+    Returns:
+        Log-probs and entropies, nats.  Gradients of both flow to ``hidden`` and, if
+        it requires them, to ``lm_head_weight``.
+
+    Raises:
+        ValueError: as :func:`log_probs_from_hidden`.
+    """
+    check_tensor("hidden", hidden, (None, None), "[N, H]")
+    _check_token_ids(token_ids, hidden.shape[:1], lm_head_weight.shape[0])
+    settings = _HeadSettings(chunk_size, True, product_dtype, bias)
+    return _chunked_head(hidden, lm_head_weight, token_ids, temperature, settings)
+
+
+class _HeadSettings(NamedTuple):
+    chunk_size: int
+    with_entropies: bool
+    product_dtype: torch.dtype | None = None
+    bias: Tensor | None = None
+
+
+def _chunked_head(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    temperature: float,
+    settings: _HeadSettings,
+) -> tuple[Tensor, Tensor | None]:
+    check_tensor("lm_head_weight", weight, (None, hidden.shape[-1]), "[V, H]")
+    check_number("temperature", temperature, above=True)
+    check_count("chunk_size", settings.chunk_size)
+    if not torch.is_grad_enabled():  # autograd.Function does not ask for it
+        hidden, weight = hidden.detach(), weight.detach()
+    log_probs, entropies = _ChunkedHead.apply(
+        hidden, weight, token_ids.long(), temperature, settings
+    )
+    check_finite({"hidden · lm_head_weight": log_probs})
+    return log_probs, entropies
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """Forward and backward of :func:`token_scores_from_hidden`."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, token_ids, temperature, chunk_size):
-        dtype = torch.promote_types(
-            torch.promote_types(hidden.dtype, weight.dtype), torch.float32
-        )
+    def forward(ctx, hidden, weight, token_ids, temperature, settings):
+        dtype = _wide_dtype(hidden, weight)
+        ctx.temperature, ctx.settings = temperature, settings
         log_probs = hidden.new_empty(token_ids.shape, dtype=dtype)
         normalizers = torch.empty_like(log_probs)
+        entropies = torch.empty_like(log_probs) if settings.with_entropies else None
         # With the head frozen, a row's gradient is known now but for its factor g:
         # (onehot - π) W, [H] numbers; the backward pass then needs no scores again.
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         slopes = None
         if wants_hidden and not wants_weight:
             slopes = hidden.new_empty(hidden.shape, dtype=dtype)
-        # Autocast would quietly turn the products back into half precision.
-        with torch.autocast(hidden.device.type, enabled=False):
-            wide_weight = weight.to(dtype)
-            for start in range(0, len(token_ids), chunk_size):
-                rows = slice(start, start + chunk_size)
-                # dividing the few states is cheaper than dividing the many scores
-                scores = (hidden[rows].to(dtype) / temperature) @ wide_weight.T
+        with _Head(ctx, hidden, weight) as head:
+            for rows in _chunks(len(token_ids), settings.chunk_size):
+                scores = head.scores(rows)
                 chosen = scores.gather(-1, token_ids[rows, None]).squeeze(-1)
-                normalizers[rows] = _logsumexp_(scores)
+                exps, total, normalizers[rows] = _exponentiate_(
+                    scores, keep=entropies is not None
+                )
                 log_probs[rows] = chosen - normalizers[rows]
-                if slopes is not None:  # scores are exp(score - largest) now
-                    probs = scores.div_(scores.sum(dim=-1, keepdim=True))
-                    slopes[rows] = _minus_onehot_(probs, token_ids[rows]) @ wide_weight
-        ctx.save_for_backward(hidden, weight, token_ids, normalizers, slopes)
-        ctx.temperature, ctx.chunk_size = temperature, chunk_size
-        return log_probs
+                if entropies is not None:  # Σ π (score - largest) is what it lacks
+                    lower = torch.linalg.vecdot(exps, scores) / total.squeeze(-1)
+                    entropies[rows] = total.log().squeeze(-1) - lower
+                if slopes is not None:
+                    probs = exps.div_(total)
+                    slopes[rows] = head.down(_minus_onehot_(probs, token_ids[rows]))
+        ctx.save_for_backward(hidden, weight, token_ids, normalizers, slopes, entropies)
+        ctx.set_materialize_grads(False)  # None: nobody asked
+        return log_probs, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_log_probs):
-        hidden, weight, token_ids, normalizers, slopes = ctx.saved_tensors
-        if slopes is not None:
+    def backward(ctx, grad_log_probs, grad_entropies):
+        hidden, weight, token_ids, normalizers, slopes, _ = ctx.saved_tensors
+        grad_hidden = grad_weight = None
+        if grad_log_probs is None and grad_entropies is None:
+            return None, None, None, None, None
+        if slopes is not None and grad_entropies is None:
             factor = grad_log_probs[:, None] / -ctx.temperature
             return (slopes * factor).to(hidden.dtype), None, None, None, None
-        dtype, chunk_size = normalizers.dtype, ctx.chunk_size
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=dtype) if wants_weight else None
-        with torch.autocast(hidden.device.type, enabled=False):
-            wide_weight = weight.to(dtype)
-            for start in range(0, len(token_ids), chunk_size):
-                rows = slice(start, start + chunk_size)
-                states = hidden[rows].to(dtype) / ctx.temperature
-                scores = states @ wide_weight.T
-                # In place, scores become probabilities π, and then π - onehot; the
-                # factor -g goes to the small matrices that this is multiplied with.
-                probs = scores.sub_(normalizers[rows, None]).exp_()
-                slope = _minus_onehot_(probs, token_ids[rows])
-                upstream = -grad_log_probs[rows, None]
+        if wants_hidden:
+            grad_hidden = torch.empty_like(hidden)
+        if wants_weight:
+            grad_weight = torch.zeros_like(weight, dtype=normalizers.dtype)
+        with _Head(ctx, hidden, weight) as head:
+            for rows in _chunks(len(token_ids), ctx.settings.chunk_size):
+                slope = _score_slopes(ctx, head, rows, grad_log_probs, grad_entropies)
                 if wants_hidden:
-                    below = (slope @ wide_weight).mul_(upstream / ctx.temperature)
+                    below = head.down(slope) / ctx.temperature
                     grad_hidden[rows] = below.to(hidden.dtype)
                 if wants_weight:
-                    grad_weight.addmm_(slope.T, states * upstream)
+                    grad_weight.addmm_(slope.T, head.states(rows))
         if wants_weight:
             grad_weight = grad_weight.to(weight.dtype)
         return grad_hidden, grad_weight, None, None, None
+
+
+class _Head:
+    """The output layer, in the dtype of its products; autocast would narrow them."""
+
+    def __init__(self, ctx, hidden: Tensor, weight: Tensor):
+        self._hidden, self._temperature = hidden, ctx.temperature
+        self._wide, self._bias = _wide_dtype(hidden, weight), ctx.settings.bias
+        self._weight = weight.to(ctx.settings.product_dtype or self._wide)
+        self._autocast = torch.autocast(hidden.device.type, enabled=False)
+
+    def __enter__(self) -> _Head:
+        self._autocast.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._autocast.__exit__(*error)
+
+    def states(self, rows: slice) -> Tensor:
+        """``[n, H]``, divided by the temperature: states are fewer than scores."""
+        return self._hidden[rows].to(self._wide) / self._temperature
+
+    def scores(self, rows: slice) -> Tensor:
+        """``[n, V]``, in float32 at least."""
+        if self._weight.dtype == self._wide:
+            scores = self.states(rows) @ self._weight.T
+        else:  # half precision: divided afterwards, when it is wide again
+            product = self._hidden[rows].to(self._weight.dtype) @ self._weight.T
+            scores = product.to(self._wide).div_(self._temperature)
+        return scores if self._bias is None else scores + self._bias / self._temperature
+
+    def down(self, slope: Tensor) -> Tensor:
+        """``[n, V]`` gradients of scores -> ``[n, H]`` of what they came from."""
+        return (slope.to(self._weight.dtype) @ self._weight).to(self._wide)
+
+
+def _wide_dtype(*tensors: Tensor) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, count, size))
+
+
+def _exponentiate_(scores: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(score - largest), its sums, and log Σ exp(score).
+
+    The scores become score - largest, or, if they need not be kept, the exps.
+    """
+    largest = scores.amax(dim=-1, keepdim=True)
+    # a row of -inf alone: -inf - 0, not -inf + inf
+    largest.masked_fill_(largest.isinf(), 0.0)
+    scores.sub_(largest)
+    exps = scores.exp() if keep else scores.exp_()
+    total = exps.sum(dim=-1, keepdim=True)
+    return exps, total, (total.log() + largest).squeeze(-1)
+
+
+def _score_slopes(ctx, head, rows, grad_log_probs, grad_entropies) -> Tensor:
+    """``[n, V]``: the gradient of what is asked for with respect to the scores.
+
+    d log π(y) / dz_v = onehot - π_v,    dH / dz_v = -π_v (log π_v + H)
+    """
+    _, _, token_ids, normalizers, _, entropies = ctx.saved_tensors
+    log_probs = head.scores(rows).sub_(normalizers[rows, None])
+    if grad_entropies is None:  # in place, and with no second matrix of this size
+        minus = _minus_onehot_(log_probs.exp_(), token_ids[rows])
+        return minus.mul_(-grad_log_probs[rows, None])
+    probs = log_probs.exp()
+    slope = probs * (log_probs + entropies[rows, None])
+    slope.mul_(-grad_entropies[rows, None])
+    if grad_log_probs is not None:
+        minus = _minus_onehot_(probs, token_ids[rows])
+        slope.sub_(minus.mul_(grad_log_probs[rows, None]))
+    return slope
 
 
 def _minus_onehot_(probs: Tensor, token_ids: Tensor) -> Tensor:
     """π - onehot, in place."""
     minus_one = probs.new_full((len(probs), 1), -1.0)
     return probs.scatter_add_(-1, token_ids[:, None], minus_one)
-
-
-def _logsumexp_(scores: Tensor) -> Tensor:
-    """log Σ exp of each row, using up ``scores`` in place of more memory."""
-    largest = scores.amax(dim=-1, keepdim=True)
-    # a row of -inf alone: -inf - 0, not -inf + inf
-    largest.masked_fill_(largest.isinf(), 0.0)
-    total = scores.sub_(largest).exp_().sum(dim=-1)
-    return total.log_() + largest.squeeze(-1)
 
 
 def masked_sum(

@@ -6,6 +6,7 @@ from flowrl_lab.course.exercises import EXERCISES
 from flowrl_lab.course.hints import Reveal, hint_and_solution
 from flowrl_lab.course.predictions import answer, outcome, predict, predicted
 from flowrl_lab.course.quizzing import quiz
+from flowrl_lab.course.using import use
 from flowrl_lab.plots.pictures import Picture, draw_curves, draw_distributions
 from flowrl_lab.plots.word_pictures import draw_pictures
 
@@ -26,4 +27,5 @@ __all__ = [
     "predict",
     "predicted",
     "quiz",
+    "use",
 ]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from flowrl_lab.course.checking import Exercise, Result, judge, show_result
 from flowrl_lab.course.exercises import EXERCISES
 from flowrl_lab.course.ledger import open_ledger
+from flowrl_lab.course.using import read_source
 
 __all__ = ["check"]
 
@@ -49,5 +50,7 @@ def check(
     result._shown = True
     if recorded and name in exercises and result.status != "not attempted":
         facts = {"status": result.status, "mistake": result.mistake}
+        if result.status == "passed":
+            facts["source"] = read_source(function)
         open_ledger().record("check", name, facts)
     return result

@@ -52,9 +52,13 @@ def make_policy(
         from flowrl_lab.policies.tiny_lm import load_tiny_lm
 
         return load_tiny_lm(
-            task, rank=lora_rank, alpha=lora_alpha, seed=seed, device=device,
+            task,
+            rank=lora_rank,
+            alpha=lora_alpha,
+            seed=seed,
+            device=device,
             dtype=dtype,
-        )  # fmt: skip
+        )
     close = difflib.get_close_matches(name, POLICIES, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"choose from {POLICIES}."
     raise ValueError(f"policy is {name!r}, which is not known. Fix: {hint}")

@@ -20,10 +20,19 @@ class Policy(Protocol):
     Attributes:
         name: the policy's key in ``flowrl_lab.policies.POLICIES``.
         device: where its tensors live.
+        dtype: of its frozen weights; half precision is trained with a scaled loss.
+        pad_id: the token that fills up shorter rows.
+        large_tensors: whether single products are worth several threads.
+        reference_memo: what the reference said of earlier rows, for checkpoints:
+            computed again in another batch it would differ in the last digits.
     """
 
     name: str
     device: torch.device
+    dtype: torch.dtype
+    pad_id: int
+    large_tensors: bool
+    reference_memo: dict[str, list[list[float]]]
 
     def sample(
         self,

@@ -39,7 +39,7 @@ def threads_for(policy) -> Iterator[None]:
     with a real model's weights are worth sharing, a tiny one's are not.
     """
     before, wanted = torch.get_num_threads(), _threads_for_large
-    if wanted in (None, before) or not getattr(policy, "large_tensors", False):
+    if wanted in (None, before) or not policy.large_tensors:
         yield
         return
     torch.set_num_threads(wanted)

@@ -11,19 +11,22 @@ import contextlib
 import torch
 from torch import Tensor
 
-from flowrl_lab.policies.head_scores import frozen_head_scores
 from flowrl_lab.policies.loading import LoadedModel
 from flowrl_lab.policies.packed import PackedLanguageModelPolicy
+from flowrl_lab.tokens import token_scores_from_hidden
 from flowrl_lab.types import PromptBatch
 
-__all__ = ["HFLanguageModelPolicy"]
+__all__ = ["TOKENS_AT_ONCE", "HFLanguageModelPolicy"]
+
+# With 150,000 words, the scores of 64 tokens are 40 MB in float32.
+TOKENS_AT_ONCE = 64
 
 
 class HFLanguageModelPolicy(PackedLanguageModelPolicy):
     """A peft-wrapped model from ``load_language_model`` behind the ``Policy`` protocol.
 
     The scores ``[B, T, V]`` of a large vocabulary are never held as a whole: they are
-    made for a few tokens at a time (``head_scores``).
+    made for a few tokens at a time (``token_scores_from_hidden``).
 
     Args:
         loaded: where the model came from.
@@ -53,14 +56,8 @@ class HFLanguageModelPolicy(PackedLanguageModelPolicy):
         """
         with self._as_reference() if reference else contextlib.nullcontext():
             states = self._completion_states(prompts, completion_ids, completion_mask)
-            scored = frozen_head_scores(
-                states[completion_mask], self._lm_head, completion_ids[completion_mask],
-                temperature,
-            )  # fmt: skip
-        if not all(torch.isfinite(numbers).all() for numbers in scored):
-            raise FloatingPointError(
-                f"the scores of model {self.loaded.name!r} are not finite. Fix: lower "
-                "the learning rate, or set dtype='float32' (float16 ends at 65,504)."
+            scored = self._head_scores(
+                states[completion_mask], completion_ids[completion_mask], temperature
             )
         # Apart, so that the entropy's gradient is only computed where it is wanted.
         zeros = scored[0].new_zeros(completion_ids.shape)
@@ -68,14 +65,34 @@ class HFLanguageModelPolicy(PackedLanguageModelPolicy):
             zeros.masked_scatter(completion_mask, numbers) for numbers in scored
         )
 
-    def _draw(self, scaled: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
+    def _head_scores(
+        self, states: Tensor, token_ids: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        head = self._lm_head
+        try:
+            return token_scores_from_hidden(
+                states,
+                head.weight,
+                token_ids,
+                bias=head.bias,
+                temperature=temperature,
+                chunk_size=TOKENS_AT_ONCE,
+                product_dtype=head.weight.dtype,
+            )
+        except ValueError as error:  # tokens and shapes were checked before
+            raise FloatingPointError(
+                f"the scores of model {self.loaded.name!r} are not finite. Fix: lower "
+                "the learning rate, or set dtype='float32' (float16 ends at 65,504)."
+            ) from error
+
+    def _draw(self, words: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
         """By inverting the distribution function: one random number a row, not V.
 
         Sums of 50,000 shares need float64; where a device has none, as elsewhere.
         """
-        if scaled.device.type == "mps":
-            return super()._draw(scaled, node, generator)
-        reached = scaled.softmax(-1).double().cumsum(-1)[node]
+        if words.device.type == "mps":
+            return super()._draw(words, node, generator)
+        reached = words.exp().double().cumsum(-1)[node]
         drawn = reached.new_empty(len(node), 1).uniform_(generator=generator)
         # right: a word of no probability reaches no further than the one before it
         token = torch.searchsorted(reached, drawn * reached[:, -1:], right=True)

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from flowrl_lab._validation import bad_input, check_count, check_number, check_tensor
 from flowrl_lab.partition import LogPartitionHead
-from flowrl_lab.tokens import entropy_from_logits, gather_log_probs
+from flowrl_lab.tokens import (
+    entropy_from_logits,
+    gather_log_probs,
+    log_probs_from_logits,
+    next_token_logits,
+)
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
 __all__ = [
@@ -148,6 +153,8 @@ class LanguageModelPolicy:
             tokens so far ``[B, t]``; None: those that end with ``eos_id``.
     """
 
+    dtype, large_tensors = torch.float32, False
+
     def __init__(
         self,
         model,
@@ -168,6 +175,9 @@ class LanguageModelPolicy:
         self._backbone, self._lm_head = base.base_model, base.get_output_embeddings()
         self.hidden_size = base.config.hidden_size
         self._features: dict[tuple[str, str], Tensor] = {}
+        # What the reference says of a row: "prompt, temperature, tokens" -> its
+        # log-probs and entropies.
+        self.reference_memo: dict[str, list[list[float]]] = {}
         model.train(False)  # no dropout anywhere: log-probs must be repeatable
 
     @property
@@ -191,10 +201,10 @@ class LanguageModelPolicy:
         alive = torch.ones(rows, dtype=torch.bool, device=self.device)
         tokens, masks, log_probs = [], [], []
         for position in range(self.max_completion_tokens):
-            scaled = decode.logits.float() / temperature
-            token = self._draw(scaled, decode.node, generator)
+            words = log_probs_from_logits(decode.logits, temperature=temperature)
+            token = self._draw(words, decode.node, generator)
             token = torch.where(alive, token, self.pad_id)
-            chosen = scaled.log_softmax(-1)[decode.node, token]
+            chosen = words[decode.node, token]
             tokens.append(token)
             masks.append(alive)
             log_probs.append(torch.where(alive, chosen, 0.0))
@@ -206,11 +216,11 @@ class LanguageModelPolicy:
             *(torch.stack(rows, dim=1) for rows in (tokens, masks, log_probs))
         )
 
-    def _draw(self, scaled: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
-        """A token for each row: from scores ``[M, V]``, and each row's line in them."""
-        noise = scaled.new_empty(len(node), scaled.shape[-1])
+    def _draw(self, words: Tensor, node: Tensor, generator: torch.Generator) -> Tensor:
+        """A token for each row: of log-probs ``[M, V]``, each row's line in them."""
+        noise = words.new_empty(len(node), words.shape[-1])
         noise.exponential_(generator=generator)  # an exponential race
-        return (scaled.softmax(-1)[node] / noise).argmax(-1)
+        return (words.exp()[node] / noise).argmax(-1)
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
         """A decoder: ``logits`` [M, V], ``node`` [B] (a row's logits), ``step``."""
@@ -288,23 +298,22 @@ class LanguageModelPolicy:
     ) -> Tensor:
         """States that predict each completion token, ``[B, T, H]``.
 
-        The state of the last prompt token predicts the first completion token;
-        the last completion token predicts nothing and is not fed.
+        The prompt goes through the model once, its completions after it; the shift
+        by one is that of ``next_token_logits``.
         """
-        copies = len(completion_ids) // len(prompts)
+        copies, length = len(completion_ids) // len(prompts), completion_ids.shape[1]
         prefix = self._prefill(prompts, use_cache=True)
-        first = prefix.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
-        if completion_ids.shape[1] == 1:
-            return first
         cache = prefix.past_key_values
         cache.batch_repeat_interleave(copies)
         rest = self._backbone(
-            input_ids=completion_ids[:, :-1],
+            input_ids=completion_ids,
             past_key_values=cache,
             use_cache=True,
-            **_continuation(prompts, copies, completion_ids.shape[1] - 1),
+            **_continuation(prompts, copies, length),
         )
-        return torch.cat([first, rest.last_hidden_state], dim=1)
+        last = prefix.last_hidden_state[:, -1:].repeat_interleave(copies, 0)
+        states = torch.cat([last, rest.last_hidden_state], dim=1)
+        return next_token_logits(states, length)
 
     def prompt_features(self, prompts: PromptBatch, pooling: str = "last") -> Tensor:
         """Final hidden states of the reference: last prompt token, or the mean.

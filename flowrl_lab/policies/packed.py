@@ -139,9 +139,6 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
         self._changes = ChangeCounter(
             lambda: [weight.detach().clone() for weight in self.trainable_parameters()]
         )
-        # What the reference says of a row: "prompt, temperature, tokens" -> its
-        # log-probs and entropies.
-        self.reference_memo: dict[str, list[list[float]]] = {}
 
     def sample(
         self,

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from flowrl_lab.partition import LogZTable
+from flowrl_lab.tokens import log_probs_from_logits
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
 __all__ = ["MAX_LOGITS", "TabularPolicy", "TabularValueHead"]
@@ -39,9 +40,12 @@ class TabularPolicy(nn.Module):
     """
 
     name = "tabular"
+    dtype, large_tensors = torch.float32, False
+    pad_id = 0  # never needed: all completions are of one length
 
     def __init__(self, task, *, seed: int = 0):
         super().__init__()
+        self.reference_memo: dict = {}  # the reference is uniform
         if task.eos_id is not None:
             raise ValueError(
                 f"policy 'tabular': got task {task.name!r}, whose completions vary "
@@ -104,7 +108,7 @@ class TabularPolicy(nn.Module):
         number = torch.zeros_like(rows)
         for t in range(self.length):
             prefix = self._level_starts[t] + number
-            log_p = self._log_softmax(self.logits[rows, prefix], temperature)
+            log_p = self._log_probs(self.logits[rows, prefix], temperature)
             token = torch.multinomial(log_p.exp(), 1, generator=generator)
             ids[:, t] = token[:, 0]
             log_probs[:, t] = log_p.gather(1, token)[:, 0]
@@ -146,7 +150,7 @@ class TabularPolicy(nn.Module):
                 completion_ids.shape, math.log(self.vocab_size), device=self.device
             )
             return PolicyOutput(-flat, flat, states)
-        log_p = self._log_softmax(self.logits[rows[:, None], prefixes], temperature)
+        log_p = self._log_probs(self.logits[rows[:, None], prefixes], temperature)
         chosen = log_p.gather(-1, completion_ids[..., None])[..., 0]
         entropies = -(log_p.exp() * log_p).sum(dim=-1)
         return PolicyOutput(chosen, entropies, states)
@@ -195,9 +199,9 @@ class TabularPolicy(nn.Module):
         with torch.no_grad():
             self.logits.copy_(logits)
 
-    def _log_softmax(self, logits: Tensor, temperature: float) -> Tensor:
+    def _log_probs(self, logits: Tensor, temperature: float) -> Tensor:
         _check_temperature(temperature)
-        return torch.log_softmax(logits / temperature, dim=-1)
+        return log_probs_from_logits(logits, temperature=temperature)
 
     def _prompt_rows(self, prompts: PromptBatch, repeats: int) -> Int[Tensor, " B"]:
         indices = prompts.indices.to(self.device)

@@ -164,7 +164,7 @@ def estimate_memory(
         tokens, attended: of one pass, as ``tokens_in_a_pass`` counts them.
         bytes_per_weight: 2 for half precision, 4 for float32.
         rank: of the adapter.
-        tokens_scored_at_once: as in ``policies.head_scores``.
+        tokens_scored_at_once: as in ``policies.hf_lm``.
         overhead_gb: what the device needs for itself.
 
     Returns:

@@ -18,62 +18,23 @@ from flowrl_lab import advantages, losses
 from flowrl_lab._validation import bad_input
 from flowrl_lab.partition import vargrad_log_z
 from flowrl_lab.tokens import masked_sum
+from flowrl_lab.training.batch import Batch, LossParts, shaped_rewards
+from flowrl_lab.training.config import ExperimentConfig
+from flowrl_lab.training.log_z import LogZ
 from flowrl_lab.types import PolicyOutput, Rollout
 
-__all__ = [
-    "ALGORITHMS",
-    "Algorithm",
-    "Batch",
-    "LossParts",
-    "flowrl_with",
-    "shaped_rewards",
-]
+__all__ = ["ALGORITHMS", "Algorithm", "Objective", "flowrl_with"]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A rollout with what is computed from it once, before its first update.
+class Objective:
+    """One row of ``ALGORITHMS``: which pieces an algorithm puts together.
 
     Attributes:
-        rollout: the sampled and scored completions.
-        log_z_features: what log Z reads, one row a prompt; None without Z_φ.
-        fixed_log_z: [P] a log Z that nothing learns; None where something does.
-        advantages: [B, T] or [B]; None for the flow losses.
-        old_values: [B, T] the critic's values before the update; None without.
-        returns: [B, T] what the critic should say; None without.
-    """
-
-    rollout: Rollout
-    log_z_features: Tensor | None = None
-    fixed_log_z: Tensor | None = None
-    advantages: Tensor | None = None
-    old_values: Tensor | None = None
-    returns: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LossParts:
-    """A loss and what the flow losses can say about it.
-
-    Attributes:
-        loss: the scalar to minimise.
-        residuals: [B] detached, nats; None where the loss has none.
-        log_z: [P] detached, nats; None where nothing estimates it.
-    """
-
-    loss: Tensor
-    residuals: Tensor | None = None
-    log_z: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """How one algorithm learns.
-
-    Attributes:
-        loss: (batch, output, modules, config) -> LossParts.
+        loss: (batch, output, log_z, algorithm) -> LossParts; log_z is ``[P]``, or
+            None where ``uses_log_z`` is not set.
         advantages: (rollout, config) -> [B, T] or [B]; None for flow losses.
-        uses_log_z: it needs a log Z, learned or not (``config.log_z``).
+        uses_log_z: it needs a log Z, learned or not.
         uses_values: it trains a value head.
     """
 
@@ -83,14 +44,118 @@ class Algorithm:
     uses_values: bool = False
 
 
-def shaped_rewards(rollout: Rollout, config) -> Tensor:
-    """The rewards as the flow losses see them: raw, or z-scored in their group."""
-    if config.reward_form == "raw":
-        return rollout.rewards
-    return advantages.group_normalized(rollout.rewards, rollout.num_generations)
+class Algorithm:
+    """An objective with a run's settings, and the riders that learn beside the policy.
+
+    Args:
+        config: the run's settings; ``config.algorithm`` names the objective.
+        policy: makes the riders.
+        flowrl_loss: a loss of the caller's own for "flowrl"; see ``flowrl_with``.
+
+    Attributes:
+        config: the settings.
+        log_z: where log Z comes from; None for the maximisers.
+        modules: what is trained beside the policy: ``"log_z"``, ``"critic"``, or none.
+
+    Raises:
+        ValueError: a ``flowrl_loss`` that is no such function, or for another
+            algorithm; a log Z that the policy cannot have.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        policy,
+        flowrl_loss: Callable[..., Tensor] | None = None,
+    ):
+        self.config = config
+        self._objective = _pick_objective(config, flowrl_loss)
+        self.log_z: LogZ | None = None
+        self.modules = nn.ModuleDict()
+        with torch.random.fork_rng(devices=[]):  # weights: a matter of the seed alone
+            torch.manual_seed(config.seed)
+            if self._objective.uses_log_z:
+                self.log_z = LogZ(config, policy)
+                if self.log_z.network is not None:
+                    self.modules["log_z"] = self.log_z.network
+            if self._objective.uses_values:
+                self.modules["critic"] = policy.make_value_head()
+
+    def prepare(self, rollout: Rollout, policy, step: int) -> Batch:
+        """The batch of a rollout: all that stays as it is during its updates.
+
+        Args:
+            rollout: sampled and scored completions.
+            policy: gives log Z its features, the critic its states.
+            step: updates done so far.
+        """
+        rewards = shaped_rewards(rollout, self.config)
+        if self.log_z is not None:
+            log_z_input = self.log_z.prepare(rollout, policy, step)
+            return Batch(rollout, rewards, log_z_input)
+        if self._objective.uses_values:
+            return self._with_values(rollout, rewards, policy)
+        if self._objective.advantages is None:
+            return Batch(rollout, rewards)
+        found = self._objective.advantages(rollout, self.config)
+        return Batch(rollout, rewards, advantages=found)
+
+    def loss(self, batch: Batch, output: PolicyOutput, log_z: Tensor | None):
+        """``LossParts`` of a batch, from the policy's scores and log Z ``[P]``."""
+        return self._objective.loss(batch, output, log_z, self)
+
+    def _with_values(self, rollout: Rollout, rewards: Tensor, policy) -> Batch:
+        """Advantages, and what the critic is to say."""
+        mask = rollout.completion_mask
+        with torch.no_grad():
+            output = policy.evaluate(
+                rollout.prompts,
+                rollout.completion_ids,
+                mask,
+                temperature=self.config.temperature,
+            )
+            values = self.modules["critic"](output.states) * mask
+        raw, returns = advantages.gae(rollout.rewards, values, mask)
+        whitened = advantages.whiten(raw, mask)
+        return Batch(
+            rollout, rewards, advantages=whitened, old_values=values, returns=returns
+        )
 
 
-def flowrl_with(flowrl_loss: Callable[..., Tensor]) -> Algorithm:
+def _pick_objective(config: ExperimentConfig, flowrl_loss) -> Objective:
+    if flowrl_loss is None:
+        return ALGORITHMS[config.algorithm]
+    if config.algorithm != "flowrl":
+        raise bad_input(
+            "flowrl_loss",
+            f"was given for algorithm {config.algorithm!r}, which does not use it",
+            "algorithm 'flowrl'",
+            "leave flowrl_loss out, or set algorithm='flowrl'",
+        )
+    return flowrl_with(flowrl_loss)
+
+
+def _flowrl(batch: Batch, output: PolicyOutput, log_z: Tensor, algorithm: Algorithm):
+    rollout, config = batch.rollout, algorithm.config
+    terms = losses.flowrl_terms(
+        log_z.repeat_interleave(rollout.num_generations),
+        output.log_probs,
+        rollout.old_log_probs,
+        rollout.ref_log_probs,
+        batch.rewards,
+        rollout.completion_mask,
+        **_flowrl_settings(config),
+    )
+    residuals = terms.residuals.detach()
+    return LossParts(terms.losses.mean(), residuals, log_z.detach(), terms.ratios)
+
+
+def _flowrl_settings(config: ExperimentConfig) -> dict:
+    names = ("reward_scale", "importance", "clip_low", "clip_high", "length_normalize")
+    return {name: getattr(config, name) for name in names}
+
+
+def flowrl_with(flowrl_loss: Callable[..., Tensor]) -> Objective:
     """FlowRL with a loss from outside in the place of ``losses.flowrl_loss``.
 
     Args:
@@ -98,7 +163,7 @@ def flowrl_with(flowrl_loss: Callable[..., Tensor]) -> Algorithm:
             names, all but ``reduction``, and returns a scalar to minimise.
 
     Returns:
-        The algorithm.  Residuals and log Z are measured as ever, whatever the loss.
+        The objective.  Residuals and log Z are measured as ever, whatever the loss.
 
     Raises:
         ValueError: it is no function, or takes other arguments; and, in the first
@@ -106,53 +171,23 @@ def flowrl_with(flowrl_loss: Callable[..., Tensor]) -> Algorithm:
     """
     _check_signature(flowrl_loss)
 
-    def loss(batch: Batch, output: PolicyOutput, modules: nn.ModuleDict, config):
+    def loss(batch: Batch, output: PolicyOutput, log_z: Tensor, algorithm: Algorithm):
         rollout = batch.rollout
-        prompt_log_z = _prompt_log_z(batch, output, modules, config)
-        log_z = prompt_log_z.repeat_interleave(rollout.num_generations)
-        shared = (rollout.ref_log_probs, shaped_rewards(rollout, config))
-        mask = rollout.completion_mask
-        form = {
-            "reward_scale": config.reward_scale,
-            "length_normalize": config.length_normalize,
-        }
         value = flowrl_loss(
-            log_z, output.log_probs, rollout.old_log_probs, *shared, mask,
-            importance=config.importance, clip_low=config.clip_low,
-            clip_high=config.clip_high, **form,
-        )  # fmt: skip
-        if flowrl_loss is not losses.flowrl_loss:
-            _check_value(flowrl_loss, value, output.log_probs)
+            log_z.repeat_interleave(rollout.num_generations),
+            output.log_probs,
+            rollout.old_log_probs,
+            rollout.ref_log_probs,
+            batch.rewards,
+            rollout.completion_mask,
+            **_flowrl_settings(algorithm.config),
+        )
+        _check_value(flowrl_loss, value, output.log_probs)
         with torch.no_grad():
-            residuals = losses.flowrl_residuals(
-                log_z, output.log_probs, *shared, mask, **form
-            )
-        return LossParts(value, residuals, prompt_log_z.detach())
+            parts = _flowrl(batch, output, log_z, algorithm)
+        return LossParts(value, parts.residuals, parts.log_z, parts.ratios)
 
-    return Algorithm(loss, uses_log_z=True)
-
-
-def _prompt_log_z(
-    batch: Batch, output: PolicyOutput, modules: nn.ModuleDict, config
-) -> Tensor:
-    """[P] the log Z of the batch's prompts, from where ``config.log_z`` says."""
-    rollout = batch.rollout
-    if config.log_z == "vargrad":
-        with torch.no_grad():  # zero residuals, turned round, are the log Z they need
-            negated = losses.flowrl_residuals(
-                torch.zeros_like(rollout.rewards), output.log_probs,
-                rollout.ref_log_probs, shaped_rewards(rollout, config),
-                rollout.completion_mask, reward_scale=config.reward_scale,
-                length_normalize=config.length_normalize,
-            )  # fmt: skip
-        return -negated.view(-1, rollout.num_generations).mean(dim=1)
-    if config.log_z == "attached":
-        # The state before the first token has seen the whole prompt.
-        states = output.states[:: rollout.num_generations, 0]
-        return modules["log_z"](states)
-    if batch.fixed_log_z is not None:
-        return batch.fixed_log_z
-    return modules["log_z"](batch.log_z_features)
+    return Objective(loss, uses_log_z=True)
 
 
 def _check_signature(flowrl_loss: object) -> None:
@@ -205,35 +240,43 @@ def _check_value(flowrl_loss: Callable, value: object, log_probs: Tensor) -> Non
         )
 
 
-def _vargrad(batch: Batch, output: PolicyOutput, _modules: nn.ModuleDict, config):
+def _vargrad(batch: Batch, output: PolicyOutput, _log_z: None, algorithm: Algorithm):
     rollout = batch.rollout
     policy, reference = (
         masked_sum(values, rollout.completion_mask)
         for values in (output.log_probs, rollout.ref_log_probs)
     )
-    rewards = shaped_rewards(rollout, config)
+    rewards, config = batch.rewards, algorithm.config
     loss = losses.vargrad_loss(
-        policy, reference, rewards, rollout.num_generations,
+        policy,
+        reference,
+        rewards,
+        rollout.num_generations,
         reward_scale=config.reward_scale,
-    )  # fmt: skip
+    )
     with torch.no_grad():
         log_z = vargrad_log_z(
-            policy, reference, rewards, rollout.num_generations,
+            policy,
+            reference,
+            rewards,
+            rollout.num_generations,
             reward_scale=config.reward_scale,
-        )  # fmt: skip
+        )
         scores = policy - reference - config.reward_scale * rewards
         residuals = log_z.repeat_interleave(rollout.num_generations) + scores
     return LossParts(loss, residuals, log_z)
 
 
-def _kl_reinforce(batch: Batch, output: PolicyOutput, _modules: nn.ModuleDict, config):
+def _kl_reinforce(
+    batch: Batch, output: PolicyOutput, _log_z: None, algorithm: Algorithm
+):
     rollout = batch.rollout
     loss = losses.kl_reinforce_loss(
         masked_sum(output.log_probs, rollout.completion_mask),
         masked_sum(rollout.ref_log_probs, rollout.completion_mask),
         rollout.rewards,
         rollout.num_generations,
-        kl_coef=config.kl_coef,
+        kl_coef=algorithm.config.kl_coef,
     )
     return LossParts(loss)
 
@@ -241,24 +284,24 @@ def _kl_reinforce(batch: Batch, output: PolicyOutput, _modules: nn.ModuleDict, c
 def _clipped(loss_function: Callable[..., Tensor]):
     """GRPO and REINFORCE++ share their arguments."""
 
-    def loss(batch: Batch, output: PolicyOutput, _modules: nn.ModuleDict, config):
+    def loss(batch: Batch, output: PolicyOutput, _log_z: None, algorithm: Algorithm):
         rollout = batch.rollout
         value = loss_function(
             output.log_probs,
             rollout.old_log_probs,
             batch.advantages,
             rollout.completion_mask,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
+            clip_low=algorithm.config.clip_low,
+            clip_high=algorithm.config.clip_high,
             ref_log_probs=rollout.ref_log_probs,
-            kl_coef=config.kl_coef,
+            kl_coef=algorithm.config.kl_coef,
         )
         return LossParts(value)
 
     return loss
 
 
-def _dapo(batch: Batch, output: PolicyOutput, _modules: nn.ModuleDict, config):
+def _dapo(batch: Batch, output: PolicyOutput, _log_z: None, algorithm: Algorithm):
     rollout = batch.rollout
     loss = losses.dapo_loss(
         output.log_probs,
@@ -266,22 +309,22 @@ def _dapo(batch: Batch, output: PolicyOutput, _modules: nn.ModuleDict, config):
         batch.advantages,
         rollout.completion_mask,
         rollout.num_generations,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
+        clip_low=algorithm.config.clip_low,
+        clip_high=algorithm.config.clip_high,
     )
     return LossParts(loss)
 
 
-def _ppo(batch: Batch, output: PolicyOutput, modules: nn.ModuleDict, config):
+def _ppo(batch: Batch, output: PolicyOutput, _log_z: None, algorithm: Algorithm):
     rollout = batch.rollout
     loss = losses.ppo_loss(
         output.log_probs,
         rollout.old_log_probs,
         batch.advantages,
         rollout.completion_mask,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        values=modules["critic"](output.states),
+        clip_low=algorithm.config.clip_low,
+        clip_high=algorithm.config.clip_high,
+        values=algorithm.modules["critic"](output.states),
         old_values=batch.old_values,
         returns=batch.returns,
     )
@@ -302,15 +345,15 @@ def _reinforce_pp_advantages(rollout: Rollout, _config) -> Tensor:
     return advantages.reinforce_pp_advantages(rollout.rewards, rollout.completion_mask)
 
 
-ALGORITHMS: dict[str, Algorithm] = {
-    "reinforce_pp": Algorithm(
+ALGORITHMS: dict[str, Objective] = {
+    "reinforce_pp": Objective(
         _clipped(losses.reinforce_pp_loss), _reinforce_pp_advantages
     ),
-    "ppo": Algorithm(_ppo, uses_values=True),
-    "grpo": Algorithm(_clipped(losses.grpo_loss), _grpo_advantages),
-    "dapo": Algorithm(_dapo, _grpo_advantages),
-    "pass_at_k": Algorithm(_clipped(losses.grpo_loss), _pass_at_k_advantages),
-    "flowrl": flowrl_with(losses.flowrl_loss),
-    "vargrad": Algorithm(_vargrad),
-    "kl_reinforce": Algorithm(_kl_reinforce),
+    "ppo": Objective(_ppo, uses_values=True),
+    "grpo": Objective(_clipped(losses.grpo_loss), _grpo_advantages),
+    "dapo": Objective(_dapo, _grpo_advantages),
+    "pass_at_k": Objective(_clipped(losses.grpo_loss), _pass_at_k_advantages),
+    "flowrl": Objective(_flowrl, uses_log_z=True),
+    "vargrad": Objective(_vargrad),
+    "kl_reinforce": Objective(_kl_reinforce),
 }

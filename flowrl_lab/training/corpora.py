@@ -190,8 +190,9 @@ def build_corpus(task, config: Recipe) -> tuple[Tensor, Tensor]:
     rows, weights = [], []
     for prompt, right, careless in EXAMPLES[config.task](task, config):
         for examples, share in (
-            (right, config.right_share), (careless, 1 - config.right_share)
-        ):  # fmt: skip
+            (right, config.right_share),
+            (careless, 1 - config.right_share),
+        ):
             total = sum(weight for _, weight in examples)
             weights += [share * weight / total for _, weight in examples]
             rows += [prompt + answer for answer, _ in examples]

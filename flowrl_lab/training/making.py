@@ -40,9 +40,14 @@ def make_task_and_policy(config, device):
     if in_text:
         return load_hf_lm(task, config, device)
     policy = make_policy(
-        config.policy, task, seed=config.seed, lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha, device=device, dtype=config.dtype,
-    )  # fmt: skip
+        config.policy,
+        task,
+        seed=config.seed,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        device=device,
+        dtype=config.dtype,
+    )
     return task, policy
 
 

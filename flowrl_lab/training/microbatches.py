@@ -18,14 +18,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
 __all__ = [
+    "InParts",
     "Part",
-    "as_leaves",
-    "backward_in_parts",
     "evaluate_in_parts",
     "sample_in_parts",
     "split_batch",
@@ -89,13 +89,15 @@ def sample_in_parts(
         )
     drawn = [
         policy.sample(
-            prompts.part(part.prompts), part.copies, temperature=temperature,
+            prompts.part(part.prompts),
+            part.copies,
+            temperature=temperature,
             generator=generator,
         )
         for part in parts
-    ]  # fmt: skip
+    ]
     width = max(one.completion_ids.shape[1] for one in drawn)
-    pads = (getattr(policy, "pad_id", 0), False, 0.0)
+    pads = (policy.pad_id, False, 0.0)
     columns = zip(
         *((d.completion_ids, d.completion_mask, d.log_probs) for d in drawn),
         strict=True,
@@ -131,47 +133,136 @@ def evaluate_in_parts(
     with torch.no_grad():
         outputs = [
             policy.evaluate(
-                prompts.part(part.prompts), completion_ids[part.rows],
-                completion_mask[part.rows], **settings,
+                prompts.part(part.prompts),
+                completion_ids[part.rows],
+                completion_mask[part.rows],
+                **settings,
             )
             for part in parts
-        ]  # fmt: skip
+        ]
     columns = zip(*((o.log_probs, o.entropies, o.states) for o in outputs), strict=True)
     return PolicyOutput(*map(torch.cat, columns))
 
 
-def as_leaves(output: PolicyOutput) -> PolicyOutput:
-    """The scores as the beginning of a graph of their own, for step 2."""
-    floating = output.states.is_floating_point()
-    return PolicyOutput(
-        output.log_probs.detach().requires_grad_(),
-        output.entropies.detach().requires_grad_(),
-        output.states.detach().requires_grad_(floating),
-    )
+class InParts:
+    """A policy that is asked for at most ``rows`` completions at a time.
+
+    Whoever trains it writes ``loss.backward()`` as ever: the gradient is exact,
+    whatever the loss.  With a ``scale`` the gradient passes through the policy's
+    half-precision layers that many times as large, and is divided again below them.
+
+    Args:
+        policy: what does the work; everything else is asked of it.
+        rows: completions in one pass at most; 0 is all of them.
+        scale: 1 leaves gradients as they are.
+    """
+
+    def __init__(self, policy, rows: int = 0, scale: float = 1.0):
+        self._policy, self.rows, self.scale = policy, rows, scale
+
+    def __getattr__(self, name: str):
+        return getattr(self._policy, name)
+
+    def sample(self, prompts: PromptBatch, num_generations: int, **settings):
+        """``Policy.sample``, in parts; see ``sample_in_parts``."""
+        return sample_in_parts(
+            self._policy, prompts, num_generations, rows=self.rows, **settings
+        )
+
+    def evaluate(
+        self,
+        prompts: PromptBatch,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        *,
+        temperature: float = 1.0,
+        reference: bool = False,
+    ) -> PolicyOutput:
+        """``Policy.evaluate``, in parts."""
+        given = (prompts, completion_ids, completion_mask)
+        parted = 0 < self.rows < len(completion_ids)
+        learns = torch.is_grad_enabled() and not reference
+        if not learns or not (parted or self.scale != 1):
+            return evaluate_in_parts(
+                self._policy,
+                *given,
+                rows=self.rows,
+                temperature=temperature,
+                reference=reference,
+            )
+        weights = self._policy.trainable_parameters()
+        scores = _ScoresInParts.apply(self, given, temperature, *weights)
+        return PolicyOutput(*scores)
+
+    def _scored_again(
+        self, prompts: PromptBatch, ids: Tensor, mask: Tensor, temperature: float
+    ) -> Iterator[tuple[slice, PolicyOutput]]:
+        """One part after the other, this time with a graph."""
+        num_generations = len(ids) // len(prompts)
+        for part in split_batch(len(prompts), num_generations, self.rows):
+            with torch.enable_grad():
+                output = self._policy.evaluate(
+                    prompts.part(part.prompts),
+                    ids[part.rows],
+                    mask[part.rows],
+                    temperature=temperature,
+                )
+            yield part.rows, output
 
 
-def backward_in_parts(
-    policy,
-    prompts: PromptBatch,
-    completion_ids: Tensor,
-    completion_mask: Tensor,
-    leaves: PolicyOutput,
-    *,
-    rows: int,
-    temperature: float,
-) -> None:
-    """Step 3: what ``leaves`` hold in ``.grad`` goes on to the policy's parameters."""
-    pieces = (leaves.log_probs, leaves.entropies, leaves.states)
-    num_generations = len(completion_ids) // len(prompts)
-    for part in split_batch(len(prompts), num_generations, rows):
-        output = policy.evaluate(
-            prompts.part(part.prompts), completion_ids[part.rows],
-            completion_mask[part.rows], temperature=temperature,
-        )  # fmt: skip
-        fresh = (output.log_probs, output.entropies, output.states)
-        wanted = [
-            (new, old.grad[part.rows])
-            for new, old in zip(fresh, pieces, strict=True)
-            if old.grad is not None and new.requires_grad
-        ]
-        torch.autograd.backward(*map(list, zip(*wanted, strict=True)))
+class _ScoresInParts(torch.autograd.Function):
+    """``evaluate`` as a function of the weights; its backward pass goes in parts."""
+
+    @staticmethod
+    def forward(ctx, owner: InParts, given: tuple, temperature: float, *weights):
+        ctx.owner, ctx.given, ctx.temperature = owner, given, temperature
+        ctx.whole = None
+        settings = {"temperature": temperature}
+        if 0 < owner.rows < len(given[1]):
+            output = evaluate_in_parts(
+                owner._policy, *given, rows=owner.rows, **settings
+            )
+        else:  # nothing to save by a second pass: keep the graph of this one
+            with torch.enable_grad():
+                ctx.whole = output = owner._policy.evaluate(*given, **settings)
+        ctx.weights = weights
+        ctx.set_materialize_grads(False)  # None: nobody asked
+        scores = tuple(part.detach() for part in _scores(output))
+        if not scores[2].is_floating_point():
+            ctx.mark_non_differentiable(scores[2])
+        return scores
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *wanted):
+        owner, (prompts, ids, mask) = ctx.owner, ctx.given
+        if ctx.whole is not None:
+            outputs = [(slice(None), ctx.whole)]
+        else:
+            outputs = owner._scored_again(prompts, ids, mask, ctx.temperature)
+        total: list = [None] * len(ctx.weights)
+        for rows, output in outputs:
+            found = _gradients(output, wanted, rows, ctx.weights, owner.scale)
+            total = [_plus(one, other) for one, other in zip(total, found, strict=True)]
+        return None, None, None, *(g if g is None else g / owner.scale for g in total)
+
+
+def _scores(output: PolicyOutput) -> tuple[Tensor, Tensor, Tensor]:
+    return output.log_probs, output.entropies, output.states
+
+
+def _gradients(output: PolicyOutput, wanted, rows: slice, weights, scale: float):
+    """Of the weights, from those of some rows' scores."""
+    pairs = [
+        (new, scale * asked[rows])
+        for new, asked in zip(_scores(output), wanted, strict=True)
+        if asked is not None and new.requires_grad
+    ]
+    if not pairs:
+        return [None] * len(weights)
+    scores, gradients = zip(*pairs, strict=True)
+    return torch.autograd.grad(scores, weights, gradients, allow_unused=True)
+
+
+def _plus(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other

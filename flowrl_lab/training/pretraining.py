@@ -110,9 +110,11 @@ def pretrain_steps(task, model, config: Recipe) -> Iterator[tuple[int, float]]:
     tokens, weights = (part.to(device) for part in build_corpus(task, config))
     generator = torch.Generator(device).manual_seed(config.seed)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay,
+        model.parameters(),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
         betas=(0.9, 0.98),
-    )  # fmt: skip
+    )
     cumulative = weights.double().cumsum(0)
     for step in range(config.steps):
         for group in optimizer.param_groups:
@@ -193,9 +195,10 @@ def _facts(task, model, config: Recipe, seconds: float, device: str) -> dict:
 
     policy = LanguageModelPolicy(
         add_lora(model, rank=1, alpha=1.0),
-        eos_id=task.eos_id, pad_id=task.pad_id,
+        eos_id=task.eos_id,
+        pad_id=task.pad_id,
         max_completion_tokens=task.max_completion_tokens,
-    )  # fmt: skip
+    )
     report = evaluate_policy(policy, task, task.prompts("heldout"))
     model = policy.model.unload()
     return {

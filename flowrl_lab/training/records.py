@@ -7,17 +7,24 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from flowrl_lab.losses import clip_fraction
-from flowrl_lab.training.algorithms import LossParts
-from flowrl_lab.types import ExactReport, PolicyOutput, Rollout, StepRecord
+from flowrl_lab.losses import clip_fraction, share_outside
+from flowrl_lab.training.step import Update
+from flowrl_lab.types import ExactReport, Rollout, StepRecord
 
-__all__ = ["measure", "nothing_measured", "record_from_dict", "record_to_dict"]
+__all__ = [
+    "make_record",
+    "measure",
+    "nothing_measured",
+    "record_from_dict",
+    "record_to_dict",
+]
 
-MEASURED = (
-    "reward", "loss", "entropy", "kl_to_reference", "log_z", "residual_mean",
-    "residual_rms", "clip_fraction", "grad_norm", "zero_variance_groups",
-    "all_wrong_groups",
-)  # fmt: skip
+# The numbers of a step: what ``StepRecord`` lists from the reward to the groups.
+MEASURED = tuple(
+    field.name
+    for field in dataclasses.fields(StepRecord)
+    if field.type == "float" and field.name != "seconds"
+)
 
 
 def nothing_measured() -> dict[str, float]:
@@ -25,18 +32,25 @@ def nothing_measured() -> dict[str, float]:
     return dict.fromkeys(MEASURED, float("nan"))
 
 
+def make_record(run: str, step: int, steps: int, **known) -> StepRecord:
+    """A record of a loop of your own, for ``LivePlot``; NaN where nothing is known.
+
+    Args:
+        run: its name in the legend.
+        step: updates done so far; 0 is the policy before training.
+        steps: updates that the loop will do.
+        known: other fields of ``StepRecord``, such as ``reward`` or ``exact``.
+    """
+    blank = {"algorithm": run, "seed": 0, "tokens": 0, "seconds": float("nan")}
+    facts = {**blank, **nothing_measured(), **known}
+    return StepRecord(run=run, step=step, steps=steps, **facts)
+
+
 @torch.no_grad()
-def measure(
-    rollout: Rollout,
-    output: PolicyOutput,
-    parts: LossParts,
-    loss: Tensor,
-    entropy: Tensor,
-    grad_norm: Tensor,
-    config,
-) -> dict[str, float]:
+def measure(rollout: Rollout, update: Update, config) -> dict[str, float]:
     """The measured fields of a StepRecord, brought to the CPU in one go."""
     groups = rollout.rewards.view(-1, rollout.num_generations)
+    loss, parts = update.loss, update.parts
     missing = loss.new_tensor(float("nan"))
     residuals, log_z = (
         missing[None] if part is None else part
@@ -45,23 +59,29 @@ def measure(
     values = (
         groups.mean(),
         loss,
-        entropy,
+        update.entropy,
         (rollout.old_log_probs - rollout.ref_log_probs).sum(-1).mean(),
         log_z.mean(),
         residuals.mean(),
         residuals.square().mean().sqrt(),
-        clip_fraction(
-            output.log_probs, rollout.old_log_probs, rollout.completion_mask,
-            clip_low=config.clip_low, clip_high=config.clip_high,
-            # FlowRL weighs whole sequences, the clipped policy losses tokens.
-            level="sequence" if config.algorithm == "flowrl" else "token",
-        ),
-        grad_norm,
+        _clip_fraction(rollout, update, config),
+        update.grad_norm,
         (groups.amax(-1) == groups.amin(-1)).float().mean(),
         (groups.amax(-1) <= 0).float().mean(),
-    )  # fmt: skip
+    )
     flat = [torch.as_tensor(v).detach().float().to(loss.device) for v in values]
     return dict(zip(MEASURED, torch.stack(flat).tolist(), strict=True))
+
+
+def _clip_fraction(rollout: Rollout, update: Update, config) -> Tensor:
+    """FlowRL weighs whole sequences, the clipped policy losses tokens."""
+    bounds = {"clip_low": config.clip_low, "clip_high": config.clip_high}
+    if update.parts.ratios is not None:
+        return share_outside(update.parts.ratios, **bounds)
+    log_probs = update.output.log_probs
+    return clip_fraction(
+        log_probs, rollout.old_log_probs, rollout.completion_mask, **bounds
+    )
 
 
 def record_to_dict(record: StepRecord) -> dict:

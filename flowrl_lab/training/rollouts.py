@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from flowrl_lab.training.microbatches import evaluate_in_parts, sample_in_parts
 from flowrl_lab.types import PolicyOutput, PromptBatch, Rollout
 
 __all__ = ["collect_rollout", "sample_prompts"]
@@ -25,7 +24,6 @@ def collect_rollout(
     *,
     temperature: float,
     generator: torch.Generator,
-    rows: int = 0,
 ) -> Rollout:
     """Sample ``num_generations`` completions a prompt and score them.
 
@@ -36,7 +34,6 @@ def collect_rollout(
         num_generations: G.
         temperature: of sampling, and of every log-prob of the rollout.
         generator: on the policy's device; the only source of randomness.
-        rows: completions in one pass at most; 0 is all at once.
 
     Returns:
         A Rollout of B = P * G rows.  ``old_log_probs`` are those of sampling:
@@ -45,10 +42,9 @@ def collect_rollout(
     Raises:
         ValueError: the verifier gave a NaN or infinite reward, or not one each.
     """
-    sampled = sample_in_parts(
-        policy, prompts, num_generations, rows=rows, temperature=temperature,
-        generator=generator,
-    )  # fmt: skip
+    sampled = policy.sample(
+        prompts, num_generations, temperature=temperature, generator=generator
+    )
     completions = (sampled.completion_ids, sampled.completion_mask)
     rewards, parts = _score(task, prompts, completions, num_generations)
     if rewards.shape != sampled.completion_ids.shape[:1]:
@@ -64,10 +60,9 @@ def collect_rollout(
             f"prompt {prompts.texts[row // num_generations]!r}; expected finite "
             "numbers. Fix: let the verifier return 0 for what it cannot judge."
         )
-    reference: PolicyOutput = evaluate_in_parts(
-        policy, prompts, *completions, rows=rows, temperature=temperature,
-        reference=True,
-    )  # fmt: skip
+    reference: PolicyOutput = policy.evaluate(
+        prompts, *completions, temperature=temperature, reference=True
+    )
     return Rollout(
         prompts,
         num_generations,

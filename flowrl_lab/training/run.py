@@ -12,42 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from flowrl_lab._files import write_atomically
-from flowrl_lab._validation import bad_input
-from flowrl_lab.advantages import gae, whiten
 from flowrl_lab.evaluation import Referee
-from flowrl_lab.partition import start_log_z, unlearned_log_z
 from flowrl_lab.policies.device import pick_device, threads_for
-from flowrl_lab.training.algorithms import (
-    ALGORITHMS,
-    Algorithm,
-    Batch,
-    flowrl_with,
-    shaped_rewards,
-)
+from flowrl_lab.training.algorithms import Algorithm
+from flowrl_lab.training.batch import Batch
 from flowrl_lab.training.checkpoints import read_checkpoint, write_checkpoint
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.making import make_task_and_policy
 from flowrl_lab.training.records import (
+    measure,
     nothing_measured,
     record_from_dict,
     record_to_dict,
 )
 from flowrl_lab.training.rollouts import collect_rollout, sample_prompts
-from flowrl_lab.training.survival import Updater
-from flowrl_lab.types import (
-    ExactReport,
-    PolicyOutput,
-    Rollout,
-    Snapshot,
-    StepRecord,
-)
+from flowrl_lab.training.step import make_optimizer, training_step
+from flowrl_lab.training.survival import Survival
+from flowrl_lab.types import ExactReport, Rollout, Snapshot, StepRecord
 
 __all__ = ["ExperimentConfig", "Run", "race", "train"]
 
-STATE_FIELDS = (
-    "config", "step", "tokens", "seconds", "policy", "modules", "optimizer",
-    "prompt_generator", "sample_generator", "records",
-)  # fmt: skip
+STATE_FIELDS = [
+    *("config", "step", "tokens", "seconds", "policy", "modules", "optimizer"),
+    *("prompt_generator", "sample_generator", "records"),
+]
 
 
 class Run:
@@ -66,6 +54,8 @@ class Run:
 
     Attributes:
         policy: the policy being trained.
+        algorithm, optimizer: what ``training_step`` takes beside it.
+        survival: what tries again, in parts, where a step fails.
         modules: the trained riders: ``"log_z"``, ``"critic"``, or none.
         records: every StepRecord so far.
         step: updates done so far.
@@ -85,17 +75,24 @@ class Run:
     ):
         self.config = config
         self.flowrl_loss = flowrl_loss
-        self._algorithm = _pick_algorithm(config, flowrl_loss)
         self.folder = None if folder is None else Path(folder)
         self.save_every = save_every
         if self.folder is not None:
             _refuse_used_folder(self.folder)
         device = pick_device(config.device)
         self.task, self.policy = make_task_and_policy(config, device)
-        self.modules = _make_modules(self._algorithm, self.policy, config)
-        self._updater = Updater(self.policy, self.modules, self._algorithm, config)
+        self.algorithm = Algorithm(config, self.policy, flowrl_loss)
+        self.modules = self.algorithm.modules
+        self.optimizer = make_optimizer(self.policy, self.modules, config)
         self._prompt_generator = torch.Generator().manual_seed(config.seed)
         self._sample_generator = torch.Generator(device).manual_seed(config.seed)
+        prompts = min(config.prompts_per_step, len(self.task.prompts("train")))
+        self.survival = Survival(
+            self.policy,
+            config,
+            batch_rows=prompts * config.num_generations,
+            generators=(self._prompt_generator, self._sample_generator),
+        )
         self._referee: Referee | None = None
         self._watcher: Referee | None = None
         self.records: list[StepRecord] = []
@@ -103,114 +100,63 @@ class Run:
         self.seconds = 0.0
 
     def __iter__(self) -> Iterator[StepRecord]:
+        return self
+
+    def __next__(self) -> StepRecord:
+        """The start; then a step at a time: sample, score, update, measure."""
         if not self.records:
-            self.records.append(self._start_record())
-            yield self.records[-1]
-        while self.step < self.config.steps:
-            record = self._train_step()
-            self.records.append(record)
-            if self.folder and self._due(self.save_every):
-                self.save(self.folder)
-            yield record
+            self.records.append(self._record(None, nothing_measured()))
+            return self.records[-1]
+        if self.step >= self.config.steps:
+            raise StopIteration
+        survival, start = self.survival, time.perf_counter()
+        survival.note, measured = "", {}
+        self._set_learning_rate()
+        with threads_for(self.policy):
+            rollout = survival.fitting(self.sample)
+            batch = survival.fitting(lambda: self.prepare(rollout))
+            for _ in range(self.config.updates_per_batch):
+                for attempt in survival.attempts(self.step + 1):
+                    with attempt:
+                        update = training_step(
+                            survival.policy, self.optimizer, batch, self.algorithm
+                        )
+                        survival.went_well()
+                        measured = measure(rollout, update, self.config)
+        self.step += 1
+        self.tokens += int(rollout.completion_mask.sum())
+        self.seconds += time.perf_counter() - start
+        measured.setdefault("reward", rollout.rewards.mean().item())
+        self.records.append(self._record(rollout, measured))
+        if self.folder and self._due(self.save_every):
+            self.save(self.folder)
+        return self.records[-1]
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
 
-    def _train_step(self) -> StepRecord:
-        """Sample, score, update; every random draw comes from the run's generators."""
-        config, start = self.config, time.perf_counter()
-        self._set_learning_rate()
-        self._updater.note = ""
-        with threads_for(self.policy):
-            rollout = self._fitting(self._collect)
-            batch = self._fitting(lambda: self._prepare(rollout))
-            for _ in range(config.updates_per_batch):
-                measured = self._fitting(lambda: self._update(batch))
-        self.step += 1
-        self.tokens += int(rollout.completion_mask.sum())
-        self.seconds += time.perf_counter() - start
-        return self._record(rollout, measured)
-
-    def _fitting(self, action: Callable):
-        """``action()``, in smaller parts where memory is short; see ``Updater``."""
-        before = [generator.get_state() for generator in self._generators()]
-
-        def undo() -> None:
-            for generator, state in zip(self._generators(), before, strict=True):
-                generator.set_state(state)
-
-        prompts = min(self.config.prompts_per_step, len(self.task.prompts("train")))
-        return self._updater.fitting(
-            action, prompts * self.config.num_generations, undo
-        )
-
-    def _generators(self) -> tuple[torch.Generator, torch.Generator]:
-        return self._prompt_generator, self._sample_generator
-
-    def _collect(self) -> Rollout:
+    def sample(self) -> Rollout:
         """Draw prompts, sample and score completions of them."""
         config = self.config
         prompts = sample_prompts(
             self.task, config.prompts_per_step, self._prompt_generator
         )
         return collect_rollout(
-            self.policy, self.task, prompts, config.num_generations,
-            temperature=config.temperature, generator=self._sample_generator,
-            rows=self._updater.rows,
-        )  # fmt: skip
+            self.survival.policy,
+            self.task,
+            prompts,
+            config.num_generations,
+            temperature=config.temperature,
+            generator=self._sample_generator,
+        )
 
-    def _prepare(self, rollout: Rollout) -> Batch:
-        """Advantages, critic's targets and features: fixed during the updates."""
-        config, algorithm = self.config, self._algorithm
-        if algorithm.uses_log_z:
-            return self._with_log_z(rollout)
-        if algorithm.uses_values:
-            with torch.no_grad():
-                values = self.modules["critic"](self._evaluate(rollout).states)
-            values = values * rollout.completion_mask
-            raw, returns = gae(rollout.rewards, values, rollout.completion_mask)
-            return Batch(
-                rollout,
-                advantages=whiten(raw, rollout.completion_mask),
-                old_values=values,
-                returns=returns,
-            )
-        if algorithm.advantages is None:
-            return Batch(rollout)
-        return Batch(rollout, advantages=algorithm.advantages(rollout, config))
-
-    def _with_log_z(self, rollout: Rollout) -> Batch:
-        """The batch with what its log Z is computed from, or is."""
-        config, prompts = self.config, rollout.prompts.to(self.policy.device)
-        if self.step == 0 and config.log_z_start == "batch" and self.modules:
-            estimate = config.reward_scale * shaped_rewards(rollout, config)
-            count = math.log(len(estimate))
-            start_log_z(self.modules["log_z"], (estimate.logsumexp(0) - count).item())
-        if config.log_z == "learned":
-            features = self.policy.prompt_features(prompts, config.log_z_features)
-            return Batch(rollout, log_z_features=features)
-        if config.log_z in ("attached", "vargrad"):
-            return Batch(rollout)
-        fixed = unlearned_log_z(
-            config.log_z, prompts.indices.cpu(), value=config.log_z_value,
-            seed=config.seed, step=self.step,
-        )  # fmt: skip
-        return Batch(rollout, fixed_log_z=fixed.to(self.policy.device))
-
-    def _evaluate(self, rollout: Rollout) -> PolicyOutput:
-        return self._updater.evaluate(rollout)
-
-    def _update(self, batch: Batch) -> dict[str, float]:
-        """One gradient step; returns what was measured on the way."""
-        return self._updater.step(batch, self.step + 1)
-
-    @property
-    def _optimizer(self) -> torch.optim.Optimizer:
-        return self._updater.optimizer
+    def prepare(self, rollout: Rollout) -> Batch:
+        """All that stays as it is while ``rollout`` is trained on."""
+        return self.algorithm.prepare(rollout, self.survival.policy, self.step)
 
     def _set_learning_rate(self) -> None:
         factor = _schedule(self.config.lr_schedule, self.step / self.config.steps)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
 
     @property
@@ -223,9 +169,12 @@ class Run:
 
     def _make_referee(self, prompts: Sequence[str]) -> Referee:
         return Referee(
-            self.policy, self.task, prompts, reward_scale=self.config.reward_scale,
+            self.policy,
+            self.task,
+            prompts,
+            reward_scale=self.config.reward_scale,
             temperature=self.config.temperature,
-        )  # fmt: skip
+        )
 
     def _watch(self) -> Snapshot:
         """The watched prompt's distribution; it is judged only if it is held out."""
@@ -248,13 +197,8 @@ class Run:
         """Z_φ, if what it learns is the log Z that the referee computes, from the
         features that the referee reads.
         """
-        config = self.config
-        textbook = config.reward_form == "raw" and not config.length_normalize
-        learned = "log_z" in self.modules and config.log_z == "learned"
-        return self.modules["log_z"] if learned and textbook else None
-
-    def _start_record(self) -> StepRecord:
-        return self._record(None, nothing_measured())
+        log_z = self.algorithm.log_z
+        return None if log_z is None else log_z.textbook
 
     def _record(self, rollout: Rollout | None, measured: dict) -> StepRecord:
         config = self.config
@@ -266,12 +210,21 @@ class Run:
                 snapshot = self._watch()
             samples = () if rollout is None else self._samples(rollout)
         return StepRecord(
-            run=config.run_name, algorithm=config.algorithm, seed=config.seed,
-            step=self.step, steps=config.steps, tokens=self.tokens,
-            seconds=self.seconds, exact=exact, snapshot=snapshot, samples=samples,
-            parts={} if rollout is None else rollout.parts, note=self._updater.note,
-            skipped=self._updater.skipped, **{**nothing_measured(), **measured},
-        )  # fmt: skip
+            run=config.run_name,
+            algorithm=config.algorithm,
+            seed=config.seed,
+            step=self.step,
+            steps=config.steps,
+            tokens=self.tokens,
+            seconds=self.seconds,
+            exact=exact,
+            snapshot=snapshot,
+            samples=samples,
+            parts={} if rollout is None else rollout.parts,
+            note=self.survival.note,
+            skipped=self.survival.skipped,
+            **{**nothing_measured(), **measured},
+        )
 
     def _samples(self, rollout: Rollout, count: int = 4):
         """The first completion of each of the first prompts, as text."""
@@ -309,13 +262,12 @@ class Run:
             "seconds": self.seconds,
             "policy": self.policy.state_dict(),
             "modules": self.modules.state_dict(),
-            **self._updater.state(),
+            "optimizer": self.optimizer.state_dict(),
+            "survival": self.survival.state(),
             "prompt_generator": self._prompt_generator.get_state(),
             "sample_generator": self._sample_generator.get_state(),
             "records": [json.dumps(record_to_dict(record)) for record in self.records],
-            # What the reference said of earlier rows; computed again in another
-            # batch it would differ in the last digits.
-            "reference_memo": getattr(self.policy, "reference_memo", {}),
+            "reference_memo": self.policy.reference_memo,
         }
 
     @classmethod
@@ -347,7 +299,9 @@ class Run:
         run.folder = folder
         run.policy.load_state_dict(state["policy"])
         run.modules.load_state_dict(state["modules"])
-        run._updater.load_state(state)
+        run.optimizer.load_state_dict(state["optimizer"])
+        if "survival" in state:  # older checkpoints have none
+            run.survival.load_state(state["survival"])
         if state.get("reference_memo"):
             run.policy.reference_memo.update(state["reference_memo"])
         run._prompt_generator.set_state(state["prompt_generator"])
@@ -410,20 +364,6 @@ def race(*runs: Run | ExperimentConfig) -> Iterator[StepRecord]:
                 yield record
 
 
-def _pick_algorithm(config: ExperimentConfig, flowrl_loss) -> Algorithm:
-    """The config's algorithm, or FlowRL with a loss of the caller's own."""
-    if flowrl_loss is None:
-        return ALGORITHMS[config.algorithm]
-    if config.algorithm != "flowrl":
-        raise bad_input(
-            "flowrl_loss",
-            f"was given for algorithm {config.algorithm!r}, which does not use it",
-            "algorithm 'flowrl'",
-            "leave flowrl_loss out, or set algorithm='flowrl'",
-        )
-    return flowrl_with(flowrl_loss)
-
-
 def _loss_name(flowrl_loss) -> str:
     """What a checkpoint can say about a loss from outside; empty for none."""
     if flowrl_loss is None:
@@ -455,27 +395,6 @@ def _refuse_used_folder(folder: Path) -> None:
             f"{folder} already holds a run; nothing is overwritten. Fix: name a new "
             "folder, or continue that run with Run.load (command line: --resume)."
         )
-
-
-def _make_modules(
-    algorithm: Algorithm, policy, config: ExperimentConfig
-) -> nn.ModuleDict:
-    """Z_φ or the critic, with weights that depend on the seed alone."""
-    if config.log_z == "attached" and policy.name == "tabular":
-        raise bad_input(
-            "log_z",
-            "is 'attached' with a table, which has no states to attach it to",
-            "a language model, or another log_z",
-            "set log_z='learned'",
-        )
-    modules = nn.ModuleDict()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        if algorithm.uses_log_z and config.log_z in ("learned", "attached"):
-            modules["log_z"] = policy.make_log_z()
-        if algorithm.uses_values:
-            modules["critic"] = policy.make_value_head()
-    return modules
 
 
 def _schedule(name: str, progress: float) -> float:

@@ -1,24 +1,21 @@
-"""Gradient steps that survive: in parts, scaled, and skipped where they would harm."""
+"""What keeps a run alive: halves of a pass, float16's scale, updates left out.
+
+``training_step`` knows nothing of this.  It is given a policy that works in parts
+(``InParts``), and it is tried again, or left out, from here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
 
-from flowrl_lab.training.algorithms import Algorithm, Batch
 from flowrl_lab.training.config import ExperimentConfig
-from flowrl_lab.training.microbatches import (
-    as_leaves,
-    backward_in_parts,
-    evaluate_in_parts,
-)
-from flowrl_lab.training.records import measure
-from flowrl_lab.types import PolicyOutput, Rollout
+from flowrl_lab.training.microbatches import InParts
+from flowrl_lab.training.step import BadUpdateError
 
-__all__ = ["BadUpdateError", "Updater", "is_out_of_memory"]
+__all__ = ["Survival", "is_out_of_memory"]
 
 # The gradients of float16 activations vanish below 6e-8; a loss that is this many
 # times as large keeps them above it, and the gradient is divided again afterwards.
@@ -26,10 +23,6 @@ FIRST_SCALE = 2.0**12
 SCALE_PATIENCE = 100  # good steps until the scale is doubled
 
 Result = TypeVar("Result")
-
-
-class BadUpdateError(FloatingPointError):
-    """An update that would do harm; nothing was changed."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -45,20 +38,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-class Updater:
-    """Updates of one run's policy and riders.
+class Survival:
+    """Tries what a run does again, in smaller parts or more softly, or leaves it out.
+
+        for attempt in survival.attempts():
+            with attempt:
+                update = training_step(survival.policy, …)
 
     Args:
         policy: what is trained.
-        modules: Z_φ or the critic.
-        algorithm: its loss.
         config: the run's settings.
+        batch_rows: completions in a batch.
+        generators: put back before another try.
 
     Attributes:
-        optimizer: AdamW over the policy and its riders.
-        rows: completions in one pass at most; 0 is all of them.
-        scale: what the loss is multiplied with on its way back (float16 only).
-        skipped: updates that were skipped so far.
+        policy: the policy in parts, for ``training_step`` and for sampling.
+        skipped: updates that were left out so far.
         note: what happened in the last step that a reader should know; empty if
             nothing did.
     """
@@ -66,165 +61,143 @@ class Updater:
     def __init__(
         self,
         policy,
-        modules: nn.ModuleDict,
-        algorithm: Algorithm,
         config: ExperimentConfig,
+        *,
+        batch_rows: int,
+        generators: Sequence[torch.Generator],
     ):
-        self._policy, self._modules = policy, modules
-        self._algorithm, self._config = algorithm, config
-        self.optimizer = _make_optimizer(policy, modules, config)
-        self.rows = config.micro_batch
-        half = getattr(policy, "dtype", torch.float32) == torch.float16
-        self.scale = FIRST_SCALE if half else 1.0
+        half = policy.dtype == torch.float16
+        self.policy = InParts(policy, config.micro_batch, FIRST_SCALE if half else 1.0)
+        self._config, self._batch_rows = config, batch_rows
+        self._generators = generators
         self._good_steps = 0
         self.skipped = self._in_a_row = 0
         self.note = ""
 
-    def evaluate(self, rollout: Rollout) -> PolicyOutput:
-        """Scores of the rollout under the policy, in as many parts as are needed."""
-        return evaluate_in_parts(
-            self._policy, rollout.prompts, rollout.completion_ids,
-            rollout.completion_mask, rows=self.rows,
-            temperature=self._config.temperature,
-        )  # fmt: skip
-
-    def step(self, batch: Batch, number: int) -> dict[str, float]:
-        """One gradient step; returns what was measured on the way.
+    def attempts(self, step: int = 0) -> Iterator[_Attempt]:
+        """Tries until one ends without an error, or is left out.
 
         Args:
-            batch: the rollout with its advantages.
-            number: of the step, for messages.
+            step: of an update, for messages.
 
         Raises:
+            MemoryError: not even single rows fit.
             FloatingPointError: the update would do harm, and ``on_bad_update`` is
                 "stop", or too many in a row were skipped.
         """
+        before = [generator.get_state() for generator in self._generators]
         while True:
-            try:
-                measured = self._try_step(batch, number)
-            except BadUpdateError as error:
-                if self.scale > 1 and "gradient" in str(error):
-                    self.scale, self._good_steps = self.scale / 2, 0
-                    continue  # float16 overflowed: the same step, half as loud
-                return self._skip(error, batch)
-            self._in_a_row = 0
-            self._good_steps += 1
-            if self._good_steps >= SCALE_PATIENCE and self.scale > 1:
-                self.scale, self._good_steps = 2 * self.scale, 0
-            return measured
+            attempt = _Attempt(self, step)
+            yield attempt
+            if attempt.over:
+                return
+            # only now: the handler still holds the failed pass's tensors
+            for generator, state in zip(self._generators, before, strict=True):
+                generator.set_state(state)
+            for weight in self.policy.trainable_parameters():
+                weight.grad = None
+            _free_memory()
 
-    def _try_step(self, batch: Batch, number: int) -> dict[str, float]:
-        config, rollout = self._config, batch.rollout
-        output = self.evaluate(rollout)
-        in_parts = 0 < self.rows < len(rollout.rewards)
-        if in_parts:
-            output = as_leaves(output)
-        parts = self._algorithm.loss(batch, output, self._modules, config)
-        entropy = output.entropies.sum() / rollout.completion_mask.sum()
-        loss = parts.loss
-        if config.entropy_coef:
-            loss = loss - config.entropy_coef * entropy
-        _check_finite("loss", loss, number, config)
-        _check_residuals(parts.residuals, number, config)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss * self.scale).backward()
-        if in_parts:
-            backward_in_parts(
-                self._policy, rollout.prompts, rollout.completion_ids,
-                rollout.completion_mask, output, rows=self.rows,
-                temperature=config.temperature,
-            )  # fmt: skip
-        grad_norm = self._clip_gradient(number)
-        self.optimizer.step()
-        return measure(rollout, output, parts, loss, entropy, grad_norm, config)
+    def fitting(self, action: Callable[[], Result]) -> Result:
+        """``action()``; while memory runs out, again with half the rows a pass.
 
-    def _clip_gradient(self, number: int) -> Tensor:
-        """Undo the scale, limit the norm; the norm before."""
-        config = self._config
-        if self.scale != 1:
-            for group in self.optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.grad /= self.scale
-        # the policy's own group: to list a model's parameters takes a millisecond
-        parameters = self.optimizer.param_groups[0]["params"]
-        norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        _check_finite("gradient norm", norm, number, config)
-        return norm
+        The batch stays as large as it is, and so does what is learned from it.
+        """
+        for attempt in self.attempts():
+            with attempt:
+                result = action()
+        return result
 
-    def _skip(self, error: BadUpdateError, batch: Batch) -> dict[str, float]:
+    def went_well(self) -> None:
+        """After an update: the row of bad ones is over, and float16 may be louder."""
+        self._in_a_row = 0
+        self._good_steps += 1
+        if self._good_steps >= SCALE_PATIENCE and self.policy.scale > 1:
+            self.policy.scale, self._good_steps = 2 * self.policy.scale, 0
+
+    def handle(self, error: BaseException, step: int) -> bool:
+        """Get ready for another try (False), or leave the update out (True).
+
+        Raises:
+            MemoryError, FloatingPointError: as ``attempts``.
+        """
+        if not isinstance(error, BadUpdateError):
+            self._halve(error)
+            return False
+        if self.policy.scale > 1 and error.of_gradient:
+            # float16 overflowed: the same step, half as loud
+            self.policy.scale, self._good_steps = self.policy.scale / 2, 0
+            return False
+        self._skip(error, step)
+        return True
+
+    def _skip(self, bad: BadUpdateError, step: int) -> None:
         """Leave the update out, if that is wanted and not done too often."""
         config = self._config
-        self.optimizer.zero_grad(set_to_none=True)
         self.skipped += 1
         self._in_a_row += 1
+        error = BadUpdateError(
+            f"{bad} at step {step}; the weights are as they were before this update. "
+            f"Fix: lower learning_rate (now {config.learning_rate:g}) or reward_scale "
+            f"(now {config.reward_scale:g}), and go on from the last checkpoint."
+        )
         if config.on_bad_update == "stop":
-            raise error
+            raise error from bad
         if self._in_a_row > config.max_skips:
             raise FloatingPointError(
                 f"{self._in_a_row} updates in a row were skipped; the last one: {error}"
-            ) from error
+            ) from bad
         self.announce(f"update skipped ({self.skipped} so far): {error}")
-        reward = batch.rollout.rewards.mean().item()
-        return {"reward": reward}
 
     def announce(self, text: str) -> None:
         """Say something now, and have the step's record say it too."""
         self.note = f"{self.note}; {text}" if self.note else text
         print(f"[{self._config.run_name}] {text}", flush=True)
 
-    def fitting(
-        self, action: Callable[[], Result], batch_rows: int, undo: Callable[[], None]
-    ) -> Result:
-        """``action()``; while memory runs out, again with half the rows a pass.
-
-        The batch stays as large as it is, and so does what is learned from it.
-
-        Args:
-            action: reads ``self.rows``.
-            batch_rows: completions in the batch.
-            undo: puts back the random generators before another try.
-
-        Raises:
-            MemoryError: not even single rows fit.
-        """
-        while True:
-            try:
-                return action()
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._halve(error, batch_rows)
-            # outside of the handler, which holds the failed pass's tensors
-            undo()
-            self.optimizer.zero_grad(set_to_none=True)
-            _free_memory()
-
-    def _halve(self, error: BaseException, batch_rows: int) -> None:
-        now = self.rows if 0 < self.rows < batch_rows else batch_rows
+    def _halve(self, error: BaseException) -> None:
+        rows, batch = self.policy.rows, self._batch_rows
+        now = rows if 0 < rows < batch else batch
         if now == 1:
             raise MemoryError(
                 "not even one completion at a time fits into memory. Fix: shorter "
                 "completions (max_completion_tokens), a smaller model, or a smaller "
                 "lora_rank."
             ) from error
-        self.rows = now // 2
+        self.policy.rows = now // 2
         self.announce(
             f"out of memory with {now} completions in a pass; going on with "
-            f"{self.rows}, the batch stays at {batch_rows}"
+            f"{now // 2}, the batch stays at {batch}"
         )
 
-    def state(self) -> dict:
+    def state(self) -> list:
         """What a checkpoint needs."""
-        counts = (self.rows, self.scale, self._good_steps, self.skipped, self._in_a_row)
-        return {"optimizer": self.optimizer.state_dict(), "survival": list(counts)}
+        rows, scale = self.policy.rows, self.policy.scale
+        return [rows, scale, self._good_steps, self.skipped, self._in_a_row]
 
-    def load_state(self, state: dict) -> None:
-        """Put back what ``state`` gave; older checkpoints hold the optimiser only."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        if "survival" in state:
-            self.rows, self.scale, *counts = state["survival"]
-            self._good_steps, self.skipped, self._in_a_row = counts
+    def load_state(self, state: Sequence) -> None:
+        """Put back what ``state`` gave."""
+        self.policy.rows, self.policy.scale, *counts = state
+        self._good_steps, self.skipped, self._in_a_row = counts
+
+
+class _Attempt:
+    """One try of ``Survival.attempts``; its errors are handled there."""
+
+    def __init__(self, survival: Survival, step: int):
+        self._survival, self._step = survival, step
+        self.over = False
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _kind, error: BaseException | None, _traceback) -> bool:
+        if error is None:
+            self.over = True
+            return False
+        if not isinstance(error, BadUpdateError) and not is_out_of_memory(error):
+            return False
+        self.over = self._survival.handle(error, self._step)
+        return True
 
 
 def _free_memory() -> None:
@@ -232,48 +205,3 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
     if torch.backends.mps.is_available():
         torch.mps.empty_cache()
-
-
-def _make_optimizer(policy, modules: nn.ModuleDict, config: ExperimentConfig):
-    """AdamW over the policy and its riders, each with its own peak rate."""
-    rates = {
-        "log_z": config.log_z_learning_rate,
-        "critic": config.value_learning_rate,
-    }
-    groups = [{"params": policy.trainable_parameters(), "lr": config.learning_rate}]
-    groups += [
-        {"params": list(module.parameters()), "lr": rates[name]}
-        for name, module in modules.items()
-    ]
-    for group in groups:
-        group["peak_lr"] = group["lr"]
-    # fused: many small tensors in one operation
-    return torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
-
-
-def _check_finite(
-    what: str, value: Tensor, number: int, config: ExperimentConfig
-) -> None:
-    if not torch.isfinite(value):
-        raise BadUpdateError(
-            f"the {what} of run {config.run_name!r} is {value.item()} at step "
-            f"{number}; the weights are as they were before this update. Fix: lower "
-            f"learning_rate (now {config.learning_rate:g}) or reward_scale "
-            f"(now {config.reward_scale:g}), and go on from the last checkpoint."
-        )
-
-
-def _check_residuals(
-    residuals: Tensor | None, number: int, config: ExperimentConfig
-) -> None:
-    """An exploded residual is finite, but its square would move everything."""
-    if residuals is None or not config.max_residual:
-        return
-    largest = residuals.abs().max().item()
-    if largest > config.max_residual:
-        raise BadUpdateError(
-            f"a residual of run {config.run_name!r} is {largest:.1f} nats at step "
-            f"{number}, above max_residual ({config.max_residual:g}); the weights are "
-            "as they were before this update. Fix: lower learning_rate (now "
-            f"{config.learning_rate:g}) or reward_scale (now {config.reward_scale:g})."
-        )

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from flowrl_lab.policies.head_scores import TOKENS_AT_ONCE, frozen_head_scores
-from flowrl_lab.policies.hf_lm import HFLanguageModelPolicy
+from flowrl_lab.policies.hf_lm import TOKENS_AT_ONCE, HFLanguageModelPolicy
+from flowrl_lab.tokens import log_probs_from_hidden, token_scores_from_hidden
 
 TOKENS, HIDDEN, VOCAB = 2 * TOKENS_AT_ONCE + 3, 8, 50
 
@@ -20,6 +20,19 @@ def fixture_work(request):
     head.requires_grad_(False)
     states = torch.randn(TOKENS, HIDDEN).to(dtype).requires_grad_()
     return head, states, torch.randint(0, VOCAB, (TOKENS,))
+
+
+def chunked(states, head, tokens, temperature):
+    """As the policy asks: in the head's own dtype."""
+    return token_scores_from_hidden(
+        states,
+        head.weight,
+        tokens,
+        bias=head.bias,
+        temperature=temperature,
+        chunk_size=TOKENS_AT_ONCE,
+        product_dtype=head.weight.dtype,
+    )
 
 
 def plain(head, states, tokens, temperature):
@@ -35,7 +48,7 @@ def test_values_and_gradients_equal_autograds(work, wanted):
     if states.dtype == torch.bfloat16:
         close = {"rtol": 2e-2, "atol": 2e-3}  # eight bits, rounded in other places
     weights, gradients = torch.randn(2, TOKENS), []
-    for score in (plain, frozen_head_scores):
+    for score in (plain, chunked):
         found = (
             score(head, states, tokens, 0.7)
             if score is plain
@@ -55,17 +68,33 @@ def test_values_and_gradients_equal_autograds(work, wanted):
 def test_slopes_are_left_out_where_no_gradient_is_recorded(work):
     head, states, tokens = work
     with torch.no_grad():
-        chosen, entropies = frozen_head_scores(states, head, tokens, 1.0)
+        chosen, entropies = chunked(states, head, tokens, 1.0)
     assert not chosen.requires_grad and not entropies.requires_grad
-    assert frozen_head_scores(states, head, tokens, 1.0)[0].requires_grad
+    assert chunked(states, head, tokens, 1.0)[0].requires_grad
 
 
-@pytest.mark.bad_input
-def test_a_head_that_learns_is_refused(work):
+@pytest.mark.parametrize("wanted", [(1, 0), (0, 1), (1, 1)])
+def test_a_head_that_learns_gets_its_gradient_too(wanted):
+    torch.manual_seed(1)
+    head = nn.Linear(HIDDEN, VOCAB, bias=False).double()
+    states = torch.randn(TOKENS, HIDDEN).double().requires_grad_()
+    tokens, weights = torch.randint(0, VOCAB, (TOKENS,)), torch.randn(2, TOKENS)
+    gradients = []
+    for found in (plain(head, states, tokens, 0.7), chunked(states, head, tokens, 0.7)):
+        parts = zip(wanted, weights, found, strict=True)
+        loss = sum((weight * part).sum() for asked, weight, part in parts if asked)
+        gradients.append(torch.autograd.grad(loss, (states, head.weight)))
+    # plain() rounds to float32 on its way
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
+
+
+def test_with_and_without_entropies_the_log_probs_are_the_same(work):
     head, states, tokens = work
-    head.weight.requires_grad_()
-    with pytest.raises(ValueError, match=r"expected a frozen head. Fix: leave it out"):
-        frozen_head_scores(states, head, tokens, 1.0)
+    if head.bias is not None:
+        return
+    both, _ = token_scores_from_hidden(states, head.weight, tokens)
+    alone = log_probs_from_hidden(states[None], head.weight, tokens[None])
+    torch.testing.assert_close(both, alone[0])
 
 
 def draw(scores, node, seed=0):
@@ -89,6 +118,7 @@ def test_rare_words_of_a_large_vocabulary_are_not_lost_to_rounding():
     """Half of the probability is spread over 49,999 words of 1e-5 each."""
     scores = torch.zeros(1, 50_000)
     scores[0, 0] = torch.tensor(49_999.0).log()
+    scores = scores.log_softmax(-1)
     tokens = draw(scores, torch.zeros(4000, dtype=torch.long))
     rare = tokens[tokens > 0]
     assert abs(len(rare) / 4000 - 0.5) < 0.04
@@ -96,5 +126,5 @@ def test_rare_words_of_a_large_vocabulary_are_not_lost_to_rounding():
 
 
 def test_draws_repeat_with_the_generators_state():
-    scores, node = torch.randn(3, 40), torch.tensor([0, 2, 1, 1])
+    scores, node = torch.randn(3, 40).log_softmax(-1), torch.tensor([0, 2, 1, 1])
     assert torch.equal(draw(scores, node, seed=5), draw(scores, node, seed=5))

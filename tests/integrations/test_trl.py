@@ -111,11 +111,14 @@ def gradients(named) -> dict[str, torch.Tensor]:
 
 
 def our_loss(run: Run, rollout, config):
-    run.config = config
-    run._optimizer.zero_grad()
-    batch = run._prepare(rollout)
-    output = run._evaluate(rollout)
-    loss = run._algorithm.loss(batch, output, run.modules, config).loss
+    algorithm = run.algorithm
+    run.config = algorithm.config = algorithm.log_z._config = config
+    run.optimizer.zero_grad()
+    batch = run.prepare(rollout)
+    output = run.policy.evaluate(
+        rollout.prompts, rollout.completion_ids, rollout.completion_mask
+    )
+    loss = algorithm.loss(batch, output, algorithm.log_z(batch, output)).loss
     loss.backward()
     return loss.detach(), {
         **gradients(run.policy.model.named_parameters()),

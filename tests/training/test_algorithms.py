@@ -13,10 +13,13 @@ import statistics
 import pytest
 import torch
 
-from flowrl_lab.training.algorithms import ALGORITHMS, shaped_rewards
+from flowrl_lab.training.algorithms import ALGORITHMS
+from flowrl_lab.training.batch import shaped_rewards
 from flowrl_lab.training.config import ExperimentConfig
+from flowrl_lab.training.records import measure
 from flowrl_lab.training.rollouts import collect_rollout
 from flowrl_lab.training.run import Run
+from flowrl_lab.training.step import training_step
 
 PROMPTS, GROUP, VOCAB, LENGTH = 2, 6, 3, 2
 NAMES = sorted(ALGORITHMS)
@@ -227,14 +230,21 @@ class Oracle:
         return total / len(self.rows)
 
 
+def find_loss(run: Run, batch):
+    """The loss of a batch and its parts, under the policy as it is now."""
+    rollout = batch.rollout
+    output = run.policy.evaluate(
+        rollout.prompts, rollout.completion_ids, rollout.completion_mask
+    )
+    log_z = run.algorithm.log_z(batch, output) if run.algorithm.log_z else None
+    return run.algorithm.loss(batch, output, log_z)
+
+
 def check(run: Run, oracle: Oracle, batch):
     """Loss and gradients of policy and riders against the oracle's."""
     for weight in (*run.policy.parameters(), *run.modules.parameters()):
         weight.grad = None
-    output = run._evaluate(batch.rollout)
-    parts = ALGORITHMS[run.config.algorithm].loss(
-        batch, output, run.modules, run.config
-    )
+    parts = find_loss(run, batch)
     parts.loss.backward()
     expected = oracle.loss()
     expected.backward()
@@ -262,7 +272,7 @@ def test_the_eight_algorithms_are_there():
 def test_on_policy_loss_and_gradient(algorithm):
     run = make_run(algorithm)
     rollout = roll_out(run)
-    check(run, Oracle(run, rollout), run._prepare(rollout))
+    check(run, Oracle(run, rollout), run.prepare(rollout))
 
 
 @pytest.mark.parametrize("algorithm", [n for n in NAMES if n != "kl_reinforce"])
@@ -270,7 +280,7 @@ def test_off_policy_loss_and_gradient(algorithm):
     """The policy has moved since the samples were drawn: clips and weights act."""
     run = make_run(algorithm)
     rollout = roll_out(run)
-    oracle, batch = Oracle(run, rollout), run._prepare(rollout)
+    oracle, batch = Oracle(run, rollout), run.prepare(rollout)
     shake(run, seed=7, size=2.0)
     oracle.catch_up(run)
     ratios = (oracle.log_probs() - torch.tensor(oracle.old)).exp()
@@ -285,7 +295,7 @@ def test_every_form_of_flowrl(importance, length_normalize, reward_form):
     run = make_run("flowrl", importance=importance, reward_form=reward_form,
                    length_normalize=length_normalize)  # fmt: skip
     rollout = roll_out(run)
-    oracle, batch = Oracle(run, rollout), run._prepare(rollout)
+    oracle, batch = Oracle(run, rollout), run.prepare(rollout)
     shake(run, seed=7, size=2.0)
     oracle.catch_up(run)
     parts = check(run, oracle, batch)
@@ -314,10 +324,11 @@ def test_one_update_is_one_step_of_adam(algorithm):
     """Adam's first step: the rate times g / (|g| + ε), g scaled to the norm."""
     run = make_run(algorithm, max_grad_norm=0.05, learning_rate=0.01)
     rollout = roll_out(run)
-    oracle, batch = Oracle(run, rollout), run._prepare(rollout)
+    oracle, batch = Oracle(run, rollout), run.prepare(rollout)
     before = run.policy.logits.detach().clone()
     run._set_learning_rate()
-    measured = run._update(batch)
+    update = training_step(run.policy, run.optimizer, batch, run.algorithm)
+    measured = measure(rollout, update, run.config)
     loss = oracle.loss()
     loss.backward()
     gradient = oracle.logits.grad
@@ -342,7 +353,7 @@ def test_vargrad_explains_its_residuals():
     run = make_run("vargrad")
     rollout = roll_out(run)
     oracle = Oracle(run, rollout)
-    parts = check(run, oracle, run._prepare(rollout))
+    parts = check(run, oracle, run.prepare(rollout))
     now, reference, _ = oracle.sequence()
     ratios = 4.0 * torch.tensor(oracle.rewards) + reference - now
     log_z = ratios.detach().view(PROMPTS, GROUP).mean(1)
@@ -380,10 +391,7 @@ def test_the_control_and_flowrl_pull_the_same_way():
             torch.full((18, LENGTH), -math.log(VOCAB)),
             torch.cat([a.rewards for a in answers]),
         )
-        output = run._evaluate(rollout)
-        parts = ALGORITHMS[algorithm].loss(
-            run._prepare(rollout), output, run.modules, run.config
-        )
+        parts = find_loss(run, run.prepare(rollout))
         parts.loss.backward()
         gradients[algorithm] = run.policy.logits.grad
     # leaving one out of 9 stretches the advantage by 9/8
@@ -397,11 +405,7 @@ def test_the_control_and_flowrl_pull_the_same_way():
 
 def log_z_of(run: Run, rollout):
     """The log Z that the loss used, and the loss's parts."""
-    batch = run._prepare(rollout)
-    parts = ALGORITHMS["flowrl"].loss(
-        batch, run._evaluate(rollout), run.modules, run.config
-    )
-    return parts
+    return find_loss(run, run.prepare(rollout))
 
 
 @pytest.mark.parametrize("length_normalize", [False, True])
@@ -419,9 +423,7 @@ def test_flowrl_with_the_batchs_log_z_is_vargrad(length_normalize, reward_form):
         assert ((parts.residuals + shift) ** 2).mean() > parts.loss
     if not length_normalize:
         twin = make_run("vargrad", reward_form=reward_form)
-        other = ALGORITHMS["vargrad"].loss(
-            twin._prepare(rollout), twin._evaluate(rollout), twin.modules, twin.config
-        )
+        other = find_loss(twin, twin.prepare(rollout))
         torch.testing.assert_close(parts.loss, other.loss)
         for one, loss in ((run, parts.loss), (twin, other.loss)):
             loss.backward()

@@ -12,8 +12,8 @@ from collections import OrderedDict
 import pytest
 import torch
 
+from flowrl_lab import _files
 from flowrl_lab._files import write_atomically
-from flowrl_lab.training import checkpoints
 from flowrl_lab.training.checkpoints import MAGIC, read_checkpoint, write_checkpoint
 
 STATE = {
@@ -209,9 +209,9 @@ def no_space(*_):
 @pytest.mark.parametrize("where", ["write", "fsync", "replace"])
 def test_a_full_disk_keeps_the_old_checkpoint(saved, monkeypatch, where):
     if where == "write":
-        monkeypatch.setattr(checkpoints, "open", FullDisk, raising=False)
+        monkeypatch.setattr(_files, "open", FullDisk, raising=False)
     else:
-        monkeypatch.setattr(checkpoints.os, where, no_space)
+        monkeypatch.setattr(_files.os, where, no_space)
     with pytest.raises(OSError, match=r"could not save .*untouched\. Fix:") as caught:
         write_checkpoint(saved, {"step": 4})
     monkeypatch.undo()
@@ -224,7 +224,7 @@ def test_an_interrupt_leaves_no_half_file(saved, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.os, "fsync", interrupt)
+    monkeypatch.setattr(_files.os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(saved, {"step": 4})
     monkeypatch.undo()

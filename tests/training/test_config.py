@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from flowrl_lab.tasks import TASKS
+from flowrl_lab.tasks.real import TEXT_TASKS
 from flowrl_lab.training.algorithms import ALGORITHMS
 from flowrl_lab.training.config import (
     CHOICES,
@@ -125,6 +127,11 @@ def test_a_wrong_value_is_named_with_a_fix(name, value, message):
     with pytest.raises(ValueError, match=rf"(?s){name} is .*{message}") as caught:
         ExperimentConfig(**{name: value})
     assert "Fix: " in str(caught.value)
+
+
+def test_the_names_are_those_of_the_registries():
+    assert CHOICES["task"] == (*TASKS, *TEXT_TASKS)
+    assert CHOICES["algorithm"] == tuple(ALGORITHMS)
 
 
 @pytest.mark.bad_input

@@ -19,6 +19,7 @@ import torch
 from llm_models import model_folder
 from peft.utils import save_and_load
 
+from flowrl_lab import _files
 from flowrl_lab.integrations.adapters import export_adapter, export_merged, push_folder
 from flowrl_lab.measuring.replay import (
     append_step,
@@ -27,7 +28,6 @@ from flowrl_lab.measuring.replay import (
     replay,
     write_replay,
 )
-from flowrl_lab.training import checkpoints
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.run import Run
 
@@ -88,7 +88,7 @@ def test_half_precision_trains_like_single(dtype, trained):
     assert run.policy.dtype == getattr(torch, dtype)
     assert {p.dtype for p in run.policy.trainable_parameters()} == {torch.float32}
     assert {p.dtype for p in run.modules.parameters()} == {torch.float32}
-    assert run._updater.scale == (4096 if dtype == "float16" else 1)
+    assert run.survival.policy.scale == (4096 if dtype == "float16" else 1)
     records = list(run)
     first, single = records[1], trained.records[1]
     assert math.isfinite(records[-1].loss)
@@ -99,10 +99,10 @@ def test_half_precision_trains_like_single(dtype, trained):
 
 def test_float16_that_overflows_lowers_its_scale(monkeypatch):
     run = Run(config(dtype="float16", steps=1))
-    monkeypatch.setattr(run._updater, "scale", 2.0**60)
+    monkeypatch.setattr(run.survival.policy, "scale", 2.0**60)
     records = list(run)
     assert records[-1].skipped == 0
-    assert run._updater.scale < 2.0**60
+    assert run.survival.policy.scale < 2.0**60
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -124,7 +124,7 @@ def test_out_of_memory_halves_the_pass_and_learns_the_same(dtype, monkeypatch, c
     counter = itertools.count()
     monkeypatch.setattr(run.policy._changes, "count", lambda: next(counter))
     record = list(run)[-1]
-    assert run._updater.rows == 2 and "the batch stays at 8" in record.note
+    assert run.survival.policy.rows == 2 and "the batch stays at 8" in record.note
     assert "out of memory with 8 completions in a pass" in capsys.readouterr().out
     assert max(sizes[2:]) < sizes[0]
     loose = 1e-4 if dtype == "float32" else 0.05
@@ -215,7 +215,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     def full(_source, _target):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "replace", full)
+    monkeypatch.setattr(_files.os, "replace", full)
     with pytest.raises(OSError, match="The last saved state is untouched"):
         next(steps)
     monkeypatch.undo()

@@ -10,8 +10,10 @@ import torch
 from flowrl_lab.training.algorithms import ALGORITHMS
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.microbatches import sample_in_parts, split_batch
+from flowrl_lab.training.records import measure
 from flowrl_lab.training.run import Run
-from flowrl_lab.training.survival import BadUpdateError, is_out_of_memory
+from flowrl_lab.training.step import BadUpdateError, training_step
+from flowrl_lab.training.survival import is_out_of_memory
 
 TINY = {
     "task": "make_number", "prompts_per_step": 3, "num_generations": 4, "steps": 3,
@@ -40,12 +42,14 @@ def gradients(config: ExperimentConfig) -> tuple[list, dict]:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(0.05 * noise)
     # one rollout for all: drawn in one go
-    rows, run._updater.rows = run._updater.rows, 0
-    batch = run._prepare(run._collect())
-    run._updater.rows = rows
-    measured = run._update(batch)
+    parted = run.survival.policy
+    rows, parted.rows = parted.rows, 0
+    batch = run.prepare(run.sample())
+    parted.rows = rows
+    update = training_step(parted, run.optimizer, batch, run.algorithm)
+    measured = measure(batch.rollout, update, config)
     parameters = [
-        p for group in run._optimizer.param_groups for p in group["params"]
+        p for group in run.optimizer.param_groups for p in group["params"]
     ]  # fmt: skip
     return [p.grad.clone() for p in parameters if p.grad is not None], measured
 
@@ -120,7 +124,7 @@ def test_when_memory_runs_out_smaller_parts_go_on_with_the_same_batch(
     assert [r.step for r in records] == [0, 1, 2, 3]
     # 6 rows hold one group of 4, and 3 do
     assert sizes[:2] == [12, 4] and max(sizes[2:]) == 3
-    assert run._updater.rows == 3
+    assert run.survival.policy.rows == 3
     said = capsys.readouterr().out
     assert "out of memory with 12 completions in a pass; going on with 6" in said
     assert "the batch stays at 12" in records[1].note and not records[2].note
@@ -158,11 +162,10 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch):
 
 def poison(run: Run, monkeypatch, steps: set[int], kind: str) -> None:
     """Make the loss of some steps NaN or its gradient infinite."""
-    algorithm = run._algorithm
-    plain = algorithm.loss
+    plain = run.algorithm.loss
 
-    def loss(batch, output, modules, config):
-        parts = plain(batch, output, modules, config)
+    def loss(batch, output, log_z):
+        parts = plain(batch, output, log_z)
         if run.step + 1 in steps:
             bad = math.nan if kind == "loss" else 1e38
             changed = parts.loss * bad * (1 if kind == "loss" else 1e38)
@@ -171,17 +174,13 @@ def poison(run: Run, monkeypatch, steps: set[int], kind: str) -> None:
             object.__setattr__(parts, "loss", changed)
         return parts
 
-    object.__setattr__(algorithm, "loss", loss)
-    monkeypatch.setattr(run, "_algorithm", algorithm)
+    monkeypatch.setattr(run.algorithm, "loss", loss)
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
 def test_a_bad_update_is_skipped_counted_and_explained(kind, monkeypatch, capsys):
-    import dataclasses
-
     config = ExperimentConfig(**TINY, on_bad_update="skip")
     run = Run(config)
-    run._updater._algorithm = run._algorithm = dataclasses.replace(run._algorithm)
     poison(run, monkeypatch, {2}, kind)
     weights = []
     records = []
@@ -199,21 +198,15 @@ def test_a_bad_update_is_skipped_counted_and_explained(kind, monkeypatch, capsys
 
 
 def test_too_many_in_a_row_end_the_run(monkeypatch):
-    import dataclasses
-
     config = ExperimentConfig(**TINY, on_bad_update="skip", max_skips=1)
     run = Run(config)
-    run._updater._algorithm = run._algorithm = dataclasses.replace(run._algorithm)
     poison(run, monkeypatch, {1, 2, 3}, "loss")
     with pytest.raises(FloatingPointError, match="2 updates in a row were skipped"):
         list(run)
 
 
 def test_the_toys_still_stop(monkeypatch):
-    import dataclasses
-
     run = Run(ExperimentConfig(**TINY))
-    run._updater._algorithm = run._algorithm = dataclasses.replace(run._algorithm)
     poison(run, monkeypatch, {1}, "loss")
     with pytest.raises(BadUpdateError, match="the loss of run 'flowrl' is nan"):
         list(run)
@@ -238,7 +231,7 @@ def test_log_z_starts_at_the_estimate_of_the_first_batch():
             **{**settings, "steps": 1}, log_z_start="batch", reward_scale=5.0
         )
         run = Run(config)
-        rewards = run._collect().rewards
+        rewards = run.sample().rewards
         expected = (5.0 * rewards).exp().mean().log()
         records = list(Run(config))
         torch.testing.assert_close(torch.tensor(records[1].log_z), expected)

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from flowrl_lab import losses
+from flowrl_lab import _files, losses
 from flowrl_lab.policies.fast.llama import TreeLlama
 from flowrl_lab.policies.fast.policy import TreeLanguageModelPolicy
 from flowrl_lab.tasks import load_task
 from flowrl_lab.tasks.landscape import Landscape
-from flowrl_lab.training import checkpoints
-from flowrl_lab.training import run as experiment
-from flowrl_lab.training.algorithms import ALGORITHMS, Algorithm, LossParts
+from flowrl_lab.training.algorithms import ALGORITHMS, Objective
+from flowrl_lab.training.batch import LossParts
 from flowrl_lab.training.checkpoints import read_checkpoint, write_checkpoint
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.presets import preset
@@ -76,7 +75,7 @@ def assert_same_weights(first: Run, second: Run):
         assert list(mine) == list(other)
         for name in mine:
             assert torch.equal(mine[name], other[name]), name
-    mine, other = (run._optimizer.state_dict() for run in (first, second))
+    mine, other = (run.optimizer.state_dict() for run in (first, second))
     assert mine["param_groups"] == other["param_groups"]
     assert list(mine["state"]) == list(other["state"])
     for key, values in mine["state"].items():
@@ -288,7 +287,7 @@ def test_learning_rate_schedules():
         rates[schedule] = []
         for record in run:
             if record.step:
-                groups = run._optimizer.param_groups
+                groups = run.optimizer.param_groups
                 rates[schedule].append([group["lr"] for group in groups])
     for schedule, factors in (
         ("constant", [1, 1, 1, 1]),
@@ -404,7 +403,7 @@ def test_a_full_disk_stops_the_run_but_loses_nothing(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         replace(source, target)
 
-    monkeypatch.setattr(checkpoints.os, "replace", full)
+    monkeypatch.setattr(_files.os, "replace", full)
     with pytest.raises(OSError, match=r"could not save.*Fix:"):
         list(run)
     assert run.step == 4 and len(run.records) == 5
@@ -537,7 +536,7 @@ def test_fork_continues_the_policy_under_another_algorithm(tmp_path):
     assert child.config == parent.config.replace(algorithm="flowrl", steps=2, name="")
     assert child.config.run_name == "flowrl" and "log_z" in child.modules
     assert (child.step, child.tokens, child.records) == (0, 0, [])
-    assert not child._optimizer.state_dict()["state"]
+    assert not child.optimizer.state_dict()["state"]
     start = child.policy.state_dict()
     assert all(torch.equal(start[name], weights[name]) for name in weights)
     records = list(child)
@@ -697,13 +696,13 @@ def test_rewards_that_are_not_finite_stop_the_run(monkeypatch, value):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_loss_or_gradient_that_is_not_finite_changes_no_weight(monkeypatch, where):
-    def broken(_batch, output, _modules, _config):
+    def broken(_batch, output, _log_z, _algorithm):
         total = output.log_probs.sum()
         if where == "loss":
             return LossParts(total * math.nan)
         return LossParts((total - total.detach()).sqrt())  # √0: slope infinite
 
-    monkeypatch.setitem(experiment.ALGORITHMS, "vargrad", Algorithm(broken))
+    monkeypatch.setitem(ALGORITHMS, "vargrad", Objective(broken))
     run = Run(small("vargrad"))
     with pytest.raises(FloatingPointError, match=rf"the {where}.*at step 1.*Fix:"):
         list(run)

@@ -231,20 +231,28 @@ class TreeLlama:
 
         tables = TapeTables(
             empty(room, 2, half),
-            empty(count, room, hidden), empty(count, room, 1),
+            empty(count, room, hidden),
+            empty(count, room, 1),
             empty(count, 3, room, hidden),
             empty(count, room, config.num_attention_heads, -(-depth // 32) * 32),
             empty(count, room, hidden),
-            empty(count, room, hidden), empty(count, room, 1),
-            empty(count, 2, room, inner), empty(room, hidden), empty(room, 1),
-        )  # fmt: skip
+            empty(count, room, hidden),
+            empty(count, room, 1),
+            empty(count, 2, room, inner),
+            empty(room, hidden),
+            empty(room, 1),
+        )
         rows = room if layers is None else 0  # with one layer there is no way back
         block = tree_passes.block_rows(rows)
         scratch = Scratch(
-            empty(rows, hidden), empty(3, rows, hidden), empty(block, hidden),
-            empty(3, block, hidden), empty(block, inner), empty(block, inner),
+            empty(rows, hidden),
+            empty(3, rows, hidden),
+            empty(block, hidden),
+            empty(3, block, hidden),
+            empty(block, inner),
+            empty(block, inner),
             empty(2, block, inner),
-        )  # fmt: skip
+        )
         return Tape(tables, scratch)
 
     def states(self, nodes: Nodes, weights: Weights, tape: Tape) -> Tensor:
@@ -279,9 +287,16 @@ class TreeLlama:
         """
         found = Adapters(*(np.zeros_like(table) for table in adapters))
         tree_passes.backward(
-            grad_states.contiguous().numpy(), nodes, self.frame, weights, tape.tables,
-            adapters, self._scaling, tape.scratch, found,
-        )  # fmt: skip
+            grad_states.contiguous().numpy(),
+            nodes,
+            self.frame,
+            weights,
+            tape.tables,
+            adapters,
+            self._scaling,
+            tape.scratch,
+            found,
+        )
         return found
 
     def logits(self, states: Tensor) -> Tensor:

@@ -244,9 +244,14 @@ def sample(nodes, end, at, noise, temperature, eos_id, frame, weights, tape, dra
         scores = np.dot(states, frame.head.T)
         to_log_probs(scores, temperature)
         draw(
-            scores, at, first, noise[place], alive, tokens[place],
+            scores,
+            at,
+            first,
+            noise[place],
+            alive,
+            tokens[place],
             draws.log_probs[place],
-        )  # fmt: skip
+        )
         left = 0
         for row in range(rows):
             if alive[row]:
@@ -286,9 +291,15 @@ def _attention(way, layer, here, first, count):
         else:
             np.dot(normed[first:last], weights.qkv[layer, part].T, into)
     attend(
-        _by_head(tape.qkv[mine], frame.heads), tape.turns, nodes.parents,
-        _by_head(mixed, frame.heads), way.path, tape.attention[mine], first, count,
-    )  # fmt: skip
+        _by_head(tape.qkv[mine], frame.heads),
+        tape.turns,
+        nodes.parents,
+        _by_head(mixed, frame.heads),
+        way.path,
+        tape.attention[mine],
+        first,
+        count,
+    )
     np.dot(mixed[first:last], weights.out[layer].T, product[:count])
     add(way.hidden, product, here, count)
 
@@ -325,9 +336,17 @@ def backward(grad_states, nodes, frame, weights, tape, adapters, scaling, room, 
     count, places = len(grad_states), tape.attention.shape[3]
     path, slopes = np.empty(places, np.int64), np.empty(places, np.float32)
     way = _WayBack(
-        nodes.parents, frame, weights, tape, adapters, scaling, room, found, path,
+        nodes.parents,
+        frame,
+        weights,
+        tape,
+        adapters,
+        scaling,
+        room,
+        found,
+        path,
         slopes,
-    )  # fmt: skip
+    )
     clear(room.grad[:count])
     for first in range(0, count, _BLOCK):
         # states = normed · weight; the norm's weight is frozen
@@ -359,26 +378,39 @@ def block_rows(count: int) -> int:
 def _mlp_gradient(way, layer, first, count):
     """Back through ``h + down(silu(gate) · up)`` for some rows, in place."""
     tape, weights, adapters, found, room = (
-        way.tape, way.weights, way.adapters, way.found, way.room,
-    )  # fmt: skip
+        way.tape,
+        way.weights,
+        way.adapters,
+        way.found,
+        way.room,
+    )
     normed, norm = tape.normed_2[layer], way.frame.norms[layer, 1]
     grad, inputs = room.grad[first : first + count], room.inputs[:count]
     active, above = room.active[:count], room.grad_active[:count]
     np.dot(grad, weights.down[layer], above)
     activate_gradient(tape.gate_up[layer], above, active, room.grad_both, first, count)
     _adapter(
-        active, grad, adapters.low_down[layer], adapters.high_down[layer], way.scaling,
-        found.low_down[layer], found.high_down[layer],
-    )  # fmt: skip
+        active,
+        grad,
+        adapters.low_down[layer],
+        adapters.high_down[layer],
+        way.scaling,
+        found.low_down[layer],
+        found.high_down[layer],
+    )
     scale_columns(normed[first : first + count], norm, inputs)
     for part in range(2):
         mine = room.grad_both[part, :count]
         np.dot(mine, weights.gate_up[layer, part], room.parts[part, :count])
         _adapter(
-            inputs, mine, adapters.low_gate_up[layer, part],
-            adapters.high_gate_up[layer, part], way.scaling,
-            found.low_gate_up[layer, part], found.high_gate_up[layer, part],
-        )  # fmt: skip
+            inputs,
+            mine,
+            adapters.low_gate_up[layer, part],
+            adapters.high_gate_up[layer, part],
+            way.scaling,
+            found.low_gate_up[layer, part],
+            found.high_gate_up[layer, part],
+        )
     normalize_gradient(
         room.parts[:2], normed, tape.scale_2[layer], room.grad, first, count
     )
@@ -389,21 +421,36 @@ def _mlp_gradient(way, layer, first, count):
 def _attention_gradient(way, layer, first, count):
     """Back through ``h + out(attend(qkv))`` for some rows, in place."""
     tape, weights, adapters, found, room = (
-        way.tape, way.weights, way.adapters, way.found, way.room,
-    )  # fmt: skip
+        way.tape,
+        way.weights,
+        way.adapters,
+        way.found,
+        way.room,
+    )
     last, heads = first + count, way.frame.heads
     grad, above = room.grad[first:last], room.parts[0, :count]
     _adapter(
-        tape.mixed[layer, first:last], grad, adapters.low_out[layer],
-        adapters.high_out[layer], way.scaling, found.low_out[layer],
+        tape.mixed[layer, first:last],
+        grad,
+        adapters.low_out[layer],
+        adapters.high_out[layer],
+        way.scaling,
+        found.low_out[layer],
         found.high_out[layer],
-    )  # fmt: skip
+    )
     np.dot(grad, weights.out[layer], above)
     attend_gradient(
-        _by_head(tape.qkv[layer], heads), tape.turns, way.parents,
-        _by_head(above, heads), _by_head(room.grad_qkv, heads), way.path, way.slopes,
-        tape.attention[layer], first, count,
-    )  # fmt: skip
+        _by_head(tape.qkv[layer], heads),
+        tape.turns,
+        way.parents,
+        _by_head(above, heads),
+        _by_head(room.grad_qkv, heads),
+        way.path,
+        way.slopes,
+        tape.attention[layer],
+        first,
+        count,
+    )
 
 
 @compiled
@@ -417,10 +464,14 @@ def _qkv_gradient(way, layer, first, count):
         mine = room.grad_qkv[part, first : first + count]
         np.dot(mine, way.weights.qkv[layer, part], room.parts[part, :count])
         _adapter(
-            inputs, mine, adapters.low_qkv[layer, part],
-            adapters.high_qkv[layer, part], way.scaling,
-            found.low_qkv[layer, part], found.high_qkv[layer, part],
-        )  # fmt: skip
+            inputs,
+            mine,
+            adapters.low_qkv[layer, part],
+            adapters.high_qkv[layer, part],
+            way.scaling,
+            found.low_qkv[layer, part],
+            found.high_qkv[layer, part],
+        )
     normalize_gradient(room.parts, normed, tape.scale_1[layer], room.grad, first, count)
 
 
@@ -438,9 +489,14 @@ def _first_qkv_gradient(way, tokens, count):
         clear(grad)
         sum_by_word(way.room.grad_qkv[part, :count], tokens, grad)
         _adapter(
-            inputs, grad, adapters.low_qkv[0, part], adapters.high_qkv[0, part],
-            way.scaling, found.low_qkv[0, part], found.high_qkv[0, part],
-        )  # fmt: skip
+            inputs,
+            grad,
+            adapters.low_qkv[0, part],
+            adapters.high_qkv[0, part],
+            way.scaling,
+            found.low_qkv[0, part],
+            found.high_qkv[0, part],
+        )
 
 
 @compiled
@@ -483,40 +539,84 @@ def _run_small() -> None:
         return np.zeros([sizes.get(size, size) for size in shape], np.float32)
 
     frame = Frame(
-        empty("V", "H"), empty("V", "H"), empty("V", "H"), empty(1), empty("H"),
-        empty("layers", 2, "H"), 2, 1e-6,
-    )  # fmt: skip
+        empty("V", "H"),
+        empty("V", "H"),
+        empty("V", "H"),
+        empty(1),
+        empty("H"),
+        empty("layers", 2, "H"),
+        2,
+        1e-6,
+    )
     weights = Weights(
-        empty(3, "V", "H"), empty("layers", 3, "H", "H"), empty("layers", "H", "H"),
-        empty("layers", 2, "I", "H"), empty("layers", "H", "I"),
-    )  # fmt: skip
+        empty(3, "V", "H"),
+        empty("layers", 3, "H", "H"),
+        empty("layers", "H", "H"),
+        empty("layers", 2, "I", "H"),
+        empty("layers", "H", "I"),
+    )
     low, high = ("layers", "r", "H"), ("layers", "H", "r")
     adapters = Adapters(
-        empty("layers", 3, "r", "H"), empty("layers", 3, "H", "r"), empty(*low),
-        empty(*high), empty("layers", 2, "r", "H"), empty("layers", 2, "I", "r"),
-        empty("layers", "r", "I"), empty(*high),
-    )  # fmt: skip
+        empty("layers", 3, "r", "H"),
+        empty("layers", 3, "H", "r"),
+        empty(*low),
+        empty(*high),
+        empty("layers", 2, "r", "H"),
+        empty("layers", 2, "I", "r"),
+        empty("layers", "r", "I"),
+        empty(*high),
+    )
     rows, one = ("layers", "N", "H"), ("layers", "N", 1)
     tape = TapeTables(
-        empty("N", 2, 1), empty(*rows), empty(*one), empty("layers", 3, "N", "H"),
-        empty("layers", "N", 2, 32), empty(*rows), empty(*rows), empty(*one),
-        empty("layers", 2, "N", "I"), empty("N", "H"), empty("N", 1),
-    )  # fmt: skip
+        empty("N", 2, 1),
+        empty(*rows),
+        empty(*one),
+        empty("layers", 3, "N", "H"),
+        empty("layers", "N", 2, 32),
+        empty(*rows),
+        empty(*rows),
+        empty(*one),
+        empty("layers", 2, "N", "I"),
+        empty("N", "H"),
+        empty("N", 1),
+    )
     room = Scratch(
-        empty("N", "H"), empty(3, "N", "H"), empty("N", "H"), empty(3, "N", "H"),
-        empty("N", "I"), empty("N", "I"), empty(2, "N", "I"),
-    )  # fmt: skip
+        empty("N", "H"),
+        empty(3, "N", "H"),
+        empty("N", "H"),
+        empty(3, "N", "H"),
+        empty("N", "I"),
+        empty("N", "I"),
+        empty(2, "N", "I"),
+    )
     nodes = Nodes(*np.array([[0, 0], [0, 1], [-1, 0]]))
     forward(nodes, 0, 1, frame, weights, tape)
     draws = Draws(
-        np.zeros((2, 1), int), np.zeros((2, 1), bool), empty(2, 1),
         np.zeros((2, 1), int),
-    )  # fmt: skip
+        np.zeros((2, 1), bool),
+        empty(2, 1),
+        np.zeros((2, 1), int),
+    )
     sample(
-        nodes, 1, np.zeros(1, int), empty(2, 1, "V") + np.float32(1), np.float32(1), 9,
-        frame, weights, tape, draws,
-    )  # fmt: skip
+        nodes,
+        1,
+        np.zeros(1, int),
+        empty(2, 1, "V") + np.float32(1),
+        np.float32(1),
+        9,
+        frame,
+        weights,
+        tape,
+        draws,
+    )
     backward(
-        empty("N", "H"), nodes, frame, weights, tape, adapters, np.float32(1), room,
+        empty("N", "H"),
+        nodes,
+        frame,
+        weights,
+        tape,
         adapters,
-    )  # fmt: skip
+        np.float32(1),
+        room,
+        adapters,
+    )

@@ -76,9 +76,11 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
     def __init__(self, model, *, eos_id: int, pad_id: int, **settings):
         if settings.get("ended") is not None:
             raise bad_input(
-                "ended", "is given", "None: here an end token ends a completion",
+                "ended",
+                "is given",
+                "None: here an end token ends a completion",
                 "use LanguageModelPolicy",
-            )  # fmt: skip
+            )
         super().__init__(model, eos_id=eos_id, pad_id=pad_id, **settings)
         self._tree_model = TreeLlama(model)
         tree_passes.warm_up()
@@ -101,9 +103,14 @@ class TreeLanguageModelPolicy(LanguageModelPolicy):
         _check_words(prompts, len(self._tree_model.frame.head))
         self._grown = None  # its tapes are about to be written over
         sampler = Sampler(
-            self._tree_model, self._tree_model.version(), num_generations,
-            self.max_completion_tokens, temperature, self.eos_id, self.pad_id,
-        )  # fmt: skip
+            self._tree_model,
+            self._tree_model.version(),
+            num_generations,
+            self.max_completion_tokens,
+            temperature,
+            self.eos_id,
+            self.pad_id,
+        )
         drawn, groves, weights = sampler.sample(
             prompts.to(self.device), self._tapes, generator
         )
@@ -211,9 +218,11 @@ def _check_words(prompts: PromptBatch, vocab_size: int) -> None:
     low, high = torch.stack(prompts.prompt_ids.aminmax()).tolist()
     if low < 0 or high >= vocab_size:
         raise bad_input(
-            "prompt_ids", f"range from {low} to {high}", f"0 to {vocab_size - 1}",
+            "prompt_ids",
+            f"range from {low} to {high}",
+            f"0 to {vocab_size - 1}",
             "encode the prompts with this model's task",
-        )  # fmt: skip
+        )
 
 
 def _find_prompts(mask: Tensor, states: list[Tensor]) -> Tensor:

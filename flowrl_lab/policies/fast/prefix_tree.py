@@ -90,10 +90,15 @@ def build_tree(
             break
         place_of = np.zeros(rows, np.int64)
         last = grow(
-            nodes, first, end, node.numpy(),
+            nodes,
+            first,
+            end,
+            node.numpy(),
             completion_ids[:, place - 1].contiguous().numpy(),
-            alive.contiguous().numpy(), vocab_size, place_of,
-        )  # fmt: skip
+            alive.contiguous().numpy(),
+            vocab_size,
+            place_of,
+        )
         first, end, node = end, last, torch.from_numpy(place_of)
         visited.append(node)
     predictor = torch.zeros_like(completion_ids)

@@ -113,14 +113,23 @@ class Sampler:
         end, ends = plant_prompts(prompts, nodes)
         shape = noise.shape[:2]
         drawn = Draws(
-            np.full(shape, self.pad_id, np.int64), np.zeros(shape, bool),
-            np.zeros(shape, np.float32), np.zeros(shape, np.int64),
-        )  # fmt: skip
+            np.full(shape, self.pad_id, np.int64),
+            np.zeros(shape, bool),
+            np.zeros(shape, np.float32),
+            np.zeros(shape, np.int64),
+        )
         end, used = tree_passes.sample(
-            nodes, end, ends.repeat_interleave(self.copies).numpy(), noise,
-            np.float32(self.temperature), self.eos_id, self.model.frame, weights,
-            tape.tables, drawn,
-        )  # fmt: skip
+            nodes,
+            end,
+            ends.repeat_interleave(self.copies).numpy(),
+            noise,
+            np.float32(self.temperature),
+            self.eos_id,
+            self.model.frame,
+            weights,
+            tape.tables,
+            drawn,
+        )
         nodes = Nodes(*(table[:end] for table in nodes))
         states = tape.tables.normed[:end] * self.model.frame.norm
         return (nodes, tape, torch.from_numpy(states)), drawn, used
