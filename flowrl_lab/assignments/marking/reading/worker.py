@@ -162,10 +162,12 @@ def read_files(page, entries, wanted, problems):
 
 
 def _nearness(entry, page):
-    """Files in the notebook's folder first, under their own names, the newest first."""
-    here = entry.parts[:-1] == page.parts[:-1]
+    """Files in the notebook's folder first, then below it, the newest first."""
+    folder, home = entry.parts[:-1], page.parts[:-1]
+    shared = len(os.path.commonprefix([folder, home]))
     copied = _plain_copy(entry.name) != entry.name
-    return not here, copied, len(entry.parts), [-n for n in entry.when], entry.parts
+    age = [-number for number in entry.when]
+    return -shared, copied, len(entry.parts), age, entry.parts
 
 
 def _plain_copy(name):
