@@ -12,6 +12,7 @@ one line of JSON, a row for each assignment, and the bytes of the files that it 
 """
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -164,7 +165,8 @@ def read_files(page, entries, wanted, problems):
 def _nearness(entry, page):
     """Files in the notebook's folder first, then below it, the newest first."""
     folder, home = entry.parts[:-1], page.parts[:-1]
-    shared = len(os.path.commonprefix([folder, home]))
+    pairs = zip(folder, home, strict=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], pairs))
     copied = _plain_copy(entry.name) != entry.name
     age = [-number for number in entry.when]
     return -shared, copied, len(entry.parts), age, entry.parts
