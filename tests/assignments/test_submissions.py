@@ -192,8 +192,8 @@ def odd_cells() -> bytes:
 
 
 def bomb() -> bytes:
-    """Small as a file, and gigabytes as Python's lists."""
-    return zipped({NB: b"[" + b"[]," * 35_000_000 + b"[]]"})
+    """36 megabytes of text, and 800 as Python's lists."""
+    return zipped({NB: b"[" + b"[]," * 12_000_000 + b"[]]"})
 
 
 def many_files() -> bytes:
@@ -206,16 +206,17 @@ HARDLY = {
     "JSON bomb": (bomb, "too large to read"),
     "a password": (locked, "has a password"),
     "too many files": (many_files, "more files"),
-    "deep JSON": (lambda: b'{"cells":' * 100_000, "damaged (not JSON)"),
+    "deep JSON": (lambda: zipped({NB: b"[" * 200_000}), "damaged (not JSON)"),
     "nothing but debris": (lambda: zipped({f"._{NB}": APPLE}), "no notebook"),
     "a link in a zip": (lambda: zipped({NB: b"/etc/passwd"}), "damaged (not JSON)"),
 }
 
 
 @pytest.mark.parametrize("kind", HARDLY)
-def test_what_is_hardly_a_submission_is_named(tmp_path, kind):
+def test_what_is_hardly_a_submission_is_named(tmp_path, monkeypatch, kind):
     """Within the reader's memory, and as text that can be written down."""
     make, words = HARDLY[kind]
+    monkeypatch.setattr(submissions, "MEMORY", 400_000_000)
     (submission,) = read(tmp_path, "a.zip", make())
     told = "; ".join(problem.what for problem in submission.problems)
     assert words in told
@@ -271,7 +272,7 @@ def test_what_fails_in_the_reader_stops_nobody(tmp_path, monkeypatch):
         (b"J\x81rgen.ipynb", "Jürgen"),  # DOS, and zip programs until today
         ("Ju\u0308rgen.ipynb".encode(), "Jürgen"),  # macOS
         (b".ada.ipynb", ".ada"),
-        (b".ipynb", ".ipynb"),
+        (b".ipynb", "nameless"),
         (b"ada-1_partition_functions.zip", "ada"),
         (b"ada.ipynb.txt", "ada"),
         (b"\xff\xfe.ipynb", "ÿþ"),

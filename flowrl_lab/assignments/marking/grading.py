@@ -33,7 +33,7 @@ from flowrl_lab.assignments.marking.running import (
     run_submission,
     worker_parts,
 )
-from flowrl_lab.assignments.marking.submissions import Submission
+from flowrl_lab.assignments.marking.submissions import Submission, reader_text
 from flowrl_lab.assignments.spec import (
     FunctionQuestion,
     Number,
@@ -436,5 +436,6 @@ def digest_of(submission: Submission, bundle: Bundle | None, variant: int) -> st
         bundle.to_json() if bundle else "",
         str(variant),
         *worker_parts().values(),
+        reader_text(),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
