@@ -98,7 +98,12 @@ def make_bundle(source: Source, secret: str = "") -> Bundle:
         solutions=tuple(source.solutions),
         hidden=tuple(source.hidden_blocks),
         handed_out=tuple(
-            (cell.kind, _text_of(cell, solved=False), cell.marks.get("argued", ""))
+            (
+                cell.kind,
+                _text_of(cell, solved=False),
+                cell.marks.get("argued", ""),
+                cell.marks.get("question", ""),
+            )
             for cell in source.cells
             if not cell.hidden
         ),

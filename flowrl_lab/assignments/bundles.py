@@ -31,7 +31,6 @@ from flowrl_lab.assignments.spec import (
 )
 
 __all__ = [
-    "Asked",
     "Bundle",
     "Loaded",
     "call_with_gradients",
@@ -69,19 +68,6 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What an assignment asks for: by this its notebook and its files are known.
-
-    Attributes:
-        names: of functions and numbers.
-        files: names of the files beside the notebook.
-    """
-
-    names: tuple[str, ...]
-    files: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Bundle:
     """What a bundle file holds.
 
@@ -92,7 +78,8 @@ class Bundle:
         secret: mixed into the numbers of hidden tests.
         solutions: solved cells.
         hidden: hidden blocks.
-        handed_out: cells as they are handed out: (kind, text, argued answer or "").
+        handed_out: cells as they are handed out: (kind, text, argued answer or "",
+            names that are asked for in it).
     """
 
     key: str
@@ -101,23 +88,17 @@ class Bundle:
     secret: str
     solutions: tuple[str, ...]
     hidden: tuple[str, ...]
-    handed_out: tuple[tuple[str, str, str], ...]
+    handed_out: tuple[tuple[str, str, str, str], ...]
 
     @property
     def template(self) -> list[str]:
         """Code cells as they are handed out."""
-        return [text for kind, text, _ in self.handed_out if kind == "code"]
+        return [row[1] for row in self.handed_out if row[0] == "code"]
 
     @property
-    def asked(self) -> Asked:
-        """What it asks for, whatever the variant."""
-        questions = self.load(0).questions
-        in_code = (FunctionQuestion, Number, OwnTest)
-        recorded = [q for q in questions if isinstance(q, Recorded)]
-        return Asked(
-            tuple(q.name for q in questions if isinstance(q, in_code)),
-            tuple(file for question in recorded for file in question.files),
-        )
+    def asked(self) -> tuple[str, ...]:
+        """Names of the functions and numbers that it asks for."""
+        return tuple(name for row in self.handed_out for name in row[3].split())
 
     def load(self, variant: int) -> Loaded:
         """The questions for one variant; loaded once."""

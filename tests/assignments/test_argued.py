@@ -96,7 +96,7 @@ def find(notebook: dict) -> Argument:
     content = pages.json.dumps(notebook).encode()
     page = pages.read_page(entry, content, cells.to_python)
     read = [Cell(*row) for row in page.cells]
-    return find_argument("argument", read, BUNDLE.handed_out, BUNDLE.asked.names)
+    return find_argument("argument", read, BUNDLE.handed_out)
 
 
 @pytest.mark.parametrize("copies", [False, True])

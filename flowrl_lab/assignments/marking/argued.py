@@ -10,7 +10,7 @@ one, in everything that the student wrote in words.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowrl_lab.assignments.marking.submissions import Cell
@@ -39,18 +39,17 @@ class Argument:
 def find_argument(
     name: str,
     cells: Sequence[Cell],
-    handed_out: Sequence[tuple[str, str, str]],
-    asked: Iterable[str],
+    handed_out: Sequence[tuple[str, str, str, str]],
 ) -> Argument:
     """The argued answer to one question.
 
     Args:
         name: of the question.
         cells: of the submission, in order.
-        handed_out: cells of the notebook that was handed out: (kind, text, argued).
-        asked: names of functions and numbers that the assignment asks for.
+        handed_out: cells of the notebook that was handed out: (kind, text, argued
+            answer, names that are asked for in it).
     """
-    given = _Given(name, handed_out, asked)
+    given = _Given(name, handed_out)
     marked = [n for n, cell in enumerate(cells) if cell.argued == name]
     placed = _places(cells, given)
     texts = {n: given.own_text(cells[n].text) for n in {*marked, *placed}}
@@ -82,13 +81,8 @@ def _is_words(cell: Cell) -> bool:
 class _Given:
     """What was handed out, and where the answer to one question was to stand."""
 
-    def __init__(
-        self,
-        name: str,
-        handed_out: Sequence[tuple[str, str, str]],
-        asked: Iterable[str],
-    ):
-        texts = [text for kind, text, _ in handed_out if kind != "code"]
+    def __init__(self, name: str, handed_out: Sequence[tuple[str, str, str, str]]):
+        texts = [row[1] for row in handed_out if row[0] != "code"]
         self.lines = {_plain(line) for text in texts for line in text.splitlines()}
         self.headings = {line for line in self.lines if line.startswith("#")}
         self.filled_in = [
@@ -96,17 +90,18 @@ class _Given:
             for line in self.lines
             if FILLED_IN.search(line)
         ]
-        self.code = {_plain(text) for kind, text, _ in handed_out if kind == "code"}
-        names = "|".join(map(re.escape, asked)) or r"(?!)"
+        self.code = {_plain(row[1]) for row in handed_out if row[0] == "code"}
+        asked = [re.escape(name) for row in handed_out for name in row[3].split()]
+        names = "|".join(asked) or r"(?!)"
         self.defines = re.compile(rf"^(def )?({names})\b\s*[(=:]", re.MULTILINE)
         self.heading = self._heading_above(name, handed_out)
 
     def _heading_above(
-        self, name: str, handed_out: Sequence[tuple[str, str, str]]
+        self, name: str, handed_out: Sequence[tuple[str, str, str, str]]
     ) -> str:
         """The last heading above the blank of a question."""
         heading = ""
-        for _, text, argued in handed_out:
+        for _, text, argued, _ in handed_out:
             if argued == name:
                 return heading
             found = [p for p in map(_plain, text.splitlines()) if p in self.headings]

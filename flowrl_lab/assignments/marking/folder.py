@@ -17,7 +17,7 @@ import torch
 
 from flowrl_lab._files import write_atomically
 from flowrl_lab._validation import bad_input
-from flowrl_lab.assignments.bundles import SUFFIX, Asked, Bundle, read_bundle
+from flowrl_lab.assignments.bundles import SUFFIX, Bundle, read_bundle
 from flowrl_lab.assignments.marking.downloads import name_keys
 from flowrl_lab.assignments.marking.grading import Grade, digest_of, grade_submission
 from flowrl_lab.assignments.marking.submissions import (
@@ -53,8 +53,8 @@ class Plan:
     assignment: str = ""
 
     @functools.cached_property
-    def asked(self) -> dict[str, Asked]:
-        """What each assignment asks for."""
+    def asked(self) -> dict[str, tuple[str, ...]]:
+        """The names that each assignment asks for."""
         return {key: bundle.asked for key, bundle in self.bundles.items()}
 
     @functools.cached_property

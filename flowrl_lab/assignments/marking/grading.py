@@ -193,8 +193,7 @@ def _find_argued(
     submission: Submission,
 ) -> None:
     """An argued answer for the person who marks it; what is unsure is told."""
-    asked, outline = bundle.asked.names, bundle.handed_out
-    found = find_argument(question.name, submission.cells, outline, asked)
+    found = find_argument(question.name, submission.cells, bundle.handed_out)
     grade.argued[question.name] = found.text
     if found.note:
         fix = "look below whether all of it is there; one cell is handed out for it"

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.assignments.bundles import Asked
 from flowrl_lab.assignments.handing_in import plain_name
 from flowrl_lab.assignments.marking.downloads import share_out, who_handed_in
 
@@ -312,21 +311,21 @@ def check_reader() -> None:
 
 
 def read_submission(
-    found: Found, known: Mapping[str, Asked] | None = None
+    found: Found, known: Mapping[str, Sequence[str]] | None = None
 ) -> Submission:
     """Read one submission of one assignment; never raises for what is in it."""
     return read_submissions(found, known)[0]
 
 
 def read_submissions(
-    found: Found, known: Mapping[str, Asked] | None = None, wanted: str = ""
+    found: Found, known: Mapping[str, Sequence[str]] | None = None, wanted: str = ""
 ) -> list[Submission]:
     """Read what was handed in: a submission for each assignment that is in it.
 
     Args:
         found: where it lies.
-        known: assignment -> what it asks for; without it, a notebook counts by its
-            marks alone, and all files are taken.
+        known: assignment -> names that it asks for; without it, a notebook counts by
+            its marks alone.
         wanted: the only assignment that is expected, or "".
 
     Returns:
@@ -338,12 +337,11 @@ def read_submissions(
     problem = _problem_of(found)
     if problem is not None:
         return [Submission(found, problems=[problem])]
-    asked = known or {}
     request = {
         "path": str(found.path),
         "members": found.members,
         "wanted": wanted,
-        "known": {k: {"asked": v.names, "files": v.files} for k, v in asked.items()},
+        "known": {key: list(names) for key, names in (known or {}).items()},
     }
     ended, output = _start_reader(request)
     if ended == WITHOUT_IPYTHON:

@@ -7,7 +7,7 @@ and imports nothing of flowrl_lab.
 Takes a request as JSON from stdin.  Either ``list``, paths of zip files: it writes then
 a line of JSON for each, the names in it.  Or ``path``, ``members`` (a name below the
 path and the file's own name, "" for a folder, each; none takes everything),
-``known`` (assignment -> ``asked`` names and ``files``) and ``wanted``; then it writes
+``known`` (assignment -> names that it asks for) and ``wanted``; then it writes
 one line of JSON, a row for each assignment, and the bytes of the files that it names.
 """
 
@@ -132,22 +132,19 @@ def _is_notebook(entry):
 # -------------------------------------------------------------------------------- files
 
 
-def read_files(page, entries, wanted, problems):
+def read_files(page, entries, problems):
     """The files beside the notebook: name -> bytes.
 
     Args:
         page: the notebook; what lies in its folder comes first.
         entries: all files.
-        wanted: names that are asked for; None takes whatever there is.
         problems: takes what is wrong, in words.
     """
     files, total = {}, 0
     for entry in sorted(entries, key=lambda e: _nearness(e, page)):
-        name = clean(entry.name)
-        if wanted is not None and name not in wanted:
-            name = _plain_copy(name)
-        unasked = name == MANIFEST if wanted is None else name not in wanted
-        if unasked or name in files or ".ipynb" in name or len(files) >= MAX_FILES:
+        name = _plain_copy(clean(entry.name))
+        beside = name != MANIFEST and ".ipynb" not in name
+        if not beside or name in files or len(files) >= MAX_FILES:
             continue
         try:
             content = entry.read(MAX_FILE)
@@ -157,19 +154,24 @@ def read_files(page, entries, wanted, problems):
         total += len(content)
         if len(content) > MAX_FILE or total > MAX_ALL_FILES:
             problems.append(f"{name[:80]} is too large and was left out")
+            total -= len(content)
             continue
         files[name] = content
     return files
 
 
 def _nearness(entry, page):
-    """Files in the notebook's folder first, then below it, the newest first."""
+    """Recorded files first, in the notebook's folder, then below it, the newest first.
+
+    A browser's copy, ``a (1).txt``, counts only where there is no ``a.txt``.
+    """
     folder, home = entry.parts[:-1], page.parts[:-1]
     pairs = zip(folder, home, strict=False)
     shared = sum(1 for _ in itertools.takewhile(lambda two: two[0] == two[1], pairs))
     copied = _plain_copy(entry.name) != entry.name
     age = [-number for number in entry.when]
-    return -shared, copied, len(entry.parts), age, entry.parts
+    other = not entry.name.endswith((".safetensors", ".json"))
+    return other, -shared, copied, len(entry.parts), age, entry.parts
 
 
 def _plain_copy(name):
@@ -197,8 +199,7 @@ def read(request):
     Returns:
         A row for each assignment that is in it, with its files as bytes.
     """
-    known = {key: row["asked"] for key, row in request["known"].items()}
-    problems = []
+    known, problems = request["known"], []
     try:
         entries = [*list_entries(request["path"], request["members"], problems)]
         pages = read_pages(entries, known, problems)
@@ -209,10 +210,7 @@ def read(request):
     chosen = choose(pages, known, request["wanted"])
     if not chosen:
         return [_no_notebook(request, problems)]
-    return [
-        _to_row(page, others, entries, request["known"], list(problems))
-        for page, others in chosen
-    ]
+    return [_to_row(page, others, entries, list(problems)) for page, others in chosen]
 
 
 def _nothing(what, fix):
@@ -237,13 +235,8 @@ def _no_notebook(request, problems):
     return row
 
 
-def _to_row(page, others, entries, known, problems):
-    asked = known.get(page.assignment)
-    wanted = None
-    if known:  # which assignment it is, is not always known yet
-        rows = [asked] if asked else known.values()
-        wanted = {name for row in rows for name in row["files"]}
-    files = read_files(page, entries, wanted, problems)
+def _to_row(page, others, entries, problems):
+    files = read_files(page, entries, problems)
     for problem in dict.fromkeys(problems):
         page.note(problem, SMALLER)
     if others:
