@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["data_path", "read_json", "write_atomically", "write_json"]
+__all__ = ["data_path", "read_json", "read_lines", "write_atomically", "write_json"]
 
 
 def data_path(name: str = "") -> Path:
@@ -83,6 +83,16 @@ def write_json(path: Path, content: dict) -> None:
 
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file of JSON lines, which end at a line feed and nowhere else.
+
+    A string of JSON may hold the other characters at which ``splitlines`` cuts, such
+    as U+2028 and U+0085.
+    """
+    text = path.read_text(encoding="utf-8")  # makes CR LF a line feed as well
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _plain(value):

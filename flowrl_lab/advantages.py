@@ -19,7 +19,9 @@ from flowrl_lab._validation import (
     check_finite,
     check_groups,
     check_number,
+    check_readable,
     check_tensor,
+    holds,
 )
 from flowrl_lab.tokens import at_least_float32
 
@@ -65,7 +67,9 @@ def group_normalized(
     centred = groups - groups.mean(dim=1, keepdim=True)
     # Rounding leaves specks where all rewards are equal; eps would blow them up.
     equal = groups.amax(dim=1, keepdim=True) == groups.amin(dim=1, keepdim=True)
-    std = groups.std(dim=1, keepdim=True).masked_fill(equal, 1.0)
+    std = groups.std(dim=1, keepdim=True)
+    equal = equal | (std + eps == 0)  # differences whose squares are 0
+    std = std.masked_fill(equal, 1.0)
     return (centred / (std + eps)).masked_fill(equal, 0.0).flatten()
 
 
@@ -107,6 +111,7 @@ def pass_at_k_advantages(
         raise bad_input(
             "k", f"is {k}", f"at most num_generations, {num_generations}", "lower k"
         )
+    check_readable("rewards", rewards)
     # On the CPU in float64: the sums of binomials are large, the groups small.
     groups = rewards.detach().cpu().double().view(-1, num_generations)
     ordered, order = groups.sort(dim=1)
@@ -130,11 +135,11 @@ def _subset_shares(group: int, k: int) -> tuple[Tensor, Tensor]:
     for i in range(group):
         # i and the largest j > i are taken; the other k - 2 lie below j.
         above = [math.comb(j - 1, k - 2) if k > 1 else 0 for j in range(i + 1, group)]
-        rows.append([0] * i + [math.comb(i, k - 1)] + above)
+        ways = [0] * i + [math.comb(i, k - 1)] + above
+        # divided as whole numbers, which may be too large to become floats
+        rows.append([count / containing for count in ways])
     double = torch.float64
-    return torch.tensor(shares, dtype=double), torch.tensor(
-        rows, dtype=double
-    ) / containing
+    return torch.tensor(shares, dtype=double), torch.tensor(rows, dtype=double)
 
 
 def whiten(
@@ -159,21 +164,24 @@ def whiten(
         ValueError: wrong shapes or dtypes, no counted token, NaN, eps < 0.
     """
     check_tensor("mask", mask, (None, None), "[B, T]", "bool")
-    check_tensor("values", values, mask.shape, "[B, T]: one per token")
+    check_tensor("values", values, mask, "[B, T]: one per token")
     check_number("eps", eps)
     check_finite({"values": values}, mask)
-    counted = at_least_float32(values.detach())[mask]
-    if counted.numel() == 0:
+    if not holds(mask.any()):
         raise bad_input(
             "mask",
             "keeps no token",
             "at least one True",
             "drop empty completions from the batch",
         )
-    white = torch.zeros_like(values, dtype=counted.dtype)
-    if counted.amax() > counted.amin():
-        white[mask] = (counted - counted.mean()) / (counted.var() + eps).sqrt()
-    return white
+    # Sums over a mask, not a selection: their shapes do not depend on values.
+    counted = at_least_float32(values.detach()).masked_fill(~mask, 0.0)
+    count = mask.sum()
+    centred = (counted - counted.sum() / count).masked_fill(~mask, 0.0)
+    variance = centred.square().sum() / (count - 1).clamp(min=1) + eps
+    lowest = counted.masked_fill(~mask, math.inf).amin()
+    equal = (counted.masked_fill(~mask, -math.inf).amax() == lowest) | (variance == 0)
+    return torch.where(equal, 0.0, centred * variance.rsqrt())
 
 
 def reinforce_pp_advantages(

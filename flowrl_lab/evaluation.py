@@ -7,6 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from flowrl_lab._validation import (
+    LARGEST,
+    bad_input,
+    check_choice,
+    check_items,
+    check_number,
+    shown,
+)
 from flowrl_lab.exact import answers_target, exact_report, mean_report
 from flowrl_lab.types import AnswerSet, ExactReport, PromptBatch, Snapshot
 
@@ -29,6 +37,10 @@ class Referee:
         reward_scale: the run's scale, for the exact log Z.
         target_reward_scale: of the exact target; None takes the task's own.
         temperature: the policy is judged at this temperature.
+
+    Raises:
+        ValueError: something else than a policy or a task, no prompt, a scale or a
+            temperature out of range.
     """
 
     def __init__(
@@ -41,8 +53,13 @@ class Referee:
         target_reward_scale: float | None = None,
         temperature: float = 1.0,
     ):
-        if not prompts:
-            raise ValueError("no prompt to evaluate on. Fix: pass at least one.")
+        _check_has("policy", policy, ("evaluate", "device"), "make_task_and_policy")
+        _check_has("task", task, ("answers", "encode"), "load_task")
+        check_items("prompts", prompts, str, "prompts")
+        check_number("reward_scale", reward_scale, high=LARGEST)
+        if target_reward_scale is not None:
+            check_number("target_reward_scale", target_reward_scale, high=LARGEST)
+        check_number("temperature", temperature, above=True)
         self.policy, self.task = policy, task
         self.reward_scale, self.temperature = reward_scale, temperature
         self.target_reward_scale = (
@@ -126,18 +143,20 @@ class Referee:
 
     @torch.no_grad()
     def _learned_log_z(self, log_z, pooling: str) -> dict[str, float]:
+        check_choice("log_z_features", pooling, ("last", "mean"))
         if log_z is None:
             return dict.fromkeys(self.answers, float("nan"))
+        _check_has("log_z", log_z, ("__call__",), "LogPartitionHead")
         prompts: PromptBatch = self.task.encode(tuple(self.answers))
         values = log_z(self.policy.prompt_features(prompts, pooling)).tolist()
         return dict(zip(self.answers, values, strict=True))
 
     def snapshot(self, prompt: str) -> Snapshot:
         """The policy's distribution over the answers of one judged prompt."""
-        if prompt not in self.answers:
+        if not isinstance(prompt, str) or prompt not in self.answers:
             raise ValueError(
-                f"prompt {prompt!r} is not among the {len(self.answers)} judged ones. "
-                f"Fix: choose one such as {next(iter(self.answers))!r}."
+                f"prompt {shown(prompt)} is not among the {len(self.answers)} judged "
+                f"ones. Fix: choose one such as {next(iter(self.answers))!r}."
             )
         answers = self.answers[prompt]
         alone = Referee.__new__(Referee)
@@ -170,6 +189,17 @@ def evaluate_policy(
         policy, task, prompts, reward_scale=reward_scale, temperature=temperature
     )
     return referee.report(log_z, log_z_features=log_z_features)
+
+
+def _check_has(name: str, value: object, wanted: Sequence[str], maker: str) -> None:
+    missing = [one for one in wanted if not hasattr(value, one)]
+    if missing:
+        raise bad_input(
+            name,
+            f"is a {type(value).__name__} without .{missing[0]}",
+            f"a {name} with {' and '.join(wanted)}",
+            f"make one with {maker}",
+        )
 
 
 def _pad_rows(rows: Tensor, count: int) -> Tensor:

@@ -14,10 +14,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from flowrl_lab._validation import (
+    LARGEST,
     bad_input,
     check_batch,
+    check_count,
     check_finite,
+    check_flag,
+    check_items,
     check_number,
+    check_range,
+    check_readable,
     check_tensor,
 )
 from flowrl_lab.metrics import (
@@ -29,6 +35,7 @@ from flowrl_lab.metrics import (
     mode_coverage,
     total_variation,
 )
+from flowrl_lab.tokens import at_least_float32
 from flowrl_lab.types import AnswerSet, ExactReport
 
 __all__ = [
@@ -75,7 +82,8 @@ def reference_log_partition(
         ValueError: bad tensors; probabilities that do not sum to 1 (exhaustive) or
             exceed 1.
     """
-    _check_answers(ref_log_probs, rewards, reward_scale)
+    ref_log_probs, rewards = _check_answers(ref_log_probs, rewards, reward_scale)
+    check_flag("exhaustive", exhaustive)
     log_listed = _check_total("ref_log_probs", ref_log_probs, exhaustive)
     log_z = (ref_log_probs + reward_scale * rewards).logsumexp(dim=0)
     if exhaustive:
@@ -108,11 +116,13 @@ def exact_target(
     Raises:
         ValueError: bad tensors, no allowed answer with probability above 0.
     """
+    check_tensor("rewards", rewards, (None,), "[N]: one reward per answer")
+    check_number("reward_scale", reward_scale, high=LARGEST)
     allowed = rewards
-    if isinstance(rewards, Tensor) and reward_scale != 0:
+    if reward_scale > 0:
         allowed = rewards.masked_fill(torch.isneginf(rewards), 0.0)
-    _check_answers(ref_log_probs, allowed, reward_scale)
-    log_mass = ref_log_probs + reward_scale * rewards
+    ref_log_probs, _ = _check_answers(ref_log_probs, allowed, reward_scale)
+    log_mass = ref_log_probs + reward_scale * at_least_float32(rewards)
     check_finite({"ref_log_probs + reward_scale · rewards": log_mass.logsumexp(0)})
     return log_mass.log_softmax(dim=0)
 
@@ -146,8 +156,11 @@ def answers_target(
     Raises:
         ValueError: bad tensors, no allowed answer with probability above 0.
     """
-    shape = answers.rewards.shape
-    check_tensor("ref_log_probs", ref_log_probs, shape, "[N]: one per answer")
+    _check_answer_set(answers)
+    if reward_scale is not None:
+        check_number("reward_scale", reward_scale, high=LARGEST)
+    meaning, listed = "[N]: one per answer", answers.rewards
+    check_tensor("ref_log_probs", ref_log_probs, listed, meaning)
     rewards = answers.rewards.to(ref_log_probs)
     if reward_scale is None:
         rewards = torch.zeros_like(rewards)
@@ -178,17 +191,12 @@ def target_accuracy(
     """
     check_tensor("accuracy", accuracy, (None,), "[N]: one per prompt")
     check_finite({"accuracy": accuracy})
-    check_number("reward_scale", reward_scale)
-    low, high = accuracy.aminmax()
-    if low < 0 or high > 1:
-        raise bad_input(
-            "accuracy",
-            f"ranges from {low.item():.3g} to {high.item():.3g}",
-            "probabilities, 0 to 1",
-            "pass shares, not per cent",
-        )
+    check_number("reward_scale", reward_scale, high=LARGEST)
+    fix = "pass shares, not per cent"
+    check_range("accuracy", accuracy, 0, 1, "probabilities, 0 to 1", fix)
     # e^β is taken out of the fraction, so that a large β does not overflow.
-    return accuracy / (accuracy + (1 - accuracy) * math.exp(-reward_scale))
+    share = accuracy + (1 - accuracy) * math.exp(-reward_scale)
+    return torch.where(accuracy > 0, accuracy / share, 0.0)
 
 
 def length_normalized_target(
@@ -219,16 +227,11 @@ def length_normalized_target(
     Raises:
         ValueError: bad tensors, lengths below 1, a log Z that is not finite.
     """
-    _check_answers(ref_log_probs, rewards, reward_scale)
-    check_tensor("lengths", lengths, rewards.shape, "[N]: one per answer", "int")
-    if int(lengths.min()) < 1:
-        raise bad_input(
-            "lengths",
-            f"go down to {int(lengths.min())}",
-            "at least 1 token",
-            "count the end token, or drop empty answers",
-        )
-    check_number("log_z", float(log_z), low=-math.inf)
+    ref_log_probs, rewards = _check_answers(ref_log_probs, rewards, reward_scale)
+    check_tensor("lengths", lengths, rewards, "[N]: one per answer", "int")
+    fix = "count the end token, or drop empty answers"
+    check_range("lengths", lengths, 1, LARGEST, "at least 1 token", fix)
+    _check_log_z(log_z, rewards)
     return ref_log_probs + lengths * (reward_scale * rewards - log_z)
 
 
@@ -258,13 +261,15 @@ def optimal_log_z(
     Raises:
         ValueError: bad tensors, probabilities that do not sum to 1.
     """
-    _check_answers(ref_log_probs, rewards, reward_scale)
-    check_tensor("log_probs", log_probs, rewards.shape, "[N]: one per answer")
+    ref_log_probs, rewards = _check_answers(ref_log_probs, rewards, reward_scale)
+    check_tensor("log_probs", log_probs, rewards, "[N]: one per answer")
+    log_probs = at_least_float32(log_probs)
     _check_total("log_probs", log_probs, True)
     _check_total("ref_log_probs", ref_log_probs, False)
-    never = torch.isneginf(log_probs)
+    probs = log_probs.exp()
+    never = probs == 0
     bonus = reward_scale * rewards + ref_log_probs.masked_fill(never, 0.0)
-    return (log_probs.exp() * (bonus - log_probs.masked_fill(never, 0.0))).sum()
+    return (probs * (bonus - log_probs.masked_fill(never, 0.0))).sum()
 
 
 def gradient_noise(
@@ -299,13 +304,14 @@ def gradient_noise(
         ValueError: bad tensors, probabilities that do not sum to 1, a log Z that
             is not finite, an answer that π writes and π_ref cannot.
     """
-    _check_answers(ref_log_probs, rewards, reward_scale)
-    check_tensor("log_probs", log_probs, rewards.shape, "[N]: one per answer")
+    ref_log_probs, rewards = _check_answers(ref_log_probs, rewards, reward_scale)
+    check_tensor("log_probs", log_probs, rewards, "[N]: one per answer")
+    log_probs = at_least_float32(log_probs)
     _check_total("log_probs", log_probs, True)
-    check_number("log_z", float(log_z), low=-math.inf)
+    _check_log_z(log_z, rewards)
     probs = log_probs.exp()
     # What π never writes is never sampled, so it adds nothing.
-    ratio = (log_probs - ref_log_probs).masked_fill(torch.isneginf(log_probs), 0.0)
+    ratio = (log_probs - ref_log_probs).masked_fill(probs == 0, 0.0)
     check_finite({"log_probs - ref_log_probs": ratio})
     residuals = log_z + ratio - reward_scale * rewards
     slopes = 1 - 2 * probs + probs.square().sum()  # ‖onehot(y) - π‖²
@@ -346,15 +352,14 @@ def exact_log_flows(
     """
     tokens = {"ref_log_probs": ref_log_probs}
     check_batch(completion_mask, tokens, {"rewards": rewards})
-    check_tensor(
-        "completion_ids", completion_ids, completion_mask.shape, "[N, T]", "int"
-    )
-    check_number("reward_scale", reward_scale)
-    counted = ref_log_probs.masked_fill(~completion_mask, 0.0)
+    check_tensor("completion_ids", completion_ids, completion_mask, "[N, T]", "int")
+    check_readable("completion_ids", completion_ids)
+    check_number("reward_scale", reward_scale, high=LARGEST)
+    counted = at_least_float32(ref_log_probs).masked_fill(~completion_mask, 0.0)
     _check_total("ref_log_probs", counted.sum(dim=1), True)
     # Padding gets an id of its own, so that it never joins two prefixes.
-    ids = completion_ids.masked_fill(~completion_mask, -1)
-    paid = reward_scale * rewards
+    ids = completion_ids.long().masked_fill(~completion_mask, -1)
+    paid = reward_scale * at_least_float32(rewards)
     group = torch.zeros_like(ids[:, 0])  # completions that share their first t tokens
     columns = []
     for t in range(ids.shape[1] + 1):
@@ -394,11 +399,20 @@ def exact_report(
     Raises:
         ValueError: bad tensors or totals, no correct answer.
     """
+    _check_answer_set(answers)
+    for name, value in (("log_probs", log_probs), ("ref_log_probs", ref_log_probs)):
+        check_tensor(name, value, answers.rewards.shape, "[N]: one per answer")
+        check_readable(name, value)
+    check_number("run_reward_scale", run_reward_scale, high=LARGEST)
+    if target_reward_scale is not None:
+        check_number("target_reward_scale", target_reward_scale, high=LARGEST)
     policy, reference, rewards = (
-        value.detach().cpu().double() if isinstance(value, Tensor) else value
+        value.detach().cpu().double()
         for value in (log_probs, ref_log_probs, answers.rewards)
     )
     _check_report_input(policy, reference, rewards, answers)
+    if not (isinstance(log_z_learned, float) and math.isnan(log_z_learned)):
+        check_number("log_z_learned", log_z_learned, low=-LARGEST, high=LARGEST)
     correct = answers.correct
     target = answers_target(reference, answers, reward_scale=target_reward_scale)
     compared = policy
@@ -443,10 +457,16 @@ def mean_report(reports: Sequence[ExactReport]) -> ExactReport:
     Raises:
         ValueError: no report at all.
     """
-    if not reports:
-        raise bad_input(
-            "reports", "is empty", "at least one report", "evaluate some prompts"
-        )
+    check_items("reports", reports, ExactReport, "reports")
+    for report in reports:
+        check_count("reports.num_prompts", report.num_prompts)
+        if report.pass_at_k.keys() != reports[0].pass_at_k.keys():
+            raise bad_input(
+                "reports",
+                "have pass@k for different k",
+                "the same k in all of them",
+                "evaluate all prompts with the same version",
+            )
     total = sum(report.num_prompts for report in reports)
     shares = [report.num_prompts / total for report in reports]
 
@@ -469,13 +489,17 @@ def mean_report(reports: Sequence[ExactReport]) -> ExactReport:
     )
 
 
-def _check_answers(ref_log_probs: Tensor, rewards: Tensor, reward_scale: float) -> None:
+def _check_answers(
+    ref_log_probs: Tensor, rewards: Tensor, reward_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Both as they are computed with: half precision could not hold β r."""
     check_tensor("rewards", rewards, (None,), "[N]: one reward per answer")
-    check_tensor("ref_log_probs", ref_log_probs, rewards.shape, "[N]: one per answer")
+    check_tensor("ref_log_probs", ref_log_probs, rewards, "[N]: one per answer")
     check_finite({"rewards": rewards})
-    check_number("reward_scale", reward_scale)
+    check_number("reward_scale", reward_scale, high=LARGEST)
     # An answer may be impossible (-inf), but not all of them, and none is NaN.
     check_finite({"ref_log_probs": ref_log_probs.logsumexp(dim=0)})
+    return at_least_float32(ref_log_probs), at_least_float32(rewards)
 
 
 def _group_logsumexp(values: Tensor, group: Tensor) -> Tensor:
@@ -490,17 +514,40 @@ def _group_logsumexp(values: Tensor, group: Tensor) -> Tensor:
 def _check_total(name: str, log_probs: Tensor, exhaustive: bool) -> Tensor:
     """Check what the listed probabilities add up to; returns the log of it."""
     log_total = log_probs.logsumexp(dim=0)
-    total = log_total.exp().item()
-    low = 1 - SUM_TOLERANCE if exhaustive else 0.0
-    if not low <= total <= 1 + SUM_TOLERANCE:
-        raise bad_input(
-            name,
-            f"has probabilities that sum to {total:.6g}",
-            "a sum of 1" if exhaustive else "a sum of at most 1",
-            "pass log-probs of whole answers (token sums), each answer listed once"
-            + (", or exhaustive=False" if exhaustive else ""),
-        )
+    check_range(
+        f"exp({name}).sum()",
+        log_total.exp(),
+        1 - SUM_TOLERANCE if exhaustive else 0.0,
+        1 + SUM_TOLERANCE,
+        "a sum of 1" if exhaustive else "a sum of at most 1",
+        "pass log-probs of whole answers (token sums), each answer listed once"
+        + (", or exhaustive=False" if exhaustive else ""),
+    )
     return log_total
+
+
+def _check_log_z(log_z: object, rewards: Tensor) -> None:
+    if isinstance(log_z, Tensor):
+        check_tensor("log_z", log_z, (), "a scalar", beside=rewards)
+        check_finite({"log_z": log_z})
+    else:
+        check_number("log_z", log_z, low=-LARGEST, high=LARGEST)
+
+
+def _check_answer_set(answers: object) -> None:
+    if not all(hasattr(answers, name) for name in ("rewards", "correct", "groups")):
+        raise bad_input(
+            "answers",
+            f"is a {type(answers).__name__}",
+            "an AnswerSet",
+            "take it from task.answers(prompt)",
+        )
+    rewards, meaning = answers.rewards, "[N]: one per answer"
+    check_tensor("answers.rewards", rewards, (None,), meaning)
+    check_tensor("answers.correct", answers.correct, rewards, meaning, "bool")
+    check_tensor("answers.groups", answers.groups, rewards, meaning, "int")
+    check_flag("answers.exhaustive", getattr(answers, "exhaustive", None))
+    check_readable("answers.rewards", rewards)
 
 
 def _check_report_input(
@@ -510,9 +557,7 @@ def _check_report_input(
     answers: AnswerSet,
 ) -> None:
     _check_answers(reference, rewards, 0.0)
-    check_tensor("log_probs", policy, rewards.shape, "[N]: one per answer")
     _check_total("log_probs", policy, answers.exhaustive)
-    check_tensor("answers.correct", answers.correct, rewards.shape, "[N]", "bool")
     if not bool(torch.isfinite(policy[answers.correct].logsumexp(dim=0))):
         raise bad_input(
             "answers.correct",

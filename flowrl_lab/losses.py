@@ -16,6 +16,7 @@ Two families share the argument names:
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,13 +24,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flowrl_lab._validation import (
+    LARGEST,
     bad_input,
     check_batch,
     check_choice,
     check_finite,
+    check_flag,
     check_groups,
     check_number,
     check_tensor,
+    holds,
 )
 from flowrl_lab.partition import log_target_ratios
 from flowrl_lab.tokens import at_least_float32, sum_counted
@@ -105,7 +109,8 @@ def flowrl_residuals(
         {"log_probs": log_probs, "ref_log_probs": ref_log_probs},
         {"log_z": log_z, "rewards": rewards},
     )
-    check_number("reward_scale", reward_scale)
+    check_number("reward_scale", reward_scale, high=LARGEST)
+    check_flag("length_normalize", length_normalize)
     return _residuals(
         log_z,
         log_probs,
@@ -204,7 +209,8 @@ def flowrl_terms(
         },
         {"log_z": log_z, "rewards": rewards},
     )
-    check_number("reward_scale", reward_scale)
+    check_number("reward_scale", reward_scale, high=LARGEST)
+    check_flag("length_normalize", length_normalize)
     residuals = _residuals(
         log_z,
         log_probs,
@@ -306,7 +312,7 @@ def trajectory_balance_loss(
     ratios = log_target_ratios(
         sequence_log_probs, ref_sequence_log_probs, rewards, reward_scale=reward_scale
     )
-    check_tensor("log_z", log_z, ratios.shape, "[B]: one per sequence")
+    check_tensor("log_z", log_z, ratios, "[B]: one per sequence")
     check_finite({"log_z": log_z})
     return _reduce((at_least_float32(log_z) - ratios).square(), reduction)
 
@@ -400,7 +406,7 @@ def subtrajectory_balance_loss(
     # Weights relative to the longest stretch, or the shortest, never overflow.
     longest = (valid.sum(dim=1) - 1).view(-1, 1, 1) if subtb_lambda > 1 else 1
     exponent = length - longest
-    base = torch.tensor(subtb_lambda, dtype=potentials.dtype, device=steps.device)
+    base = potentials.new_tensor(float(subtb_lambda))
     weights = torch.where(pairs, base.pow(exponent), 0.0)
     weighted = (weights * residuals.square()).sum(dim=(1, 2))
     return _reduce(weighted / weights.sum(dim=(1, 2)), reduction)
@@ -472,12 +478,22 @@ def clipped_surrogate(
         ValueError: shapes that differ, a wrong dtype, NaN, ε < 0.
     """
     _check_clips(clip_low, clip_high)
-    shape = (None,) * getattr(log_probs, "ndim", 0)
-    check_tensor("log_probs", log_probs, shape, "any")
+    check_tensor("log_probs", log_probs, (...,), "any")
     others = {"old_log_probs": old_log_probs, "advantages": advantages}
     for name, value in others.items():
-        check_tensor(name, value, log_probs.shape, "that of log_probs")
+        check_tensor(name, value, log_probs, "that of log_probs")
     check_finite({"log_probs": log_probs, **others})
+    return _surrogate(log_probs, old_log_probs, advantages, clip_low, clip_high)
+
+
+def _surrogate(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    clip_low: float,
+    clip_high: float,
+) -> Tensor:
+    """:func:`clipped_surrogate` for callers that have checked their input."""
     signal = at_least_float32(advantages.detach())
     ratio = _bounded_exp(at_least_float32(log_probs) - old_log_probs.detach())
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
@@ -621,8 +637,7 @@ def dapo_loss(
         num_generations
     )
     counted = completion_mask & informative.unsqueeze(1)
-    tokens_per_sequence = counted.sum().clamp(min=1) / len(counted)
-    return _reduce(sum_counted(per_token, counted) / tokens_per_sequence, reduction)
+    return _reduce(_token_mean_parts(per_token, counted), reduction)
 
 
 def ppo_loss(
@@ -753,10 +768,11 @@ def k1(
         One value per token, nats.  Gradients flow to ``log_probs``.
 
     Raises:
-        ValueError: shapes that differ, a wrong dtype.
+        ValueError: shapes that differ, a wrong dtype, NaN or infinity.
     """
-    check_tensor("log_probs", log_probs, (None,) * getattr(log_probs, "ndim", 0), "any")
-    check_tensor("ref_log_probs", ref_log_probs, log_probs.shape, "that of log_probs")
+    check_tensor("log_probs", log_probs, (...,), "any")
+    check_tensor("ref_log_probs", ref_log_probs, log_probs, "that of log_probs")
+    check_finite({"log_probs": log_probs, "ref_log_probs": ref_log_probs})
     return at_least_float32(log_probs) - ref_log_probs.detach()
 
 
@@ -778,13 +794,21 @@ def k3(
     """KL(π ‖ π_ref) from samples of π: e^d - d - 1 with d = log π_ref - log π.
 
     Unbiased in value, never negative.  Its expected *gradient* is that of the other
-    direction, KL(π_ref ‖ π).  d is held to at most 60 inside exp.
+    direction, KL(π_ref ‖ π).  Beyond d = 60 the curve goes on as its tangent, so that
+    nothing overflows and a token that has become far too unlikely is still pulled back.
 
     Source, Args, Returns, Raises: as :func:`k1`.
     """
-    difference = -k1(log_probs, ref_log_probs)
+    return _k3(-k1(log_probs, ref_log_probs))
+
+
+def _k3(difference: Tensor) -> Tensor:
+    """e^d - d - 1, and its tangent from d = 60 on."""
+    top = math.expm1(MAX_LOG_RATIO)  # there: the value + 60, and the slope
+    tangent = top * (difference - (MAX_LOG_RATIO - 1)) - MAX_LOG_RATIO
     # expm1 keeps the digits that e^d - 1 loses for small d.
-    return torch.expm1(difference.clamp(max=MAX_LOG_RATIO)) - difference
+    curve = torch.expm1(difference.clamp(max=MAX_LOG_RATIO)) - difference
+    return torch.where(difference > MAX_LOG_RATIO, tangent, curve)
 
 
 def clip_fraction(
@@ -815,10 +839,13 @@ def clip_fraction(
     check_batch(completion_mask, tokens, {})
     if level == "sequence":
         ratios = _sequence_ratios(log_probs, old_log_probs, completion_mask)
-    else:
-        difference = at_least_float32(log_probs.detach()) - old_log_probs.detach()
-        ratios = _bounded_exp(difference[completion_mask])
-    return share_outside(ratios, clip_low, clip_high)
+        return share_outside(ratios, clip_low, clip_high)
+    difference = at_least_float32(log_probs.detach()) - old_log_probs.detach()
+    # Padding has ratio 1, which is never outside: counted, not selected, because a
+    # selection's shape would depend on values.
+    ratios = _bounded_exp(difference.masked_fill(~completion_mask, 0.0))
+    share = share_outside(ratios, clip_low, clip_high)
+    return share * ratios.numel() / completion_mask.sum()
 
 
 def share_outside(ratios: Tensor, clip_low: float, clip_high: float) -> Tensor:
@@ -879,16 +906,18 @@ def _bounded_exp(log_ratio: Tensor) -> Tensor:
 
 def _token_mean_parts(per_token: Tensor, mask: Tensor) -> Tensor:
     """[B] values whose plain mean is the mean over all counted tokens."""
-    tokens_per_sequence = mask.sum() / len(mask)
-    return sum_counted(per_token, mask) / tokens_per_sequence
+    # Divided by a whole number: a quotient of two would be float32 for any values.
+    return len(mask) * sum_counted(per_token, mask) / mask.sum().clamp(min=1)
 
 
 def _advantage_per_token(advantages: Tensor, mask: Tensor) -> Tensor:
     """Advantages as a detached [B, T], 0 in the padding."""
     if isinstance(advantages, Tensor) and advantages.ndim == 1:
-        check_tensor("advantages", advantages, mask.shape[:1], "[B]: one per sequence")
+        shape, meaning = mask.shape[:1], "[B]: one per sequence"
+        check_tensor("advantages", advantages, shape, meaning, beside=mask)
         advantages = advantages.unsqueeze(1).expand(mask.shape)
-    check_tensor("advantages", advantages, mask.shape, "[B, T]: one per token")
+    check_tensor("advantages", advantages, mask, "[B, T]: one per token")
+    check_finite({"advantages": advantages}, mask)
     return at_least_float32(advantages.detach()).masked_fill(~mask, 0.0)
 
 
@@ -903,12 +932,13 @@ def _counted_surrogate(
     """``clipped_surrogate`` per token, 0 in the padding; checks its input."""
     tokens = {"log_probs": log_probs, "old_log_probs": old_log_probs}
     check_batch(mask, tokens, {})
-    return clipped_surrogate(
+    _check_clips(clip_low, clip_high)
+    return _surrogate(
         log_probs.masked_fill(~mask, 0.0),
         old_log_probs.masked_fill(~mask, 0.0),
         _advantage_per_token(advantages, mask),
-        clip_low=clip_low,
-        clip_high=clip_high,
+        clip_low,
+        clip_high,
     )
 
 
@@ -927,8 +957,8 @@ def _kl_penalty(
             )
         return torch.zeros_like(log_probs)
     check_batch(mask, {"ref_log_probs": ref_log_probs}, {})
-    current = log_probs.masked_fill(~mask, 0.0)
-    return kl_coef * k3(current, ref_log_probs.masked_fill(~mask, 0.0))
+    difference = ref_log_probs.detach() - at_least_float32(log_probs)
+    return kl_coef * _k3(difference.masked_fill(~mask, 0.0))
 
 
 def _value_errors(
@@ -972,10 +1002,11 @@ def _flow_potentials(
     """F_i - Σ_{t<i} (log π - log π_ref), and which prefixes i exist; [B, T+1] both."""
     tokens = {"log_probs": log_probs, "ref_log_probs": ref_log_probs}
     check_batch(mask, tokens, {"rewards": rewards})
-    check_number("reward_scale", reward_scale)
+    check_number("reward_scale", reward_scale, high=LARGEST)
     rows, width = mask.shape
-    check_tensor("log_flows", log_flows, (rows, width + 1), "[B, T+1]: one per prefix")
-    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+    shape, meaning = (rows, width + 1), "[B, T+1]: one per prefix"
+    check_tensor("log_flows", log_flows, shape, meaning, beside=mask)
+    if not holds(~mask[:, 1:] | mask[:, :-1]):
         raise bad_input(
             "completion_mask",
             "has a gap",

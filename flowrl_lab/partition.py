@@ -17,15 +17,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flowrl_lab._validation import (
+    LARGEST,
     bad_input,
     check_choice,
     check_count,
     check_finite,
     check_groups,
     check_number,
+    check_range,
+    check_readable,
     check_tensor,
 )
-from flowrl_lab.tokens import at_least_float32
+from flowrl_lab.tokens import at_least_float32, without_autocast
 
 __all__ = [
     "LogPartitionHead",
@@ -36,6 +39,10 @@ __all__ = [
     "unlearned_log_z",
     "vargrad_log_z",
 ]
+
+
+# What is larger was a slip, and would fill the memory: refused before it does.
+MOST_HIDDEN, MOST_LAYERS, MOST_PROMPTS = 2**15, 100, 10**8
 
 
 class LogPartitionHead(nn.Module):
@@ -55,15 +62,15 @@ class LogPartitionHead(nn.Module):
         dropout: share of the hidden units dropped in training.
 
     Raises:
-        ValueError: sizes below 1, dropout outside [0, 1).
+        ValueError: sizes below 1, or beyond any model's; dropout outside [0, 1).
     """
 
     def __init__(
         self, hidden_size: int, *, num_layers: int = 3, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        check_count("hidden_size", hidden_size)
-        check_count("num_layers", num_layers)
+        check_count("hidden_size", hidden_size, most=MOST_HIDDEN)
+        check_count("num_layers", num_layers, most=MOST_LAYERS)
         check_number("dropout", dropout, high=0.999)
         self.hidden_size = hidden_size
         layers: list[nn.Module] = []
@@ -85,12 +92,13 @@ class LogPartitionHead(nn.Module):
         Detach the features to keep log Z's gradient out of the language model.
         """
         shape = (None, self.hidden_size)
-        check_tensor("features", features, shape, "[B, H]: one row per prompt")
+        meaning, weight = "[B, H]: one row per prompt", self.layers[-1].weight
+        check_tensor("features", features, shape, meaning, beside=weight)
         check_finite({"features": features})
         # Even if the module was cast to half precision along with a model.
         wide = {k: at_least_float32(p) for k, p in self.layers.named_parameters()}
         dtype = next(iter(wide.values())).dtype
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features):
             output = torch.func.functional_call(self.layers, wide, features.to(dtype))
         return output.squeeze(-1)
 
@@ -103,9 +111,16 @@ def start_log_z(module: LogPartitionHead | LogZTable, value: float) -> None:
     trained to say is log Z - KL(π ‖ p*), which is much lower at first.
 
     Raises:
-        ValueError: a value that is not finite.
+        ValueError: another module, a value that is not finite.
     """
-    check_number("value", value, low=-math.inf)
+    if not isinstance(module, LogPartitionHead | LogZTable):
+        raise bad_input(
+            "module",
+            f"is a {type(module).__name__}",
+            "a LogPartitionHead or a LogZTable",
+            "make one, and start it before the first step",
+        )
+    check_number("value", value, low=-LARGEST, high=LARGEST)
     with torch.no_grad():
         if isinstance(module, LogZTable):
             module.log_z.fill_(value)
@@ -121,25 +136,26 @@ class LogZTable(nn.Module):
         num_prompts: P, length of the list.
 
     Raises:
-        ValueError: num_prompts below 1.
+        ValueError: num_prompts below 1 or above 10^8.
     """
 
     def __init__(self, num_prompts: int) -> None:
         super().__init__()
-        check_count("num_prompts", num_prompts)
+        check_count("num_prompts", num_prompts, most=MOST_PROMPTS)
         self.log_z = nn.Parameter(torch.zeros(num_prompts))
 
     def forward(self, indices: Int[Tensor, " P"]) -> Float[Tensor, " P"]:
         """log Z of the prompts at ``indices``, nats; gradients flow to the table."""
-        check_tensor("indices", indices, (None,), "[P]: one index per prompt", "int")
-        low, high = torch.stack(indices.aminmax()).tolist()
-        if low < 0 or high >= len(self.log_z):
-            raise bad_input(
-                "indices",
-                f"range from {low} to {high}",
-                f"0 to {len(self.log_z) - 1}",
-                "make the table as long as the task's list of prompts",
-            )
+        meaning, table = "[P]: one index per prompt", self.log_z
+        check_tensor("indices", indices, (None,), meaning, "int", beside=table)
+        check_range(
+            "indices",
+            indices,
+            0,
+            len(table) - 1,
+            f"0 to {len(table) - 1}",
+            "make the table as long as the task's list of prompts",
+        )
         return self.log_z[indices.long()]
 
 
@@ -168,7 +184,8 @@ def unlearned_log_z(
     """
     check_choice("kind", kind, ("constant", "frozen", "random"))
     check_tensor("indices", indices, (None,), "[P]: one index per prompt", "int")
-    check_number("value", value, low=-math.inf)
+    check_readable("indices", indices)
+    check_number("value", value, low=-LARGEST, high=LARGEST)
     check_count("seed", seed, least=0)
     check_count("step", step, least=0)
     constant = torch.full((len(indices),), float(value))
@@ -217,9 +234,9 @@ def log_target_ratios(
     }
     check_tensor("rewards", rewards, (None,), "[B]: one per sequence")
     for name, value in named.items():
-        check_tensor(name, value, rewards.shape, "[B]: one per sequence")
+        check_tensor(name, value, rewards, "[B]: one per sequence")
     check_finite(named)
-    check_number("reward_scale", reward_scale)
+    check_number("reward_scale", reward_scale, high=LARGEST)
     log_ratio = at_least_float32(ref_sequence_log_probs.detach()) - at_least_float32(
         sequence_log_probs
     )

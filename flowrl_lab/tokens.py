@@ -16,16 +16,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from flowrl_lab._validation import (
+    FLOAT_DTYPES,
     bad_input,
     check_count,
     check_finite,
     check_nonempty_rows,
     check_number,
+    check_range,
     check_tensor,
+    shown,
 )
 
 __all__ = [
-    "at_least_float32",
     "entropy_from_logits",
     "gather_log_probs",
     "log_probs_from_hidden",
@@ -40,6 +42,12 @@ __all__ = [
 def at_least_float32(values: Tensor) -> Tensor:
     """Half-precision values as float32; float32 and float64 as they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def without_autocast(values: Tensor) -> torch.autocast:
+    """Products stay in the precision of their inputs, wherever ``values`` lie."""
+    kind = values.device.type
+    return torch.autocast("cpu" if kind == "meta" else kind, enabled=False)
 
 
 def next_token_logits(
@@ -99,12 +107,12 @@ def gather_log_probs(
             a temperature <= 0, NaN scores.
     """
     check_tensor("logits", logits, (None, None, None), "[B, T, V]")
-    _check_token_ids(token_ids, logits.shape[:2], logits.shape[2])
+    _check_token_ids(token_ids, logits, logits.shape[2])
     check_number("temperature", temperature, above=True)
     scores = at_least_float32(logits) / temperature
     # Scores that hold a NaN, a +inf or nothing but -inf all show up here.
     log_normalizer = scores.logsumexp(dim=-1)
-    check_finite({"logits": log_normalizer})
+    check_finite({"logits / temperature": log_normalizer})
     chosen = scores.gather(-1, token_ids.long().unsqueeze(-1)).squeeze(-1)
     return chosen - log_normalizer
 
@@ -115,12 +123,18 @@ def log_probs_from_logits(logits: Tensor, *, temperature: float = 1.0) -> Tensor
         log π(v) = z_v - log Σ_u exp(z_u),   z = logits / temperature
 
     Args:
-        logits: ``[..., V]`` scores; not checked: sampling asks for them every token.
+        logits: ``[..., V]`` scores; their values are not looked at: sampling asks for
+            them every token.
         temperature: above 0.
 
     Returns:
         ``[..., V]`` nats, float32 or float64.  Gradients flow to ``logits``.
+
+    Raises:
+        ValueError: a wrong dtype, a temperature <= 0.
     """
+    check_tensor("logits", logits, (..., None), "[..., V]")
+    check_number("temperature", temperature, above=True)
     return (at_least_float32(logits) / temperature).log_softmax(dim=-1)
 
 
@@ -147,7 +161,7 @@ def entropy_from_logits(
     probs = log_probs.exp()
     # 0 · log 0 = 0, in the value and in the gradient.
     entropy = -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1)
-    check_finite({"logits": entropy})
+    check_finite({"logits / temperature": entropy})
     return entropy
 
 
@@ -179,18 +193,18 @@ def log_probs_from_hidden(
 
     Returns:
         Log-probs in nats, float32 or float64.  Exact first-order gradients flow
-        to ``hidden`` and, if it requires them, to ``lm_head_weight``.
+        to ``hidden`` and, if it requires them, to ``lm_head_weight``; not under
+        torch.vmap, where :func:`gather_log_probs` will do.
 
     Raises:
         ValueError: as :func:`gather_log_probs`, and for a hidden size that
             differs from the weight's.
     """
     check_tensor("hidden", hidden, (None, None, None), "[B, T, H]")
-    _check_token_ids(token_ids, hidden.shape[:2], lm_head_weight.shape[0])
     log_probs, _ = _chunked_head(
-        hidden.flatten(0, 1),
+        hidden,
         lm_head_weight,
-        token_ids.flatten(),
+        token_ids,
         temperature,
         _HeadSettings(chunk_size, with_entropies=False),
     )
@@ -228,7 +242,6 @@ def token_scores_from_hidden(
         ValueError: as :func:`log_probs_from_hidden`.
     """
     check_tensor("hidden", hidden, (None, None), "[N, H]")
-    _check_token_ids(token_ids, hidden.shape[:1], lm_head_weight.shape[0])
     settings = _HeadSettings(chunk_size, True, product_dtype, bias)
     return _chunked_head(hidden, lm_head_weight, token_ids, temperature, settings)
 
@@ -247,13 +260,24 @@ def _chunked_head(
     temperature: float,
     settings: _HeadSettings,
 ) -> tuple[Tensor, Tensor | None]:
-    check_tensor("lm_head_weight", weight, (None, hidden.shape[-1]), "[V, H]")
+    shape = (None, hidden.shape[-1])
+    check_tensor("lm_head_weight", weight, shape, "[V, H]", beside=hidden)
+    _check_token_ids(token_ids, hidden, weight.shape[0])
     check_number("temperature", temperature, above=True)
     check_count("chunk_size", settings.chunk_size)
+    if settings.bias is not None:
+        check_tensor("bias", settings.bias, weight.shape[:1], "[V]", beside=hidden)
+    if settings.product_dtype not in (None, *FLOAT_DTYPES):
+        raise bad_input(
+            "product_dtype",
+            f"is {shown(settings.product_dtype)}",
+            "a floating dtype of torch, or None",
+            "pass the head's own dtype, such as torch.bfloat16",
+        )
     if not torch.is_grad_enabled():  # autograd.Function does not ask for it
         hidden, weight = hidden.detach(), weight.detach()
     log_probs, entropies = _ChunkedHead.apply(
-        hidden, weight, token_ids.long(), temperature, settings
+        hidden.flatten(0, -2), weight, token_ids.long().flatten(), temperature, settings
     )
     check_finite({"hidden · lm_head_weight": log_probs})
     return log_probs, entropies
@@ -328,7 +352,7 @@ class _Head:
         self._hidden, self._temperature = hidden, ctx.temperature
         self._wide, self._bias = _wide_dtype(hidden, weight), ctx.settings.bias
         self._weight = weight.to(ctx.settings.product_dtype or self._wide)
-        self._autocast = torch.autocast(hidden.device.type, enabled=False)
+        self._autocast = without_autocast(hidden)
 
     def __enter__(self) -> _Head:
         self._autocast.__enter__()
@@ -421,7 +445,7 @@ def masked_sum(
         ValueError: wrong shapes or dtypes, NaN or infinity among what counts.
     """
     check_tensor("mask", mask, (None, None), "[B, T]", "bool")
-    check_tensor("values", values, mask.shape, "[B, T]: one per token")
+    check_tensor("values", values, mask, "[B, T]: one per token")
     check_finite({"values": values}, mask)
     return sum_counted(values, mask)
 
@@ -453,14 +477,15 @@ def sum_counted(values: Tensor, mask: Tensor) -> Tensor:
     return at_least_float32(values).masked_fill(~mask, 0.0).sum(dim=1)
 
 
-def _check_token_ids(token_ids: Tensor, shape: tuple, vocab_size: int) -> None:
-    check_tensor("token_ids", token_ids, shape, "[B, T]: one per token", "int")
-    low, high = torch.stack(token_ids.aminmax()).tolist()
-    if low < 0 or high >= vocab_size:
-        raise bad_input(
-            "token_ids",
-            f"range from {low} to {high}",
-            f"ids from 0 to {vocab_size - 1}",
-            "pad with a real token id and leave padding out with the mask "
-            "(-100 is a label convention, not a token)",
-        )
+def _check_token_ids(token_ids: Tensor, scored: Tensor, vocab_size: int) -> None:
+    shape, meaning = scored.shape[:-1], "one per token"
+    check_tensor("token_ids", token_ids, shape, meaning, "int", beside=scored)
+    check_range(
+        "token_ids",
+        token_ids,
+        0,
+        vocab_size - 1,
+        f"ids from 0 to {vocab_size - 1}",
+        "pad with a real token id and leave padding out with the mask "
+        "(-100 is a label convention, not a token)",
+    )

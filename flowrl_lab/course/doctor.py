@@ -170,12 +170,15 @@ def check_widgets() -> Check:
 
 def check_sandbox() -> Check:
     """Whether programs that a model wrote can be run safely here."""
-    from flowrl_lab.sandbox import sandbox_problem
+    from flowrl_lab.sandbox import sandbox_problem, sandbox_weaknesses
 
     found, _, fix = (sandbox_problem() or "").partition(" Fix: ")
     if found:
         return Check("sandbox", "note", found, fix)
-    return Check("sandbox", "ok", "Landlock and seccomp hold a trial program in")
+    found = "Landlock and seccomp hold a trial program in; the kernel holds its limits"
+    if sandbox_weaknesses():
+        found += f", but {', '.join(sandbox_weaknesses())}"
+    return Check("sandbox", "ok", found)
 
 
 # ------------------------------------------------------------------------- data

@@ -252,7 +252,7 @@ def _is_event(value: object) -> bool:
 def _salvage(content: bytes) -> list[Event]:
     """Every line that is a whole event by itself."""
     kept = []
-    for line in content.decode("utf-8", errors="replace").splitlines():
+    for line in content.decode("utf-8", errors="replace").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
             value = json.loads(line.strip().rstrip(","))
             if _is_event(value):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from flowrl_lab.tasks import load_task
+from flowrl_lab.tasks.text import cut_completion
 
 __all__ = ["is_text_task", "load_scorer", "rendered", "score_text"]
 
@@ -43,9 +44,7 @@ def score_text(task, prompt: str, completion: str) -> float:
     """The reward of one completion, given as text without its end token."""
     check_language_task(task)
     if is_text_task(task):
-        ends = [completion.find(stop) for stop in task.stop]
-        end = min([e for e in ends if e >= 0], default=len(completion))
-        return task.score(prompt, completion[:end]).reward
+        return task.score(prompt, cut_completion(task, completion)).reward
     known = all(character in task.characters for character in completion)
     if not known or len(completion) >= task.max_completion_tokens:
         return 0.0  # nothing the task can spell, or cut off before its end

@@ -2,13 +2,14 @@
 
 ``export_verl`` writes a folder: a start script with every setting, the reward as a
 Python file, the prompts as data, and DIFFERENCES.md, which says for every setting
-whether it means the same there.  Much does not: the recipe has its own clip, its own
-features for Z, and only the length-normalised residual.
+whether it means the same there.  Much does not: the recipe has its own weights, its
+own features for Z, and only the length-normalised residual.
 
-The recipe was read in verl's and verl-recipe's public repositories (October 2025);
-the names of the settings were checked against the configurations of verl 0.6.1, 0.7.1
-and 0.9.1 (tests/integrations/test_verl_export.py), and composed with Hydra.  Nothing
-here was run on a GPU.
+The recipe was read in its public repository, verl-recipe (as of August 2026): what its
+actor, worker, main file and config use, and what they leave alone.  The names of the
+settings were checked against the configurations of verl 0.6.1, 0.7.1 and 0.9.1
+(tests/integrations/test_verl_export.py), and composed with Hydra.  Nothing here was
+run on a GPU.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from flowrl_lab.tasks import load_task
 from flowrl_lab.training.config import ExperimentConfig
 
 __all__ = [
+    "IDLE",
     "RECIPE_KEYS",
     "Difference",
     "compare_meaning",
@@ -34,8 +36,10 @@ __all__ = [
 
 RECIPE_SCALE = 15.0
 RECIPE_WEIGHTS = "min(ratio, 10), with no floor"
-# Settings that the recipe's own config adds to verl's.
-RECIPE_KEYS = ("algorithm.tb_coef", "data.gen_batch_size")
+# Settings that the recipe's code reads and not every version of verl has by itself.
+RECIPE_KEYS = ("data.gen_batch_size", "actor_rollout_ref.actor.optim.warmup_style")
+# Fields that a FlowRL run does not read, here or there.
+IDLE = ("kl_coef", "pass_k", "value_learning_rate")
 FILES = (
     "run.sh", "reward.py", "train.jsonl", "heldout.jsonl", "DIFFERENCES.md",
 )  # fmt: skip
@@ -56,6 +60,7 @@ def verl_settings(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
     model = "actor_rollout_ref.model"
     # verl has no linear schedule; the cosine one also ends at 0.
     schedule = "constant" if config.lr_schedule == "constant" else "cosine"
+    micro_batch = config.micro_batch or None
     return {
         "data.train_files": str(folder / "train.jsonl"),
         "data.val_files": str(folder / "heldout.jsonl"),
@@ -71,15 +76,17 @@ def verl_settings(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
         f"{actor}.ppo_mini_batch_size": config.prompts_per_step,
         f"{actor}.ppo_epochs": config.updates_per_batch,
         f"{actor}.optim.lr": config.learning_rate,
+        # The recipe's worker reads the older of the two names.
+        f"{actor}.optim.warmup_style": schedule,
         f"{actor}.optim.lr_scheduler_type": schedule,
         f"{actor}.optim.weight_decay": 0.0,
         f"{actor}.grad_clip": config.max_grad_norm,
-        f"{actor}.clip_ratio_low": config.clip_low,
-        f"{actor}.clip_ratio_high": config.clip_high,
-        # The penalty is 0, but without this verl computes no reference.
+        # The recipe has no penalty, but without this verl computes no reference.
         f"{actor}.use_kl_loss": True,
-        f"{actor}.kl_loss_coef": 0.0,
-        f"{actor}.entropy_coeff": config.entropy_coef,
+        f"{actor}.use_dynamic_bsz": micro_batch is None,
+        f"{actor}.ppo_micro_batch_size_per_gpu": micro_batch,
+        f"{rollout}.log_prob_micro_batch_size_per_gpu": micro_batch,
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": micro_batch,
         f"{rollout}.n": config.num_generations,
         f"{rollout}.temperature": config.temperature,
         f"{rollout}.top_p": 1.0,
@@ -87,11 +94,14 @@ def verl_settings(config: ExperimentConfig, folder: Path) -> dict[str, Any]:
         "algorithm.adv_estimator": "grpo",
         "algorithm.norm_adv_by_std_in_grpo": config.reward_form == "group_normalized",
         "algorithm.use_kl_in_reward": False,
-        "algorithm.tb_coef": config.reward_scale,
         "custom_reward_function.path": str(folder / "reward.py"),
         "custom_reward_function.name": "compute_score",
-        "reward_model.reward_manager": "naive",
+        # The recipe hands over an overlong buffer, which only this manager takes.
+        "reward_model.reward_manager": "dapo",
         "trainer.total_training_steps": config.steps,
+        # An epoch has at least one step: the steps end the run, not the epochs.
+        "trainer.total_epochs": config.steps,
+        "trainer.test_freq": config.eval_every,
         "trainer.experiment_name": config.run_name,
     }
 
@@ -109,17 +119,66 @@ class Difference:
 def compare_meaning(config: ExperimentConfig) -> list[Difference]:
     """Every difference between the run and what the recipe would do with it."""
     _check(config)
-    found = [
+    return [
+        *_differences_of_loss(config),
+        *_differences_of_log_z(config),
+        *_differences_of_form(config),
+        *_differences_of_running(config),
+    ]
+
+
+def _differences_of_loss(config: ExperimentConfig) -> list[Difference]:
+    beta = Difference(
+        "reward_scale",
+        f"β = {config.reward_scale:g}",
+        f"the recipe's actor has β = {RECIPE_SCALE:g} as a literal "
+        "(flowrl_beta_coef); no setting reaches it",
+        "nothing"
+        if config.reward_scale == RECIPE_SCALE
+        else "put your value in the literal's place",
+    )
+    entropy = Difference(
+        "entropy_coef",
+        f"an entropy bonus of weight {config.entropy_coef:g}",
+        "none: the actor has the term commented out, and reads no entropy_coeff",
+        "add the term to the actor's loss",
+    )
+    return [beta, _importance(config)] + ([entropy] if config.entropy_coef else [])
+
+
+def _differences_of_log_z(config: ExperimentConfig) -> list[Difference]:
+    sources = {
+        "learned": "a network on the frozen reference's features, without dropout",
+        "attached": "a network on the policy's features, without dropout",
+        "vargrad": "no network: the batch's best value for each prompt's group",
+        "constant": f"no network: {config.log_z_value:g} for every prompt",
+        "frozen": f"no network: a draw of N({config.log_z_value:g}, 1) for each "
+        "prompt, once",
+        "random": f"no network: a draw of N({config.log_z_value:g}, 1) for each "
+        "prompt, anew in every step",
+    }
+    learned = config.log_z in ("learned", "attached")
+    source = Difference(
+        "log_z",
+        sources[config.log_z],
+        "a network on the policy's features, with dropout 0.1 and its gradient in "
+        "the model",
+        "expect a noisier log Z"
+        if learned
+        else "not available there; put it in log_z's place in the actor's loss",
+    )
+    if not learned:
+        return [source]
+    starts = {"zero": "0", "batch": "the first batch's estimate log mean exp(βr)"}
+    return [
+        source,
         Difference(
-            "reward_scale",
-            f"β = {config.reward_scale:g}",
-            f"the recipe's actor has β = {RECIPE_SCALE:g} as a literal, beside the "
-            "setting algorithm.tb_coef",
-            "nothing"
-            if config.reward_scale == RECIPE_SCALE
-            else "search the actor for the literal and put your value there",
+            "log_z_start",
+            starts[config.log_z_start],
+            "whatever torch's initial weights give: some value near 0, another for "
+            "each prompt and seed",
+            "set the last layer of proj_z in the worker, right after it is made",
         ),
-        _importance(config),
         Difference(
             "log_z_features",
             "the last prompt token"
@@ -129,22 +188,13 @@ def compare_meaning(config: ExperimentConfig) -> list[Difference]:
             "prompts that share a long beginning look alike to Z there",
         ),
         Difference(
-            "log_z",
-            "Z's gradient stops at the features"
-            if config.log_z != "attached"
-            else "Z's gradient goes into the model",
-            "Z's gradient goes into the model, and Z has dropout 0.1",
-            "expect a noisier log Z",
-        ),
-        Difference(
             "log_z_learning_rate",
-            f"{config.log_z_learning_rate:g}, its own",
+            f"{config.log_z_learning_rate:g}, its own, and outside max_grad_norm",
             f"that of the policy, {config.learning_rate:g}, and its gradient counts in "
             "the clipped norm",
             "give Z a parameter group of its own if log Z lags",
         ),
     ]
-    return found + _differences_of_form(config)
 
 
 def _importance(config: ExperimentConfig) -> Difference:
@@ -161,22 +211,24 @@ def _importance(config: ExperimentConfig) -> Difference:
     return Difference(
         "importance, clip_low, clip_high",
         here,
-        f"{RECIPE_WEIGHTS}; a clipping variant, chosen in the source, uses "
-        "[0.8, 1.28] as literals and reads neither clip setting",
-        advice.get(config.importance, "choose the variant, and edit its two literals"),
+        f"{RECIPE_WEIGHTS}, as a literal; no clip setting of verl's is read",
+        advice.get(config.importance, "change the line that makes imp_w"),
     )
 
 
 def _differences_of_form(config: ExperimentConfig) -> list[Difference]:
     found = []
     if config.reward_form == "raw":
+        group = config.num_generations
         found.append(
             Difference(
                 "reward_form",
                 "the reward itself",
-                "the reward minus its group's mean",
-                "log Z takes up the mean, but the mean of each group is a draw: more "
-                "noise, the same target on average",
+                "the reward minus its group's mean, which holds a G-th of it: on "
+                "average (G-1)/G of the distance from the policy's mean reward",
+                f"another target: that of β(G-1)/G, {(group - 1) / group:.4g} β with "
+                f"G = {group}, and more noise"
+                + ("; β G/(G-1) in the literal repairs it" if group > 1 else ""),
             )
         )
     if not config.length_normalize:
@@ -194,9 +246,60 @@ def _differences_of_form(config: ExperimentConfig) -> list[Difference]:
         found.append(
             Difference(
                 "lora_rank",
-                "Z lies outside the adapted model",
-                "Z hangs on the model that LoRA freezes",
-                "make sure that Z is trained: its log must move",
+                "Z lies outside the adapted model, and all of it is trained",
+                "Z is made before LoRA: its own weights are frozen, and all-linear "
+                "gives its layers adapters",
+                "keep proj_z out of target_modules, make it trainable, and out of what "
+                "goes to the sampler (LoRA puts a prefix before its name)",
+            )
+        )
+    return found
+
+
+def _differences_of_running(config: ExperimentConfig) -> list[Difference]:
+    """What is around the loss: model, prompts, numbers, evaluation, bad updates."""
+    limit = f"above {config.max_residual:g} nats" if config.max_residual else "never"
+    found = [
+        Difference(
+            "policy, model",
+            f"{config.policy} ({config.model})",
+            "the folder or hub name in $MODEL",
+            "set MODEL",
+        ),
+        Difference(
+            "dtype, device",
+            f"{config.dtype} on {config.device}",
+            "weights in float32, passes in bfloat16, on GPUs",
+            "expect log-probs that differ in the third digit",
+        ),
+        Difference(
+            "seed",
+            f"{config.seed}, of prompts, samples and initial weights",
+            "of the order of the prompts only",
+            "run it several times",
+        ),
+        Difference(
+            "eval_every, eval_prompts, watch_prompt",
+            f"exact, on {config.eval_prompts} held-out prompts, one of them watched "
+            f"({config.watch_prompt or 'the first'})",
+            f"every {config.eval_every} steps too, on samples of all of heldout.jsonl",
+            "evaluate its checkpoints with this library to compare",
+        ),
+        Difference(
+            "on_bad_update, max_residual, max_skips",
+            f"{config.on_bad_update}, at most {config.max_skips} in a row; a residual "
+            f"is too large {limit}",
+            "a gradient norm that is not finite skips the update, as often as it comes",
+            "watch actor/grad_norm",
+        ),
+    ]
+    if config.prompt_format == "plain":
+        found.append(
+            Difference(
+                "prompt_format",
+                "the prompt as it is",
+                "the prompt in the tokenizer's chat template",
+                "give the tokenizer a template that only prints the message",
             )
         )
     return found
@@ -264,7 +367,7 @@ def _script(settings: dict[str, Any], model: str) -> str:
     """
     default = f":-{model}" if model else ":?set MODEL to a folder or a name on the hub"
     words = [
-        shlex.quote(f"{name}={json.dumps(value, ensure_ascii=False)}")
+        shlex.quote(f"{_added(name)}={json.dumps(value, ensure_ascii=False)}")
         for name, value in settings.items()
     ]
     lines = [
@@ -278,6 +381,11 @@ def _script(settings: dict[str, Any], model: str) -> str:
         '  "$@"',
     ]
     return "\n".join(lines) + "\n"
+
+
+def _added(name: str) -> str:
+    """``++`` sets what is there and adds what is not."""
+    return f"++{name}" if name in RECIPE_KEYS else name
 
 
 def _reward_file(config: ExperimentConfig) -> str:
@@ -318,9 +426,7 @@ def _page(config: ExperimentConfig) -> str:
         lines.append(f"| {one.setting} | {one.here} | {one.there} | {one.what_to_do} |")
     lines += [
         "",
-        "Also: verl puts each prompt through the tokenizer's chat template. This "
-        "library hands it over as it is; for the same text, give the tokenizer a "
-        "template that only prints the message.",
+        f"A FlowRL run reads none of {', '.join(IDLE)}, here or there.",
         "",
         "A group whose rewards are all equal still trains, here and there: its "
         "residual pulls the policy to the reference.",

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowrl_lab._files import read_json, write_json
+from flowrl_lab._files import read_json, read_lines, write_json
 from flowrl_lab.training.records import record_from_dict
 from flowrl_lab.types import ExactReport, Snapshot, StepRecord
 
@@ -171,7 +171,7 @@ def load_result(folder: str | Path) -> RunResult:
             "`train --resume`, or name another folder."
         )
     try:
-        lines = (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = read_lines(folder / "records.jsonl")
         records = [record_from_dict(json.loads(line)) for line in lines]
         picture = folder / "snapshot.json"
         if picture.is_file():

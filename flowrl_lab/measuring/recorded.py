@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from flowrl_lab._files import data_path, write_atomically
+from flowrl_lab._files import data_path, read_lines, write_atomically
 from flowrl_lab.measuring.folder import RunResult, is_finished, load_result
 from flowrl_lab.training.algorithms import ALGORITHMS
 from flowrl_lab.training.config import ExperimentConfig
@@ -113,7 +113,7 @@ def add_recorded(path: str | Path, results: Iterable[RunResult]) -> int:
         How many runs were added: those with a name and seed that it lacked.
     """
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = read_lines(path) if path.exists() else []
     held = {(run.name, run.seed) for run in map(_from_line, lines)}
     fresh = [run for run in results if (run.name, run.seed) not in held]
     if fresh:
@@ -162,7 +162,7 @@ def load_recorded(name: str) -> list[RunResult]:
         known = recorded_names()
         raise ValueError(f"no recording {name!r}; there are {known}. Fix: pick one.")
     results = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             results.append(_from_line(line))
         except (KeyError, TypeError, ValueError) as error:

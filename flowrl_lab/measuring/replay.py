@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowrl_lab._files import data_path, write_atomically
+from flowrl_lab._files import data_path, read_lines, write_atomically
 from flowrl_lab.measuring.folder import read_environment
 from flowrl_lab.training.records import record_from_dict, record_to_dict
 from flowrl_lab.types import Snapshot, StepRecord
@@ -56,7 +56,7 @@ def append_step(folder: Path, record: StepRecord) -> None:
 def read_steps(folder: Path) -> list[StepRecord]:
     """The steps that ``append_step`` wrote; of a step written twice, the last."""
     found: dict[int, StepRecord] = {}
-    for line in (folder / STEPS_FILE).read_text(encoding="utf-8").splitlines():
+    for line in read_lines(folder / STEPS_FILE):
         try:
             record = _from_plain(json.loads(line))
         except json.JSONDecodeError:  # the line at which a crash cut it off
@@ -101,7 +101,7 @@ def load_replay(name: str) -> list[Recording]:
     """
     path = data_path(f"results/{name}.replay.jsonl")
     recordings = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             row = json.loads(line)
             if row["format"] != FORMAT:

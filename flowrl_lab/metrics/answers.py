@@ -10,8 +10,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from flowrl_lab._validation import bad_input, check_count, check_tensor
-from flowrl_lab.metrics._checks import SUM_TOLERANCE, any_batch, check_probs
+from flowrl_lab._validation import (
+    bad_input,
+    check_count,
+    check_flag,
+    check_hashable,
+    check_items,
+    check_number,
+    check_range,
+    check_readable,
+    check_tensor,
+    holds,
+)
+from flowrl_lab.metrics._checks import SUM_TOLERANCE, check_probs
+from flowrl_lab.tokens import at_least_float32
 
 __all__ = [
     "accuracy_after_filter",
@@ -25,6 +37,9 @@ __all__ = [
     "pass_at_k",
 ]
 
+# Binomials of more samples than this, or a sum over their counts, take too long.
+MOST_SAMPLES = 100_000
+
 
 def pass_at_k(
     num_samples: int, num_correct: int | Int[Tensor, "*prompts"], k: int
@@ -37,7 +52,7 @@ def pass_at_k(
     that nothing overflows and small chances keep all their digits.
 
     Args:
-        num_samples: n, samples drawn.
+        num_samples: n, samples drawn, at most 100,000.
         num_correct: c, how many were correct; a tensor for several prompts.
         k: samples that would be drawn, at most n.
 
@@ -47,7 +62,7 @@ def pass_at_k(
     Raises:
         ValueError: k > n, c outside 0..n, anything that is not a whole number.
     """
-    check_count("num_samples", num_samples)
+    check_count("num_samples", num_samples, most=MOST_SAMPLES)
     check_count("k", k)
     if k > num_samples:
         raise bad_input(
@@ -58,7 +73,8 @@ def pass_at_k(
         )
     if not isinstance(num_correct, Tensor):
         return _pass_at_k(num_samples, num_correct, k)
-    check_tensor("num_correct", num_correct, num_correct.shape, "any", "int")
+    check_tensor("num_correct", num_correct, (...,), "any", "int")
+    check_readable("num_correct", num_correct)
     flat = [_pass_at_k(num_samples, c, k) for c in num_correct.flatten().tolist()]
     return torch.tensor(flat, dtype=torch.float64).view(num_correct.shape)
 
@@ -94,13 +110,18 @@ def exact_pass_at_k(
         ValueError: a outside [0, 1], k below 1.
     """
     check_count("k", k)
-    given = torch.as_tensor(success_prob)
-    prob = given if isinstance(success_prob, Tensor) else given.double()
-    check_probs("success_prob", prob)
-    prob = prob.clamp(0.0, 1.0)
+    if isinstance(success_prob, Tensor):
+        check_tensor("success_prob", success_prob, (...,), "any")
+        check_probs("success_prob", success_prob)
+        return _chance_of_one(success_prob, k)
+    check_number("success_prob", success_prob, low=-1e-6, high=1 + 1e-6)
+    prob = torch.tensor(success_prob, dtype=torch.float64)
+    return _chance_of_one(prob, k).item()
+
+
+def _chance_of_one(prob: Tensor, k: int) -> Tensor:
     # log1p and expm1 keep the digits of tiny probabilities.
-    chance = -torch.expm1(k * torch.log1p(-prob))
-    return chance if isinstance(success_prob, Tensor) else chance.item()
+    return -torch.expm1(k * torch.log1p(-at_least_float32(prob).clamp(0.0, 1.0)))
 
 
 def accuracy_after_filter(
@@ -130,17 +151,19 @@ def accuracy_after_filter(
     Raises:
         ValueError: probabilities outside [0, 1], a > f, num_samples below 1.
     """
-    check_tensor("fits_prob", fits_prob, fits_prob.shape, "a float tensor")
-    check_tensor("right_prob", right_prob, fits_prob.shape, "one for each fits_prob")
+    check_count("num_samples", num_samples)
+    check_tensor("fits_prob", fits_prob, (...,), "any")
+    check_tensor("right_prob", right_prob, fits_prob, "one for each fits_prob")
+    check_probs("fits_prob", fits_prob)
     check_probs("right_prob", right_prob)
-    if bool((right_prob > fits_prob + 1e-6).any()):
+    if not holds(right_prob <= fits_prob + 1e-6):
         raise bad_input(
             "right_prob",
             "is larger than fits_prob",
             "at most fits_prob: what is right passes the visible test too",
             "check the order of the arguments: (fits_prob, right_prob, num_samples)",
         )
-    passed = exact_pass_at_k(fits_prob, num_samples)
+    passed = _chance_of_one(fits_prob, num_samples)
     # f = 0 means a = 0: nothing is submitted.
     return passed * right_prob / fits_prob.clamp(min=torch.finfo(fits_prob.dtype).tiny)
 
@@ -154,17 +177,16 @@ def avg_at_k(correct: Sequence[bool]) -> float:
     samples may all be the same.
 
     Args:
-        correct: which samples are correct; k is their number.
+        correct: True or False for each sample; k is their number.
 
     Returns:
         Between 0 and 1.
 
     Raises:
-        ValueError: no sample.
+        ValueError: no sample, anything but True and False.
     """
-    if not len(correct):
-        raise bad_input("correct", "is empty", "at least one sample", "draw some")
-    return sum(map(bool, correct)) / len(correct)
+    check_items("correct", correct, bool, "marks, True or False")
+    return sum(correct) / len(correct)
 
 
 def expected_distinct(
@@ -188,8 +210,10 @@ def expected_distinct(
     Raises:
         ValueError: probabilities outside [0, 1], NaN, num_samples below 1.
     """
-    check_tensor("probs", probs, any_batch(probs), "[..., N]: one per answer")
-    return exact_pass_at_k(probs, num_samples).sum(dim=-1)
+    check_count("num_samples", num_samples)
+    check_tensor("probs", probs, (..., None), "[..., N]: one per answer")
+    check_probs("probs", probs)
+    return _chance_of_one(probs, num_samples).sum(dim=-1)
 
 
 def expected_coverage(
@@ -225,10 +249,13 @@ def distinct_solutions(
         The count.
 
     Raises:
-        ValueError: lists of different lengths.
+        ValueError: no lists, lists of different lengths, solutions that cannot be
+            compared.
     """
+    check_hashable("solutions", solutions, "solutions", least=0)
     if correct is None:
         return len(set(solutions))
+    check_items("correct", correct, bool, "marks, True or False", least=0)
     if len(correct) != len(solutions):
         raise bad_input(
             "correct",
@@ -261,11 +288,11 @@ def answer_entropy(
         Nats, at least 0.
 
     Raises:
-        ValueError: no sample.
+        ValueError: no sample, or samples that cannot be compared.
     """
+    check_hashable("solutions", solutions, "samples")
+    check_flag("bias_corrected", bias_corrected)
     n = len(solutions)
-    if not n:
-        raise bad_input("solutions", "is empty", "at least one sample", "draw some")
     shares = [count / n for count in Counter(solutions).values()]
     plain = -math.fsum(share * math.log(share) for share in shares)
     return max(plain, 0.0) + bias_corrected * (len(shares) - 1) / (2 * n)
@@ -282,7 +309,7 @@ def expected_answer_entropy(
 
     Args:
         probs: probabilities (not logs) of all answers; they sum to 1.
-        num_samples: n.
+        num_samples: n, at most 100,000.
 
     Returns:
         Nats; below the entropy of ``probs``, and below log n.
@@ -290,17 +317,18 @@ def expected_answer_entropy(
     Raises:
         ValueError: probabilities that do not sum to 1, num_samples below 1.
     """
-    check_count("num_samples", num_samples)
-    check_tensor("probs", probs, any_batch(probs), "[..., N]: one per answer")
+    check_count("num_samples", num_samples, most=MOST_SAMPLES)
+    check_tensor("probs", probs, (..., None), "[..., N]: one per answer")
     check_probs("probs", probs)
-    if bool(((probs.sum(dim=-1) - 1).abs() > SUM_TOLERANCE).any()):
-        raise bad_input(
-            "probs",
-            f"sum to {probs.sum(dim=-1).flatten()[0].item():.6g}",
-            "probabilities of all answers, which sum to 1",
-            "add the probability of what is not listed, or divide by the sum",
-        )
-    chance = probs.clamp(0.0, 1.0)
+    check_range(
+        "probs.sum(-1)",
+        probs.sum(dim=-1),
+        1 - SUM_TOLERANCE,
+        1 + SUM_TOLERANCE,
+        "probabilities of all answers, which sum to 1",
+        "add the probability of what is not listed, or divide by the sum",
+    )
+    chance = at_least_float32(probs).clamp(0.0, 1.0)
     total = torch.zeros_like(chance.sum(dim=-1))
     for count in range(1, num_samples):  # a count of n adds n/n log 1 = 0
         # in logs, for the binomial coefficients of a large n

@@ -10,13 +10,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl_lab._validation import (
+    LARGEST,
     bad_input,
     check_count,
     check_finite,
+    check_items,
     check_number,
+    check_readable,
     check_tensor,
 )
 from flowrl_lab.metrics._checks import check_probs
+from flowrl_lab.tokens import at_least_float32
+
+# What a difference is divided by at least: β may be too small for 1 - e^-β.
+TINY = 1e-30
 
 __all__ = [
     "LogZCalibration",
@@ -71,7 +78,8 @@ def calibrate_log_z(
         ValueError: shapes that differ, no prompt, NaN or infinity.
     """
     check_tensor("exact", exact, (None,), "[P]: one per prompt")
-    check_tensor("learned", learned, exact.shape, "[P]: one per prompt")
+    check_tensor("learned", learned, exact, "[P]: one per prompt")
+    check_readable("exact", exact)
     check_finite({"learned": learned, "exact": exact})
     x, y = exact.detach().cpu().double(), learned.detach().cpu().double()
     x_mean, y_mean = x.mean(), y.mean()
@@ -113,13 +121,14 @@ def stated_pass_rate(
     Raises:
         ValueError: NaN or infinity, a reward_scale that is not above 0.
     """
-    dims = max(getattr(log_z, "ndim", 1), 0)
-    check_tensor("log_z", log_z, (None,) * dims, "[...]: log Z of prompts")
+    check_tensor("log_z", log_z, (...,), "[...]: log Z of prompts")
     check_finite({"log_z": log_z})
-    check_number("reward_scale", reward_scale, above=True)
-    # (e^z - 1) / (e^β - 1) with e^-β taken out of both, so that nothing overflows
-    top = torch.exp(log_z - reward_scale) - math.exp(-reward_scale)
-    return (top / -math.expm1(-reward_scale)).clamp(0.0, 1.0)
+    check_number("reward_scale", reward_scale, above=True, high=LARGEST)
+    # (e^z - 1) / (e^β - 1) with e^-β taken out of both, and cut off at z = β, so that
+    # nothing overflows.
+    log_z = at_least_float32(log_z)
+    top = torch.exp((log_z - reward_scale).clamp(max=0.0)) - math.exp(-reward_scale)
+    return (top / max(-math.expm1(-reward_scale), TINY)).clamp(0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,7 @@ def reliability(
     Args:
         stated: pass rate that was stated of each prompt.
         observed: its true or measured pass rate.
-        bins: equally wide ranges from 0 to 1.
+        bins: equally wide ranges from 0 to 1, at most 10,000.
 
     Returns:
         The bins that hold a prompt, in rising order; well calibrated is
@@ -157,12 +166,13 @@ def reliability(
     Raises:
         ValueError: shapes that differ, values outside [0, 1], bins below 1.
     """
-    check_count("bins", bins)
+    check_count("bins", bins, most=10_000)
     check_tensor("observed", observed, (None,), "[P]: one per prompt")
-    check_tensor("stated", stated, observed.shape, "[P]: one per prompt")
+    check_tensor("stated", stated, observed, "[P]: one per prompt")
+    check_readable("stated", stated)
     for name, values in (("stated", stated), ("observed", observed)):
         check_probs(name, values)
-    place = (stated * bins).long().clamp(0, bins - 1)
+    place = (stated.double() * bins).long().clamp(0, bins - 1)
     found = []
     for number in place.unique().tolist():
         inside = place == number
@@ -192,8 +202,11 @@ def calibration_error(bins: tuple[ReliabilityBin, ...]) -> float:
     Raises:
         ValueError: no bin.
     """
-    if not bins:
-        raise bad_input("bins", "is empty", "at least one bin", "state some rates")
+    check_items("bins", bins, ReliabilityBin, "bins, as reliability gives them")
+    for one in bins:
+        check_count("bins.count", one.count)
+        check_number("bins.stated", one.stated, low=-1e-6, high=1 + 1e-6)
+        check_number("bins.observed", one.observed, low=-1e-6, high=1 + 1e-6)
     gaps = (b.count * abs(b.stated - b.observed) for b in bins)
     return math.fsum(gaps) / sum(b.count for b in bins)
 
@@ -215,16 +228,18 @@ def rank_correlation(x: Float[Tensor, " N"], y: Float[Tensor, " N"]) -> float:
         ValueError: shapes that differ, fewer than two values, NaN.
     """
     check_tensor("x", x, (None,), "[N]: one per thing")
-    check_tensor("y", y, x.shape, "[N]: one per thing")
-    if len(x) < 2 or bool(torch.isnan(torch.stack([x, y])).any()):
+    check_tensor("y", y, x, "[N]: one per thing")
+    check_readable("x", x)
+    if len(x) < 2 or bool(x.isnan().any() | y.isnan().any()):
         raise bad_input(
-            "x", f"and y have {len(x)} values, or NaN", "at least 2 numbers each",
+            "x",
+            f"and y have {len(x)} values, or NaN",
+            "at least 2 numbers each",
             "rank what has a value",
-        )  # fmt: skip
+        )
     return calibrate_log_z(_ranks(x), _ranks(y)).correlation
 
 
 def _ranks(values: Tensor) -> Tensor:
-    below = (values[:, None] > values[None, :]).sum(dim=1)
-    equal = (values[:, None] == values[None, :]).sum(dim=1)
-    return below + (equal - 1) / 2
+    _, place, count = values.unique(return_inverse=True, return_counts=True)
+    return (count.cumsum(0).double() - (count - 1) / 2)[place]

@@ -17,6 +17,7 @@ from flowrl_lab._validation import (
     check_finite,
     check_number,
     check_tensor,
+    holds,
 )
 from flowrl_lab.metrics._checks import check_log_probs
 from flowrl_lab.tokens import at_least_float32
@@ -145,18 +146,14 @@ def effective_groups(
     Raises:
         ValueError: bad tensors, no group with probability above 0.
     """
-    check_log_probs("log_probs", log_probs, complete=False)
-    check_tensor("groups", groups, log_probs.shape, "[N]: one group per answer", "int")
-    named = groups >= 0
-    probs = at_least_float32(log_probs[named]).exp()
-    size = int(groups.max()) + 1 if len(groups) else 0
-    held = probs.new_zeros(max(size, 1)).index_add(0, groups[named].long(), probs)
-    if not bool(held.sum() > 0):
+    _check_grouped(log_probs, groups)
+    held = _sum_groups(log_probs, groups)
+    if not holds(held.sum() > 0):
         raise bad_input(
             "groups",
             "names no group with probability",
             "at least one group >= 0 whose answers can be written",
-            "give every answer of a group the same number, from 0 on",
+            "give every answer of a group the same number, 0 or more",
         )
     return effective_number((held / held.sum()).log())
 
@@ -180,11 +177,11 @@ def effective_sample_size(
     Raises:
         ValueError: no sample, NaN or infinity, a wrong dtype.
     """
-    dims = max(getattr(log_weights, "ndim", 1), 1)
-    check_tensor("log_weights", log_weights, (None,) * dims, "[..., N]: log weights")
+    check_tensor("log_weights", log_weights, (..., None), "[..., N]: log weights")
     check_finite({"log_weights": log_weights})
     log_weights = at_least_float32(log_weights)
-    # In logs: the weights themselves would overflow long before their ratio does.
+    # In logs, and relative to the largest: the weights themselves would overflow.
+    log_weights = log_weights - log_weights.amax(dim=-1, keepdim=True)
     total = 2 * log_weights.logsumexp(dim=-1)
     squares = (2 * log_weights).logsumexp(dim=-1)
     return (total - squares).exp()
@@ -213,32 +210,45 @@ def mode_coverage(
     Raises:
         ValueError: bad tensors, share outside (0, 1], no group to count.
     """
-    check_log_probs("log_probs", log_probs, complete=False)
+    _check_grouped(log_probs, groups)
     check_log_probs("target_log_probs", target_log_probs, like=log_probs)
-    check_tensor("groups", groups, log_probs.shape, "[N]: one group per answer", "int")
     check_number("share", share, high=1.0, above=True)
-    named = groups >= 0
-    size = int(groups.max()) + 1
-    index = groups[named].long()
-    probs, target = (
-        at_least_float32(values[named].detach()).exp()
-        for values in (log_probs, target_log_probs)
+    held, wanted = (
+        _sum_groups(values.detach(), groups) for values in (log_probs, target_log_probs)
     )
-    held = probs.new_zeros(max(size, 1)).index_add(0, index, probs)
-    wanted = target.new_zeros(max(size, 1)).index_add(0, index, target)
     counted = wanted > 0
-    if not bool(counted.any()):
+    if not holds(counted.any()):
         raise bad_input(
             "groups",
             "names no group with target probability",
             "at least one group >= 0 with p* > 0",
-            "give every answer of a mode the same number, from 0 on",
+            "give every answer of a mode the same number, 0 or more",
         )
-    return (held[counted] >= share * wanted[counted]).to(wanted.dtype).mean()
+    kept = counted & (held >= share * wanted)
+    return kept.sum().to(wanted.dtype) / counted.sum()
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     # Where p is 0 both logs may be -inf; their difference must not be formed.
-    nothing = torch.isneginf(log_p)
+    p = log_p.exp()
+    nothing = p == 0
     gap = log_p.masked_fill(nothing, 0.0) - log_q.masked_fill(nothing, 0.0)
-    return (log_p.exp() * gap).sum(dim=-1)
+    return (p * gap).sum(dim=-1)
+
+
+def _check_grouped(log_probs: Tensor, groups: Tensor) -> None:
+    check_tensor("log_probs", log_probs, (None,), "[N]: one per answer")
+    check_log_probs("log_probs", log_probs, complete=False)
+    check_tensor("groups", groups, log_probs, "[N]: one group per answer", "int")
+
+
+def _sum_groups(log_probs: Tensor, groups: Tensor) -> Tensor:
+    """Probability of each group, in N slots of which some stay empty.
+
+    The groups' numbers are only names: a large one costs no memory.
+    """
+    ordered, order = groups.sort()
+    another = (ordered[1:] != ordered[:-1]).long()
+    slot = torch.nn.functional.pad(another.cumsum(0), (1, 0))
+    probs = at_least_float32(log_probs).exp().masked_fill(groups < 0, 0.0)
+    return torch.zeros_like(probs).scatter_add(0, slot, probs.gather(0, order))

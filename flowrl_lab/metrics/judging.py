@@ -7,12 +7,11 @@ any function from text to text, for example a call of your own model.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from flowrl_lab._validation import bad_input, check_count
+from flowrl_lab._validation import bad_input, check_count, check_items, shown
 
 __all__ = [
     "CountingJudge",
@@ -42,6 +41,7 @@ class CountingJudge:
     """
 
     def __call__(self, prompt: str, responses: Sequence[str]) -> float:  # noqa: ARG002
+        check_items("responses", responses, str, "responses", least=2)
         kinds = {"".join(response.lower().split()) for response in responses}
         return LOWEST + (HIGHEST - LOWEST) * (len(kinds) - 1) / (len(responses) - 1)
 
@@ -54,6 +54,7 @@ class TextJudge:
     """
 
     def __init__(self, complete: Callable[[str], str]):
+        _check_callable("complete", complete, "a function from text to text")
         self.complete = complete
 
     def __call__(self, prompt: str, responses: Sequence[str]) -> float:
@@ -63,17 +64,21 @@ class TextJudge:
             ValueError: the model named no rating from 1 to 5.
         """
         reply = self.complete(self.ask(prompt, responses))
-        ratings = re.findall(r"rating\W*([1-5](?:\.\d+)?)(?!\d)", reply.lower())
+        text = reply.lower() if isinstance(reply, str) else ""
+        ratings = re.findall(r"rating\W*([1-5](?:\.\d+)?)(?!\d)", text)
         if not ratings:
             raise ValueError(
-                f"the judge wrote {reply[:80]!r}; expected 'Rating: N' with N from 1 "
-                "to 5. Fix: use a model that follows the instruction, or a Judge of "
-                "your own."
+                f"the judge wrote {shown(reply)}; expected 'Rating: N' with N from 1 "
+                "to 5. Fix: use a model that follows the instruction, or a Judge "
+                "of your own."
             )
         return float(ratings[-1])
 
     def ask(self, prompt: str, responses: Sequence[str]) -> str:
         """The text that the model gets."""
+        if not isinstance(prompt, str):
+            raise bad_input("prompt", f"is {shown(prompt)}", "a text", "pass its text")
+        check_items("responses", responses, str, "responses")
         listed = "\n\n".join(
             f"Response {number}:\n{response}"
             for number, response in enumerate(responses, 1)
@@ -112,23 +117,31 @@ def judge_diversity(
     """
     if max_characters is not None:
         check_count("max_characters", max_characters)
-    if not responses or min(map(len, responses.values())) < 2:
+    _check_callable("judge", judge, "a function of a prompt and its responses")
+    if not isinstance(responses, Mapping) or not responses:
         raise bad_input(
             "responses",
-            "hold no prompt, or fewer than two responses to one",
-            "at least two responses to each of at least one prompt",
-            "draw more samples; one response has nothing to differ from",
+            f"is a {type(responses).__name__}, or holds no prompt",
+            "at least one prompt, with at least two responses to each",
+            "pass a dict from prompt to responses",
         )
+    for texts in responses.values():  # one alone has nothing to differ from
+        check_items("responses", texts, str, "responses to each prompt", least=2)
     ratings = {}
     for prompt, texts in responses.items():
         rating = judge(prompt, [text[:max_characters] for text in texts])
-        number = isinstance(rating, int | float) and math.isfinite(rating)
+        number = isinstance(rating, int | float) and not isinstance(rating, bool)
         if not number or not LOWEST <= rating <= HIGHEST:
             raise bad_input(
                 "judge",
-                f"gave {rating!r} for prompt {prompt!r}",
+                f"gave {shown(rating)} for prompt {shown(prompt)}",
                 "a rating from 1 to 5",
                 "repair the judge; ratings out of range would spoil the mean",
             )
         ratings[prompt] = float(rating)
     return ratings
+
+
+def _check_callable(name: str, value: object, expected: str) -> None:
+    if not callable(value):
+        raise bad_input(name, f"is a {type(value).__name__}", expected, "pass one")

@@ -16,7 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from flowrl_lab._validation import bad_input, check_choice, check_count, check_tensor
+from flowrl_lab._validation import (
+    bad_input,
+    check_choice,
+    check_count,
+    check_finite,
+    check_hashable,
+    check_items,
+    check_readable,
+    check_tensor,
+)
 
 __all__ = [
     "compression_ratio",
@@ -48,6 +57,7 @@ def distinct_n(sequences: Sequence[Sequence[Hashable]], n: int) -> float:
         ValueError: n below 1, no sequence as long as n.
     """
     check_count("n", n)
+    _check_sequences(sequences)
     grams = [tuple(s[i : i + n]) for s in sequences for i in range(len(s) - n + 1)]
     if not grams:
         raise bad_input(
@@ -77,10 +87,7 @@ def self_bleu(texts: Sequence[str], *, tokenize: str = "13a") -> float:
         ValueError: fewer than two texts, an unknown tokenizer.
         ImportError: sacrebleu is missing; the message says what to install.
     """
-    if len(texts) < 2:
-        raise bad_input(
-            "texts", f"has {len(texts)} entries", "at least 2", "draw more samples"
-        )
+    check_items("texts", texts, str, "texts", least=2)
     check_choice("tokenize", tokenize, TOKENIZERS)
     bleu = _import_bleu().BLEU(tokenize=tokenize, effective_order=True)
     copies = Counter(texts)
@@ -162,9 +169,9 @@ def compression_ratio(texts: Sequence[str]) -> float:
     Raises:
         ValueError: no text.
     """
-    if not len(texts):
-        raise bad_input("texts", "is empty", "at least one text", "draw some samples")
-    content = "\n".join(texts).encode()
+    check_items("texts", texts, str, "texts")
+    # half a surrogate pair, as broken decoding leaves it, is a text as well
+    content = "\n".join(texts).encode(errors="surrogatepass")
     return max(len(content), 1) / len(zlib.compress(content, 9))
 
 
@@ -187,12 +194,11 @@ def ngram_similarity(
         ValueError: no sequence, n below 1.
     """
     check_count("n", n)
-    if not len(sequences):
-        raise bad_input("sequences", "is empty", "at least one", "draw some samples")
+    _check_sequences(sequences)
     counts = [
         Counter(
             tuple(sequence[i : i + size])
-            for size in range(1, n + 1)
+            for size in range(1, min(n, len(sequence)) + 1)
             for i in range(len(sequence) - size + 1)
         )
         or Counter({(): 1})  # so that an empty text has a direction too
@@ -207,6 +213,13 @@ def ngram_similarity(
         table[row, places] = torch.tensor(list(count.values()), dtype=torch.float64)
     table = table / table.norm(dim=1, keepdim=True)
     return table @ table.T
+
+
+def _check_sequences(sequences: Sequence) -> None:
+    check_items("sequences", sequences, Sequence, "texts or token lists")
+    for place, sequence in enumerate(sequences):
+        if not isinstance(sequence, str | bytes):
+            check_hashable(f"sequences[{place}]", sequence, "tokens", least=0)
 
 
 def vendi_score(similarity: Float[Tensor, "n n"]) -> float:
@@ -229,6 +242,8 @@ def vendi_score(similarity: Float[Tensor, "n n"]) -> float:
     check_tensor("similarity", similarity, (None, None), "[n, n]: one row per sample")
     size = similarity.shape[0]
     check_tensor("similarity", similarity, (size, size), "a square matrix")
+    check_finite({"similarity": similarity})
+    check_readable("similarity", similarity)
     kernel = similarity.detach().cpu().double()
     diagonal = torch.ones(size, dtype=kernel.dtype)
     if not torch.allclose(kernel, kernel.T, atol=1e-5) or not torch.allclose(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowrl_lab.policies.loading import LoadedModel
 from flowrl_lab.policies.packed import PackedLanguageModelPolicy
+from flowrl_lab.policies.self_check import find_ways
 from flowrl_lab.tokens import token_scores_from_hidden
 from flowrl_lab.types import PromptBatch
 
@@ -37,9 +38,16 @@ class HFLanguageModelPolicy(PackedLanguageModelPolicy):
     large_tensors = True  # see ``workers.threads_for``
 
     def __init__(self, loaded: LoadedModel, model, **settings):
+        if "ended" not in settings:
+            ends = {settings["eos_id"]}
+            ends |= set(getattr(loaded.tokenizer, "completion_ends", ()))
+            settings["ended"] = lambda tokens: torch.isin(
+                tokens[:, -1], torch.tensor(sorted(ends), device=tokens.device)
+            )
         super().__init__(model, name="hf_lm", **settings)
         self.loaded = loaded
         self.dtype = self._backbone.dtype
+        self.ways = find_ways(self)
 
     def _token_scores(
         self,

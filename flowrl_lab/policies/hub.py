@@ -91,6 +91,8 @@ def loading_explained(name: str, without_hub: str):
     try:
         yield
     except Exception as error:
+        if isinstance(error, ValueError) and "Fix: " in str(error):
+            raise  # said already
         chain = _chain_of(error)
         if any(isinstance(e, GatedRepoError) for e in chain):
             raise ValueError(

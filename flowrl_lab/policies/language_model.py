@@ -36,6 +36,7 @@ __all__ = [
     "token_positions",
 ]
 
+_MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h")
 TINY_LLAMA = {
     "hidden_size": 128,
     "intermediate_size": 256,
@@ -77,7 +78,10 @@ def add_lora(model, *, rank: int, alpha: float, seed: int = 0):
     """Freeze ``model`` and add a LoRA adapter (peft) to all its linear layers."""
     from peft import LoraConfig, get_peft_model
 
+    # Their kernels read this layer's weights and pass by an adapter; peft refuses it.
+    reads_weights = model.config.model_type in _MAMBA
     config = LoraConfig(
+        exclude_modules=["out_proj"] if reads_weights else None,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=0.0,
@@ -173,7 +177,7 @@ class LanguageModelPolicy:
         self._ended = ended or (lambda tokens: tokens[:, -1] == eos_id)
         base = model.get_base_model()
         self._backbone, self._lm_head = base.base_model, base.get_output_embeddings()
-        self.hidden_size = base.config.hidden_size
+        self.hidden_size = self._lm_head.weight.shape[1]
         self._features: dict[tuple[str, str], Tensor] = {}
         # What the reference says of a row: "prompt, temperature, tokens" -> its
         # log-probs and entropies.
@@ -440,11 +444,12 @@ class _Decoder:
     def __init__(self, policy: LanguageModelPolicy, prompts: PromptBatch, copies: int):
         self._policy = policy
         prefix = policy._prefill(prompts, use_cache=True)
+        self.logits = policy._lm_head(prefix.last_hidden_state[:, -1])
+        prompt = torch.arange(len(prompts), device=self.logits.device)
+        self.node = prompt.repeat_interleave(copies)
         self._cache = prefix.past_key_values
-        self._cache.batch_repeat_interleave(copies)
-        last = prefix.last_hidden_state[:, -1]
-        self.logits = policy._lm_head(last).repeat_interleave(copies, 0)
-        self.node = torch.arange(len(self.logits), device=self.logits.device)
+        # Unlike batch_repeat_interleave, what recurrent layers remember has this, too.
+        self._cache.reorder_cache(self.node)
         self._positions = prompts.prompt_mask.sum(-1).repeat_interleave(copies)[:, None]
         self._mask = None
         if not prompts.prompt_mask.all():
@@ -463,3 +468,4 @@ class _Decoder:
         ).last_hidden_state
         self._positions = self._positions + 1
         self.logits = self._policy._lm_head(states[:, -1])
+        self.node = torch.arange(len(token), device=token.device)

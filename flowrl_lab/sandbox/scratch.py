@@ -1,4 +1,4 @@
-"""The folder a sandboxed program may write in: fill it, weigh it, empty it."""
+"""The folder a sandboxed program may write in: weigh it, read from it, remove it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-__all__ = ["check_name", "collect_file", "fill_scratch", "remove_scratch", "weigh"]
+__all__ = ["MAX_ENTRIES", "Scratch", "check_name", "collect_file", "weigh"]
 
 MAX_ENTRIES = 256
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def check_name(name: str, where: str) -> str:
@@ -26,18 +28,76 @@ def check_name(name: str, where: str) -> str:
     return name
 
 
-def fill_scratch(files: Mapping[str, bytes]) -> Path:
-    """A new folder that only this user can enter, with ``files`` in it."""
-    folder = Path(tempfile.mkdtemp(prefix="flowrl-sandbox-")).resolve()
-    try:
-        for name, content in files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-    except BaseException:
-        remove_scratch(folder)
-        raise
-    return folder
+@dataclass
+class Scratch:
+    """A new folder that only this user can enter; the program puts its files there.
+
+    Attributes:
+        files: name -> content, what the folder holds at the start.
+        path: where the folder is.
+        handle: the folder as the program sees it, once it has been handed over.
+        own: whether it is a file system of the program's own, which nobody else
+            sees at ``path``, and which counts deleted files too.
+    """
+
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    path: Path = field(init=False)
+    handle: int | None = None
+    own: bool = False
+
+    def __post_init__(self) -> None:
+        name = tempfile.mkdtemp(prefix="flowrl-sandbox-")
+        self.path = Path(name).resolve()
+
+    @property
+    def given(self) -> tuple[int, int]:
+        """(entries, bytes in whole pages) that ``files`` take."""
+        page = os.sysconf("SC_PAGE_SIZE")
+        entries = {path for name in self.files for path in _with_parents(name)}
+        pages = sum(-(-len(content) // page) for content in self.files.values())
+        return len(entries), pages * page
+
+    def take(self, handle: int, *, own: bool) -> None:
+        """The program's side has made the folder ready, and hands it over."""
+        self.close()
+        self.handle, self.own = handle, own
+
+    def weigh(self) -> tuple[int, int]:
+        """(entries, bytes) beyond what was given; what the own file system holds."""
+        entries, size = self.given
+        if self.own and self.handle is not None:
+            found = os.fstatvfs(self.handle)
+            used = (found.f_blocks - found.f_bfree) * found.f_frsize
+            # The folder itself is one of the entries.
+            return found.f_files - found.f_ffree - 1 - entries, used - size
+        now, total = weigh(self.path, MAX_ENTRIES + entries)
+        return now - entries, total - size
+
+    def collect(self, names: Iterable[str], limit: int) -> dict[str, bytes]:
+        """Those of ``names`` that are plain files, ``limit`` bytes in all at most."""
+        found = {}
+        for name in names if self.handle is not None else ():
+            content = collect_file(self.handle, name, limit)
+            if content is not None:
+                found[name] = content
+                limit -= len(content)
+        return found
+
+    def close(self) -> None:
+        """Let the handle go."""
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
+
+    def remove(self) -> None:
+        """Remove the folder whatever the program left in it."""
+        self.close()
+        _remove(self.path)
+
+
+def _with_parents(name: str) -> list[str]:
+    path = PurePosixPath(name)
+    return [str(path), *map(str, path.parents)][:-1]  # without "."
 
 
 def weigh(folder: Path, most: int = sys.maxsize) -> tuple[int, int]:
@@ -66,18 +126,17 @@ def weigh(folder: Path, most: int = sys.maxsize) -> tuple[int, int]:
     return entries, total
 
 
-def collect_file(folder: Path, name: str, limit: int) -> bytes | None:
-    """The content of a plain file below ``folder``; None for anything else.
+def collect_file(folder: int, name: str, limit: int) -> bytes | None:
+    """The content of a plain file below the open ``folder``; None for anything else.
 
     No symbolic link is followed on the way, no pipe or device is opened, and a
     file with a second name (a hard link) is left alone.
     """
     *parents, last = PurePosixPath(name).parts
-    handles = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)]
+    handles = [os.open(".", _FOLDER, dir_fd=folder)]
     try:
         for part in parents:
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-            handles.append(os.open(part, flags, dir_fd=handles[-1]))
+            handles.append(os.open(part, _FOLDER, dir_fd=handles[-1]))
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
         handles.append(os.open(last, flags, dir_fd=handles[-1]))
         found = os.fstat(handles[-1])
@@ -94,12 +153,9 @@ def collect_file(folder: Path, name: str, limit: int) -> bytes | None:
             os.close(handle)
 
 
-def remove_scratch(folder: Path) -> None:
-    """Remove the folder whatever the program left in it.
-
-    Inner folders are moved out one by one before they are emptied, so that no
-    nesting is too deep and no path too long.
-    """
+def _remove(folder: Path) -> None:
+    """Inner folders are moved out one by one before they are emptied, so that no
+    nesting is too deep and no path too long."""
     heap = tempfile.mkdtemp(prefix="flowrl-sandbox-", dir=folder.parent)
     waiting, moved = [str(folder)], 0
     while waiting:

@@ -2,7 +2,10 @@
 
 For checkers that take seconds to import and milliseconds to use.  The questions may
 be hostile: an answer that takes too long or needs too much costs the process, and
-the next question gets a fresh one.
+the next question gets a fresh one.  So does a question after which the program said
+more than its answer: every question has a mark that its answer must bear, so what
+was meant for one question is never taken for another's answer.  Between questions the
+program stands still.
 """
 
 from __future__ import annotations
@@ -11,23 +14,24 @@ import contextlib
 import functools
 import json
 import os
+import secrets
 import signal
 import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.running import (
-    Limits,
     SandboxUnavailable,
+    check_available,
     make_order,
-    sandbox_problem,
     say_why,
     start_process,
 )
-from flowrl_lab.sandbox.scratch import fill_scratch, remove_scratch
 from flowrl_lab.sandbox.watching import Watch
 
 __all__ = ["SandboxServer", "ServerStopped"]
@@ -42,7 +46,7 @@ class ServerStopped(RuntimeError):
 
 
 class _Lost(ServerStopped):
-    """The program was killed by nothing that the question did, as far as we know."""
+    """By nothing that the question did, as far as we know: it is asked once more."""
 
 
 class SandboxServer:
@@ -77,20 +81,18 @@ class SandboxServer:
 
         Raises:
             SandboxUnavailable: where the platform has no sandbox.
-            ServerStopped: no answer in time, too much memory, a crash, or an
-                exception in ``answer``.
+            ServerStopped: no answer in time, too much memory, a crash, an exception
+                in ``answer``, or a question or an answer that JSON cannot hold.
         """
-        problem = sandbox_problem()
-        if problem is not None:
-            raise SandboxUnavailable(problem)
+        check_available(self._limits)
         with self._lock:
             try:
                 reply = self._ask_once(question)
-            except _Lost:  # by the kernel, when memory is short, or by a person
+            except _Lost:
                 reply = self._ask_once(question)
         if "error" in reply:
             raise ServerStopped(str(reply["error"]))
-        return reply["answer"]
+        return reply.get("answer")
 
     def _ask_once(self, question: Any) -> dict[str, Any]:
         if self._running is not None and self._running.owner != os.getpid():
@@ -123,15 +125,7 @@ class SandboxServer:
 
 
 def _without_clock(limits: Limits) -> Limits:
-    return Limits(
-        cpu_seconds=_ALL_CPU_SECONDS,
-        wall_seconds=_FIRST_SECONDS,
-        memory_mb=limits.memory_mb,
-        output_bytes=limits.output_bytes,
-        file_mb=limits.file_mb,
-        processes=limits.processes,
-        threads=limits.threads,
-    )
+    return replace(limits, cpu_seconds=_ALL_CPU_SECONDS, wall_seconds=_FIRST_SECONDS)
 
 
 @functools.cache
@@ -159,51 +153,64 @@ class _Running:
 
     def __init__(self, order: dict[str, Any], limits: Limits) -> None:
         with contextlib.ExitStack() as stack:
-            scratch = fill_scratch({})
-            stack.callback(remove_scratch, scratch)
             # The order names its parent: this may be a child of who made it.
-            here = {**order, "parent": os.getpid()}
-            process, control = stack.enter_context(start_process(here, scratch))
-            self._watch = Watch(process, control, limits, scratch, (0, 0))
+            here = {**order, "parent": os.getpid(), "mark": secrets.token_hex(8)}
+            started = stack.enter_context(start_process(here, limits, {}))
+            self._watch = Watch(started, limits)
             self._watch.open()
             stack.callback(self._watch.finish)
             while not self._watch.ready:
                 if self._watch.step():
                     raise SandboxUnavailable(say_why(self._watch))
-            os.set_blocking(process.stdin.fileno(), False)
+            self._questions = started.process.stdin
+            os.set_blocking(self._questions.fileno(), False)
             self.owner, self._stack = os.getpid(), stack.pop_all()
-        self._hear(_FIRST_SECONDS, _FIRST_SECONDS)  # it says when its imports are done
+        # It says when its imports are done.
+        self._hear(here["mark"], _FIRST_SECONDS, _FIRST_SECONDS)
 
     def close(self) -> None:
         if self.owner == os.getpid():  # not for a fork of who started it
             self._stack.close()
 
     def ask(self, question: Any, seconds: float, cpu_seconds: float) -> dict[str, Any]:
-        stdin, line = self._watch.process.stdin, json.dumps(question).encode() + b"\n"
-        for kept in self._watch.output.values():
-            kept.clear()
         try:
-            if stdin.write(line) != len(line):
-                raise ServerStopped(f"a question of {len(line):,} bytes is too long")
+            text = json.dumps(question)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ServerStopped(f"JSON cannot hold the question: {error}") from error
+        if self._watch.drain()["stdout"]:
+            raise _Lost("spoke without being asked")
+        self._watch.output["stderr"].clear()
+        mark = secrets.token_hex(8)
+        self._watch.release()
+        line = f"{mark} {text}\n".encode()
+        try:
+            if self._questions.write(line) != len(line):
+                raise ServerStopped(f"a question of {len(text):,} bytes is too long")
         except BrokenPipeError:
             raise self._explain() from None
-        return self._hear(seconds, cpu_seconds)
+        return self._hear(mark, seconds, cpu_seconds)
 
-    def _hear(self, seconds: float, cpu_seconds: float) -> dict[str, Any]:
+    def _hear(self, mark: str, seconds: float, cpu_seconds: float) -> dict[str, Any]:
         replies = self._watch.output["stdout"]
         self._watch.allow(seconds, cpu_seconds)
         while b"\n" not in replies:
             if self._watch.step():
                 raise self._explain()
+        line = bytes(replies[: replies.index(b"\n") + 1])
+        del replies[: len(line)]  # what is left is noticed before the next question
+        said, _, text = line.partition(b" ")
+        if said != mark.encode():
+            raise _Lost("gave an answer to no question")
+        self._watch.hold()
         try:
-            return dict(json.loads(bytes(replies)))
-        except (TypeError, ValueError) as error:  # a reply that was tampered with
+            return dict(json.loads(text))
+        except (TypeError, ValueError, RecursionError) as error:  # tampered with
             raise ServerStopped(f"{type(error).__name__}: {error}") from error
 
     def _explain(self) -> ServerStopped:
         """What to raise when the program is gone."""
         self.close()
-        watch, code = self._watch, self._watch.process.returncode
+        watch, code = self._watch, self._watch.exit_code
         if watch.outcome:
             return ServerStopped(watch.reason)
         if code == -signal.SIGKILL:

@@ -7,74 +7,41 @@ import math
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
-from flowrl_lab.sandbox.scratch import MAX_ENTRIES, weigh
+from flowrl_lab.sandbox.groups import Group
+from flowrl_lab.sandbox.limits import Limits
+from flowrl_lab.sandbox.scratch import MAX_ENTRIES, Scratch
+from flowrl_lab.sandbox.usage import Usage, find_processes, read_usage, weigh_deleted
 
-if TYPE_CHECKING:
-    from flowrl_lab.sandbox.running import Limits
-
-__all__ = ["Usage", "Watch", "read_usage"]
+__all__ = ["Started", "Watch"]
 
 _TICK = 0.01  # seconds between two looks at a program's use of the machine
+_SHORTEST_TICK = 0.001  # when it has nearly used up a limit
+_FASTEST = 4 << 30  # bytes a second: no program fills memory faster
 _START_SECONDS = 60.0  # an interpreter that takes longer to start is broken
 _DRAIN_SECONDS = 5.0  # for what is left in the pipes of a dead process
-_CLOCK_TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+_CORES = os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
-class Usage:
-    """What a process and its descendants use right now."""
+@dataclass
+class Started:
+    """An interpreter that is about to lock itself in.
 
-    cpu_seconds: float = 0.0
-    memory_bytes: int = 0
-    threads: int = 0
-    processes: int = 0
-
-    def __add__(self, other: Usage) -> Usage:
-        return Usage(
-            self.cpu_seconds + other.cpu_seconds,
-            self.memory_bytes + other.memory_bytes,
-            self.threads + other.threads,
-            self.processes + other.processes,
-        )
-
-
-def read_usage(pid: int, *, most: int = 1) -> Usage:
-    """Sum over the process tree of ``pid``; stops once more than ``most`` are found.
-
-    Memory is what the processes hold for themselves (anonymous and shared memory,
-    swapped out or not), without the libraries that all programs share.
+    Attributes:
+        process: with pipes as its output.
+        control: where it hands over its folder and says that it is locked in.
+        scratch: the folder it may write in.
+        group: holds it to its memory; None where there are no control groups.
     """
-    total, waiting = Usage(), [pid]
-    while waiting and total.processes <= most:
-        current = waiting.pop()
-        try:
-            total += _read_process(current)
-            if most > 1:
-                for task in os.listdir(f"/proc/{current}/task"):
-                    path = f"/proc/{current}/task/{task}/children"
-                    waiting += map(int, Path(path).read_text().split())
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has just ended
-    return total
 
-
-def _read_process(pid: int) -> Usage:
-    status: dict[str, str] = {}
-    for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        status[key] = value.strip()
-    kept = ("RssAnon", "RssShmem", "VmSwap")
-    kilobytes = sum(int(status.get(key, "0").split()[0]) for key in kept)
-    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    fields = stat.rpartition(")")[2].split()
-    cpu = sum(map(int, fields[11:15])) / _CLOCK_TICKS  # own and waited-for children's
-    return Usage(cpu, kilobytes * 1024, int(status.get("Threads", "1")), 1)
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    scratch: Scratch
+    group: Group | None
 
 
 @dataclass
@@ -82,22 +49,16 @@ class Watch:
     """One program from its start to its end.
 
     Attributes:
-        process: the interpreter that was started, with pipes as its output.
-        control: the pipe on which it says that it is locked in.
+        started: the process and what belongs to it.
         limits: what the program may use.
-        scratch: the folder it may write in.
-        given: (entries, bytes) that were in the folder from the start.
         outcome: what it was stopped for; empty if it ended by itself.
         reason: the same in words.
         seconds: wall time of the program, without the interpreter's start.
-        cpu_seconds: processor time of the process, the start included.
+        cpu_seconds: processor time of all its processes, the start included.
     """
 
-    process: subprocess.Popen[bytes]
-    control: int
+    started: Started
     limits: Limits
-    scratch: Path
-    given: tuple[int, int]
     outcome: str = ""
     reason: str = ""
     report: bytes = b""
@@ -106,12 +67,13 @@ class Watch:
     output: dict[str, bytearray] = field(
         default_factory=lambda: {"stdout": bytearray(), "stderr": bytearray()}
     )
-    _started: float = 0.0
+    _begun: float = 0.0
     _allowed: float = 0.0
     _cpu_before: float = 0.0
     _cpu_allowed: float = math.inf
     _deadline: float = 0.0
-    _looked: float = 0.0
+    _next_look: float = 0.0
+    _next_close_look: float = 0.0
 
     def follow(self) -> None:
         """Return when the program and all it started are gone."""
@@ -126,27 +88,40 @@ class Watch:
         """Begin to listen; ``step`` until it says True, then ``finish``."""
         self._cpu_allowed = self.limits.cpu_seconds
         self.allow(_START_SECONDS)
-        self._ended = os.pidfd_open(self.process.pid)
+        self._ended = os.pidfd_open(self.pid)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._ended, selectors.EVENT_READ, "ended")
-        self._selector.register(self.control, selectors.EVENT_READ, "control")
+        self._selector.register(self.started.control, selectors.EVENT_READ, "control")
         for name in self.output:
-            stream = getattr(self.process, name)
+            stream = getattr(self.started.process, name)
             self._selector.register(stream.fileno(), selectors.EVENT_READ, name)
 
     def step(self) -> bool:
         """Read what there is and look at the limits; True once it has ended."""
-        over = self._take()
+        pause = self._next_look - time.monotonic()
+        over = self._take(min(max(pause, 0.0), _TICK))
         if not over:
             self._look()
         return over
+
+    def drain(self) -> dict[str, bytearray]:
+        """Read what there is, without waiting; what was said and not yet taken."""
+        self._take(0.0)
+        return self.output
+
+    def hold(self) -> None:
+        """Let it stand still, so that it uses nothing while nobody looks."""
+        _send(self.pid, signal.SIGSTOP)
+
+    def release(self) -> None:
+        """Let it go on."""
+        _send(self.pid, signal.SIGCONT)
 
     def allow(self, seconds: float, cpu_seconds: float | None = None) -> None:
         """Let the program run, and compute, for so long from now on."""
         self._allowed, self._deadline = seconds, time.monotonic() + seconds
         if cpu_seconds is not None:
-            most = max(2, self.limits.processes + 1)
-            self._cpu_before = read_usage(self.process.pid, most=most).cpu_seconds
+            self._cpu_before = self._read_usage().cpu_seconds
             self._cpu_allowed = cpu_seconds
 
     def finish(self) -> None:
@@ -154,41 +129,61 @@ class Watch:
         with self._selector as selector:
             selector.unregister(self._ended)
             os.close(self._ended)
-            _kill_group(self.process.pid)
-            _, status, cost = os.wait4(self.process.pid, 0)
-            self.process.returncode = os.waitstatus_to_exitcode(status)
-            self.cpu_seconds = cost.ru_utime + cost.ru_stime
-            if self._started:
-                self.seconds = time.monotonic() - self._started
+            _send(self.pid, signal.SIGKILL)
+            _, status, cost = os.wait4(self.pid, 0)
+            self.started.process.returncode = os.waitstatus_to_exitcode(status)
+            self._count_cpu(cost.ru_utime + cost.ru_stime)
+            if self.ready:
+                self.seconds = time.monotonic() - self._begun
+                self._look_back()
             end = time.monotonic() + _DRAIN_SECONDS
             while len(selector.get_map()) and time.monotonic() < end:
-                self._take()
+                self._take(_TICK)
 
     @property
     def ready(self) -> bool:
         """Whether the program is locked in and running."""
-        return bool(self._started)
+        return bool(self._begun)
 
-    def _take(self) -> bool:
+    @property
+    def pid(self) -> int:
+        """Of the process that was started; the program's own may be below it."""
+        return self.started.process.pid
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell shows it negated: -9 for a process killed by signal 9."""
+        return self.started.process.returncode
+
+    def _take(self, seconds: float) -> bool:
         over = False
-        for key, _ in self._selector.select(_TICK):
+        for key, _ in self._selector.select(seconds):
             if key.data == "ended":
                 over = True
-                continue
-            chunk = os.read(key.fd, 65_536)
-            if not chunk:
-                self._selector.unregister(key.fd)
             elif key.data == "control":
-                self._hear(chunk)
+                self._hear()
             else:
+                chunk = os.read(key.fd, 65_536)
+                if not chunk:
+                    self._selector.unregister(key.fd)
                 self._keep(key.data, chunk)
         return over
 
-    def _hear(self, chunk: bytes) -> None:
-        self.report += chunk
-        if self.report == b"ready":
-            self._started = time.monotonic()
+    def _hear(self) -> None:
+        """One message: the folder, then that it is ready, or why it is not."""
+        control = self.started.control
+        said, handles, _, _ = socket.recv_fds(
+            control, 65_536, 1, socket.MSG_CMSG_CLOEXEC
+        )
+        for handle in handles:
+            self.started.scratch.take(handle, own=said == b"own")
+        if not said:
+            self._selector.unregister(control)
+        elif said == b"ready":
+            self._begun = time.monotonic()
             self.allow(self.limits.wall_seconds)
+        elif not handles:
+            self.report = said
 
     def _keep(self, name: str, chunk: bytes) -> None:
         kept = self.output[name]
@@ -203,47 +198,92 @@ class Watch:
     def _look(self) -> None:
         """Stop the program if it has used up one of its limits."""
         now = time.monotonic()
-        if now < self._looked + _TICK:
+        if now < self._next_look:
             return
-        self._looked = now
         if now > self._deadline:
             what = "ran" if self.ready else "the interpreter started"
             self._condemn("timeout", f"{what} for more than {self._allowed:g} s")
-        if not self._started:
+        if not self.ready:
+            self._next_look = now + _TICK
             return
-        limits, many = self.limits, self.limits.processes > 1
-        waiting = 1 if many else 0  # the process that waits for the program
-        most = limits.processes + waiting
-        usage = read_usage(self.process.pid, most=most)
+        usage = self._read_usage()
+        self._look_at_usage(usage)
+        self._look_at_files()
+        room = (self.limits.memory_mb << 20) - usage.memory_bytes
+        cpu = self._cpu_before + self._cpu_allowed - usage.cpu_seconds
+        pause = min(_TICK, room / _FASTEST, cpu / _CORES)
+        self._next_look = time.monotonic() + max(pause, _SHORTEST_TICK)
+
+    def _read_usage(self) -> Usage:
+        usage = read_usage(find_processes(self.pid, most=self._most_processes))
+        self._count_cpu(usage.cpu_seconds)
+        return replace(usage, cpu_seconds=self.cpu_seconds)
+
+    def _count_cpu(self, seconds: float) -> None:
+        """Keep the most that was seen: a process that is gone is not counted again."""
+        if self.started.group is not None:
+            seconds = max(seconds, self.started.group.cpu_seconds)
+        self.cpu_seconds = max(self.cpu_seconds, seconds)
+
+    @property
+    def _most_processes(self) -> int:
+        most = self.limits.processes
+        return most + 1 if most > 1 else 1  # one waits for the program
+
+    def _look_at_usage(self, usage: Usage) -> None:
+        limits, most = self.limits, self._most_processes
         if usage.cpu_seconds > self._cpu_before + self._cpu_allowed:
             allowed = f"{self._cpu_allowed:g} s of processor time"
             self._condemn("timeout", f"used more than {allowed}")
         elif usage.memory_bytes > limits.memory_mb << 20:
-            self._condemn("memory", f"used more than {limits.memory_mb} MB of memory")
+            self._condemn_for_memory()
         elif usage.processes > most:
             self._condemn("killed", f"ran more than {limits.processes} processes")
         elif usage.threads > limits.threads + most:
             self._condemn("killed", f"ran more than {limits.threads} threads")
-        else:
-            self._look_at_files()
 
     def _look_at_files(self) -> None:
-        most = MAX_ENTRIES + self.given[0]
-        entries, size = weigh(self.scratch, most)
-        if entries > most:
+        entries, size = self.started.scratch.weigh()
+        most = self.limits.file_mb << 20
+        if entries > MAX_ENTRIES:
             self._condemn("output", f"made more than {MAX_ENTRIES} files and folders")
-        elif size > (self.limits.file_mb << 20) + self.given[1]:
+        elif size > most or size + self._weigh_deleted() > most:
             self._condemn(
                 "output", f"its files hold more than {self.limits.file_mb} MB"
             )
 
+    def _weigh_deleted(self) -> int:
+        """What deleted files hold on a file system that others use too.
+
+        Takes its time where a program has many mappings, so it is not done each time.
+        """
+        scratch, before = self.started.scratch, time.monotonic()
+        if scratch.own or before < self._next_close_look:
+            return 0
+        pids = find_processes(self.pid, most=self._most_processes)
+        size = weigh_deleted(pids, scratch.path, self.limits.file_mb << 20)
+        now = time.monotonic()
+        self._next_close_look = now + 10 * (now - before)
+        return size
+
+    def _look_back(self) -> None:
+        """What the last look came too early for."""
+        group = self.started.group
+        if group is not None and group.went_over:
+            self._condemn_for_memory()
+        self._look_at_files()
+
+    def _condemn_for_memory(self) -> None:
+        self._condemn("memory", f"used more than {self.limits.memory_mb} MB of memory")
+
     def _condemn(self, outcome: str, reason: str) -> None:
         if not self.outcome:
             self.outcome, self.reason = outcome, reason
-            _kill_group(self.process.pid)
+            if self.started.process.returncode is None:  # else the number is free
+                _send(self.pid, signal.SIGKILL)
 
 
-def _kill_group(pid: int) -> None:
-    """Kill the session: the program cannot leave it (no setsid, no setpgid)."""
+def _send(pid: int, number: int) -> None:
+    """To the whole session, which the program cannot leave (no setsid, no setpgid)."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # already gone
-        os.killpg(pid, signal.SIGKILL)
+        os.killpg(pid, number)

@@ -20,6 +20,7 @@ __all__ = [
     "Scored",
     "TextTask",
     "combine_parts",
+    "cut_completion",
     "score_batch",
     "score_safely",
 ]
@@ -62,7 +63,9 @@ class TextTask(Protocol):
     Attributes:
         name: short, for file names and legends.
         max_completion_tokens: how many tokens a completion may have.
-        stop: a completion ends before the first of these strings.
+        stop: a completion ends before the first of these strings.  A task with
+            ``cut(completion)`` says itself what of a completion counts; nothing is
+            cut before one of them stands in it.
     """
 
     name: str
@@ -78,6 +81,18 @@ class TextTask(Protocol):
         Any text may come.  The answer to nonsense is reward 0 and a reason, never
         an exception; a prompt that is not the task's own is a ValueError.
         """
+
+
+def cut_completion(task: TextTask, completion: str) -> str:
+    """What counts of a completion: its text up to the end that ``task`` knows.
+
+    The training loop and other engines cut in the same way.
+    """
+    places = [completion.find(stop) for stop in task.stop]
+    end = min((place for place in places if place >= 0), default=len(completion))
+    if end == len(completion) or not hasattr(task, "cut"):
+        return completion[:end]
+    return task.cut(completion)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowrl_lab.tasks.text import Scored, TextTask
+from flowrl_lab._validation import bad_input
+from flowrl_lab.tasks.text import Scored, TextTask, cut_completion
 from flowrl_lab.types import AnswerSet, PromptBatch
 
 __all__ = ["TokenizedTask"]
@@ -58,8 +59,21 @@ class TokenizedTask:
         self.eos_id = tokenizer.eos_token_id
         self.has_referee = hasattr(task, "answer_texts")
         self._context = context
-        self._ends = _ending_tokens(tokenizer, task.stop, vocab_size)
+        # Where the task looks at the whole text, no stop ends it by itself.
+        self._looks = hasattr(task, "cut")
+        stops = () if self._looks else task.stop
+        ends = {*getattr(tokenizer, "completion_ends", ()), self.eos_id}
+        self._end_ids = sorted(number for number in ends if 0 <= number < vocab_size)
+        self._ends = _ending_tokens(tokenizer, stops, vocab_size)
+        self._ends[self._end_ids] = True
         self._ids: dict[str, list[int]] = {}
+        if not task.prompts("train"):
+            raise bad_input(
+                "prompts",
+                "is empty",
+                "at least one prompt to train on",
+                "give the task some prompts",
+            )
         for split in ("train", "heldout"):
             for prompt in task.prompts(split):
                 self._prompt_ids(prompt)
@@ -152,13 +166,21 @@ class TokenizedTask:
     def ended(self, tokens: Tensor) -> Tensor:
         """Which rows of tokens ``[B, t]`` are complete with their last token."""
         ends = self._ends.to(tokens.device)[tokens[:, -1]]
-        longer = [stop for stop in self.task.stop if len(stop) > 1]
-        if longer:
-            tail = max(map(len, longer)) + 1  # a token has a character at least
+        stops = [stop for stop in self.task.stop if self._looks or len(stop) > 1]
+        if stops:
+            tail = max(map(len, stops)) + 1  # a token has a character at least
             texts = self.tokenizer.batch_decode(tokens[:, -tail:].tolist())
-            found = [any(stop in text for stop in longer) for text in texts]
+            found = [
+                any(stop in text for stop in stops)
+                and (not self._looks or self._is_cut(row))
+                for text, row in zip(texts, tokens, strict=True)
+            ]
             ends = ends | torch.tensor(found, device=tokens.device)
         return ends
+
+    def _is_cut(self, row: Tensor) -> bool:
+        text = self.tokenizer.decode(row.tolist())
+        return cut_completion(self.task, text) != text
 
     def decode(self, completion_ids: Tensor, completion_mask: Tensor) -> list[str]:
         """Completions as text, without the end; special tokens inside stay visible.
@@ -170,15 +192,14 @@ class TokenizedTask:
             row[:length]
             for row, length in zip(completion_ids.tolist(), lengths, strict=True)
         ]
-        rows = [row[:-1] if row and row[-1] == self.eos_id else row for row in rows]
+        no_text = {*self._end_ids, self.pad_id}
+        rows = [row[:-1] if row and row[-1] in no_text else row for row in rows]
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=False)
         return [self._cut(text) for text in texts]
 
     def _cut(self, text: str) -> str:
         """The part before the first stop string; without the space of the question."""
-        places = [text.find(stop) for stop in self.task.stop]
-        found = [place for place in places if place >= 0]
-        text = text[: min(found)] if found else text
+        text = cut_completion(self.task, text)
         return text.removeprefix(" ") if self.has_referee else text
 
     def score(
@@ -254,9 +275,8 @@ class TokenizedTask:
         listed = {}
         for answer in self.task.answer_texts(prompt):
             ids, _ = self._tokens(text + answer + self._stop)
-            if not self._stop:
-                ids = [*ids, self.eos_id]
-            listed[tuple(ids[len(start) :])] = answer
+            ends = [[]] if self._stop else [[end] for end in self._end_ids]
+            listed |= {tuple(ids[len(start) :] + end): answer for end in ends}
         return listed
 
     def answers(self, prompt: str) -> AnswerSet:
@@ -271,6 +291,7 @@ class TokenizedTask:
                 "sampling (flowrl_lab.evaluation), or choose task 'open_sets'."
             )
         listed = self._listed(prompt)
+        texts = list(dict.fromkeys(listed.values()))  # one may end in several ways
         width = max(map(len, listed))
         if width > self.max_completion_tokens:
             raise ValueError(
@@ -291,7 +312,7 @@ class TokenizedTask:
             completion_mask=mask,
             rewards=torch.tensor(rewards),
             correct=torch.ones(len(listed), dtype=torch.bool),
-            groups=torch.arange(len(listed)),
+            groups=torch.tensor([texts.index(text) for text in listed.values()]),
             exhaustive=False,
         )
 
@@ -313,7 +334,6 @@ def _check_tokenizer(tokenizer) -> None:
 def _ending_tokens(tokenizer, stop: Sequence[str], vocab_size: int) -> Tensor:
     """``[V]``: True for tokens that end a completion by themselves."""
     ends = torch.zeros(vocab_size, dtype=torch.bool)
-    ends[tokenizer.eos_token_id] = True
     ends[tokenizer.pad_token_id] = True
     if stop:
         texts = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])

@@ -65,7 +65,8 @@ def load_hf_lm(
     if chat and not loaded.tokenizer.chat_template:
         print(
             f"{config.model} has no chat template (it is a base model): prompts are "
-            "given to it as plain text.",
+            "given to it as plain text. If it is a chat model, its template was lost: "
+            "put its chat_template.jinja beside the tokenizer.",
             flush=True,
         )
         chat = False
@@ -87,4 +88,10 @@ def load_hf_lm(
         max_completion_tokens=tokenized.max_completion_tokens,
         ended=tokenized.ended,
     )
+    if not policy.ways.packed:
+        print(
+            f"{config.model} cannot read rows in one packed sequence; it computes "
+            f"{policy.ways}, which is slower.",
+            flush=True,
+        )
     return tokenized, policy

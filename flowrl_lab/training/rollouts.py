@@ -6,7 +6,7 @@ import torch
 
 from flowrl_lab.types import PolicyOutput, PromptBatch, Rollout
 
-__all__ = ["collect_rollout", "sample_prompts"]
+__all__ = ["collect_rollout", "sample_prompts", "why_nothing_is_learned"]
 
 
 def sample_prompts(task, count: int, generator: torch.Generator) -> PromptBatch:
@@ -72,6 +72,19 @@ def collect_rollout(
         reference.log_probs,
         rewards,
         parts,
+    )
+
+
+def why_nothing_is_learned(rollout: Rollout) -> str:
+    """What to say where every completion of a batch earned the same; else nothing."""
+    rewards = rollout.rewards
+    if rewards.min() != rewards.max():
+        return ""
+    return (
+        f"all {len(rewards)} completions of the first batch earned {rewards[0]:g}: "
+        "where all are equal, nothing can be learned. Try worked examples in front of "
+        "each question, easier prompts, a reward for parts of an answer, more "
+        "completions a prompt, a larger model, or a supervised warm-up on right answers"
     )
 
 

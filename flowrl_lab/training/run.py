@@ -25,7 +25,11 @@ from flowrl_lab.training.records import (
     record_from_dict,
     record_to_dict,
 )
-from flowrl_lab.training.rollouts import collect_rollout, sample_prompts
+from flowrl_lab.training.rollouts import (
+    collect_rollout,
+    sample_prompts,
+    why_nothing_is_learned,
+)
 from flowrl_lab.training.step import make_optimizer, training_step
 from flowrl_lab.training.survival import Survival
 from flowrl_lab.types import ExactReport, Rollout, Snapshot, StepRecord
@@ -127,6 +131,9 @@ class Run:
         self.tokens += int(rollout.completion_mask.sum())
         self.seconds += time.perf_counter() - start
         measured.setdefault("reward", rollout.rewards.mean().item())
+        said = why_nothing_is_learned(rollout) if self.step == 1 else ""
+        if said and hasattr(self.task, "judge"):  # a real model's task
+            survival.announce(said)
         self.records.append(self._record(rollout, measured))
         if self.folder and self._due(self.save_every):
             self.save(self.folder)

@@ -216,6 +216,27 @@ TABLE = {
             "chunk_size": BAD_COUNT,
         },
     ),
+    tokens.token_scores_from_hidden: (
+        {
+            "hidden": rand(B, H),
+            "lm_head_weight": rand(V, H),
+            "token_ids": IDS[:, 0],
+            "bias": rand(V),
+        },
+        {
+            "hidden": [*WRONG_TYPE, rand(B, H + 1), poisoned(rand(B, H), NAN)],
+            "lm_head_weight": [*WRONG_TYPE, rand(V, H).T, rand(V, H).long()],
+            "token_ids": [*WRONG_TYPE, IDS, IDS[:, 0] + V],
+            "bias": [[1.0], "text", rand(V + 1), rand(V, 1), poisoned(rand(V), NAN)],
+            "temperature": POSITIVE,
+            "chunk_size": BAD_COUNT,
+            "product_dtype": ["float32", torch.long, 16],
+        },
+    ),
+    tokens.log_probs_from_logits: (
+        {"logits": LOGITS},
+        {"logits": [*WRONG_TYPE, LOGITS.long()], "temperature": POSITIVE},
+    ),
     tokens.masked_sum: (
         {"values": TOKENS, "mask": MASK},
         {"values": BAD_TOKENS, "mask": BAD_MASK[:-1]},
@@ -281,6 +302,10 @@ TABLE = {
         | BATCH_BAD
         | CLIPS_BAD
         | {"importance": ["Clip", "max", None, 3], "reduction": BAD_CHOICE},
+    ),
+    losses.flowrl_terms: (
+        FLOWRL | BATCH,
+        FLOWRL_BAD | BATCH_BAD | CLIPS_BAD | {"importance": ["Clip", "max", None, 3]},
     ),
     losses.trajectory_balance_loss: (
         SEQUENCES | {"log_z": ROWS},

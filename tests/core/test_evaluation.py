@@ -292,7 +292,7 @@ def test_plausible_programs_are_paid_but_not_right(reward, plausible):
 @pytest.mark.bad_input
 def test_bad_questions_are_refused(landscape):
     task, policy = landscape
-    with pytest.raises(ValueError, match=r"no prompt to evaluate on\. Fix:"):
+    with pytest.raises(ValueError, match=r"^`prompts` is empty; expected at least 1"):
         Referee(policy, task, ())
     referee = Referee(policy, task, task.prompts("heldout"))
     with pytest.raises(ValueError, match=r"'other' is not among.*Fix:.*two_modes"):

@@ -749,9 +749,30 @@ def test_k_estimators_by_hand():
     assert losses.k3(log_probs, ref).item() == pytest.approx(math.exp(-2) + 1)
 
 
-def test_k3_stays_finite():
-    far = losses.k3(torch.tensor([-500.0]), torch.tensor([0.0]))
-    assert_close(far, torch.tensor([math.exp(60.0)]))
+def test_k3_stays_finite_and_pulls_back_from_anywhere():
+    """Beyond d = 60 its tangent: value and slope join, and the slope keeps its sign."""
+    distance = torch.tensor([1.0, 59.9, 60.0, 60.1, 500.0, 1e9], dtype=torch.float64)
+    log_probs = (-distance).requires_grad_()
+    values = losses.k3(log_probs, torch.zeros(6, dtype=torch.float64))
+    values.sum().backward()
+    held = distance.clamp(max=60.0)
+    slope = held.expm1()
+    expected = held.expm1() - held + slope * (distance - held)
+    assert_close(values.detach(), expected, rtol=1e-12, atol=0.0)
+    # what has become far too unlikely must rise: minus the slope, never plus one
+    assert_close(log_probs.grad, -slope, rtol=1e-12, atol=0.0)
+    assert bool(losses.k3(log_probs.float(), torch.zeros(6)).isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["reinforce_pp_loss", "dapo_loss", "ppo_loss"])
+def test_token_means_keep_the_digits_of_float64(name):
+    """17 tokens of 3 sequences: 17/3 has more digits than float32 holds."""
+    mask = torch.arange(8) < torch.tensor([[8], [6], [3]])
+    log_probs = -torch.ones(3, 8, dtype=torch.float64)
+    advantages = torch.tensor([1.0, 0.3, -0.7], dtype=torch.float64)
+    settings = {"num_generations": 3} if name == "dapo_loss" else {}
+    loss = getattr(losses, name)(log_probs, log_probs, advantages, mask, **settings)
+    assert abs(loss.item() + (8 * 1.0 + 6 * 0.3 - 3 * 0.7) / 17) < 1e-15
 
 
 # --- diagnostics -----------------------------------------------------------

@@ -202,6 +202,19 @@ def test_a_machine_without_a_sandbox_is_told_so_and_why(monkeypatch):
     assert check.found == "the sandbox needs Linux, this is Darwin."
 
 
+@pytest.mark.parametrize("weak", [(), ("memory is looked at", "files are looked at")])
+def test_what_the_kernel_does_not_hold_in_the_sandbox_is_named(monkeypatch, weak):
+    import flowrl_lab.sandbox
+
+    monkeypatch.setattr(flowrl_lab.sandbox, "sandbox_problem", lambda: None)
+    monkeypatch.setattr(flowrl_lab.sandbox, "sandbox_weaknesses", lambda: weak)
+    check = doctor.check_sandbox()
+    assert check.status == "ok"
+    assert check.found.endswith(
+        "but memory is looked at, files are looked at" if weak else "holds its limits"
+    )
+
+
 def test_looking_prints_nothing(monkeypatch):
     monkeypatch.setattr(builtins, "print", lambda *_a, **_k: pytest.fail("printed"))
     doctor.run_doctor()

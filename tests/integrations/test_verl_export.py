@@ -7,6 +7,7 @@ verl-versions/0.7.1``) and set FLOWRL_VERL_VERSIONS to that folder.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,13 +15,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from flowrl_lab import __main__ as cli
 from flowrl_lab import preset
 from flowrl_lab.integrations.task_scores import score_text
 from flowrl_lab.integrations.verl import (
+    IDLE,
     RECIPE_KEYS,
+    _reward_file,
     compare_meaning,
     export_verl,
     verl_settings,
@@ -40,16 +44,66 @@ VERL_KEYS = {
     },
     "actor_rollout_ref.model": {"path", "lora_rank", "lora_alpha", "target_modules"},
     "actor_rollout_ref.actor": {
-        "ppo_mini_batch_size", "ppo_epochs", "grad_clip", "clip_ratio_low",
-        "clip_ratio_high", "use_kl_loss", "kl_loss_coef", "entropy_coeff",
+        "ppo_mini_batch_size", "ppo_epochs", "grad_clip", "use_kl_loss",
+        "use_dynamic_bsz", "ppo_micro_batch_size_per_gpu",
     },
     "actor_rollout_ref.actor.optim": {"lr", "lr_scheduler_type", "weight_decay"},
-    "actor_rollout_ref.rollout": {"n", "temperature", "top_p", "top_k"},
+    "actor_rollout_ref.rollout": {
+        "n", "temperature", "top_p", "top_k", "log_prob_micro_batch_size_per_gpu",
+    },
+    "actor_rollout_ref.ref": {"log_prob_micro_batch_size_per_gpu"},
     "algorithm": {"adv_estimator", "norm_adv_by_std_in_grpo", "use_kl_in_reward"},
     "custom_reward_function": {"path", "name"},
     "reward_model": {"reward_manager"},
-    "trainer": {"total_training_steps", "experiment_name"},
+    "trainer": {
+        "total_training_steps", "total_epochs", "test_freq", "experiment_name",
+    },
 }  # fmt: skip
+# A value for every field, another than the textbook run's.
+OTHER = {
+    "task": "open_sets",
+    "task_options": {"limit": 3},
+    "policy": "hf_lm",
+    "algorithm": None,
+    "name": "mine",
+    "seed": 8,
+    "steps": 7,
+    "prompts_per_step": 3,
+    "num_generations": 5,
+    "updates_per_batch": 2,
+    "temperature": 0.7,
+    "learning_rate": 0.5,
+    "lr_schedule": "cosine",
+    "log_z_learning_rate": 0.25,
+    "value_learning_rate": 0.5,
+    "max_grad_norm": 0.5,
+    "reward_scale": 3.0,
+    "reward_form": "group_normalized",
+    "length_normalize": True,
+    "importance": "max10",
+    "log_z": "attached",
+    "log_z_value": 2.5,
+    "log_z_start": "batch",
+    "log_z_features": "mean",
+    "clip_low": 0.1,
+    "clip_high": 0.3,
+    "kl_coef": 0.5,
+    "entropy_coef": 0.5,
+    "pass_k": 3,
+    "lora_rank": 3,
+    "lora_alpha": 3.0,
+    "eval_every": 3,
+    "eval_prompts": 3,
+    "watch_prompt": "24!37:",
+    "device": "cuda",
+    "model": "mine",
+    "dtype": "float16",
+    "prompt_format": "chat",
+    "micro_batch": 3,
+    "on_bad_update": "skip",
+    "max_residual": 3.0,
+    "max_skips": 3,
+}
 
 
 def overrides(folder: Path, *more: str, **environment: str) -> dict:
@@ -65,7 +119,7 @@ def overrides(folder: Path, *more: str, **environment: str) -> dict:
     )  # fmt: skip
     words = done.stdout.splitlines()
     assert words[:2] == ["-m", "recipe.flowrl.main_flowrl"]
-    pairs = (word.partition("=") for word in words[2:])
+    pairs = (word.removeprefix("++").partition("=") for word in words[2:])
     return {name: yaml.safe_load(value) for name, _, value in pairs}
 
 
@@ -99,7 +153,8 @@ def test_the_values_are_the_runs(exported):
     assert found["actor_rollout_ref.rollout.n"] == CONFIG.num_generations
     assert found["data.train_batch_size"] == CONFIG.prompts_per_step
     assert found["actor_rollout_ref.actor.optim.lr"] == CONFIG.learning_rate
-    assert found["algorithm.tb_coef"] == CONFIG.reward_scale
+    assert found["actor_rollout_ref.actor.optim.warmup_style"] == "constant"
+    assert found["reward_model.reward_manager"] == "dapo"
     assert found["trainer.total_training_steps"] == CONFIG.steps
     assert found["algorithm.norm_adv_by_std_in_grpo"] is False
     assert found["actor_rollout_ref.model.path"] == "a model"
@@ -143,13 +198,69 @@ def test_every_difference_of_the_textbook_form_is_named(exported):
     named = {one.setting: one for one in compare_meaning(CONFIG)}
     assert set(named) == {
         "reward_scale", "importance, clip_low, clip_high", "log_z_features", "log_z",
-        "log_z_learning_rate", "reward_form", "length_normalize", "lora_rank",
+        "log_z_start", "log_z_learning_rate", "reward_form", "length_normalize",
+        "lora_rank", "policy, model", "dtype, device", "seed", "prompt_format",
+        "eval_every, eval_prompts, watch_prompt",
+        "on_bad_update, max_residual, max_skips",
     }  # fmt: skip
     assert "0.8, 1.2" in named["importance, clip_low, clip_high"].here
     assert "literal" in named["reward_scale"].there
-    page = (exported / "DIFFERENCES.md").read_text()
+    page = (exported / "DIFFERENCES.md").read_text(encoding="utf-8")
     for one in named.values():
         assert f"| {one.setting} | {one.here} | {one.there} |" in page
+    assert all(field in page for field in IDLE)
+
+
+def _meaning(config):
+    """What the start script sets, and what the page says of the rest."""
+    return verl_settings(config, Path("/")), compare_meaning(config)
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(CONFIG)])
+def test_every_field_is_carried_over_or_named(field):
+    """Change it, and a setting changes, or a line of the page; or nothing reads it."""
+    if field == "algorithm":  # only this one has a recipe
+        with pytest.raises(ValueError, match="recipe"):
+            _meaning(CONFIG.replace(algorithm="grpo"))
+        return
+    if field in ("task", "task_options"):  # they are in the data and in the reward
+        written = _reward_file(CONFIG.replace(**{field: OTHER[field]}))
+        assert written != _reward_file(CONFIG)
+        return
+    base = CONFIG.replace(log_z="constant") if field == "log_z_value" else CONFIG
+    changed = base.replace(**{field: OTHER[field]})
+    assert changed != base
+    assert (_meaning(changed) == _meaning(base)) == (field in IDLE)
+
+
+def test_the_bonus_is_named_and_not_handed_over():
+    """The recipe's actor has its entropy term commented out, and reads no clip."""
+    config = CONFIG.replace(entropy_coef=0.01)
+    assert "entropy_coef" in {one.setting for one in compare_meaning(config)}
+    for name in verl_settings(config, Path("/")):
+        assert not any(word in name for word in ("entropy", "clip_ratio", "tb_coef"))
+
+
+@pytest.mark.parametrize("source", ["vargrad", "constant", "frozen", "random"])
+def test_a_log_z_that_nothing_learns_is_not_called_a_network(source):
+    named = {c.setting: c for c in compare_meaning(CONFIG.replace(log_z=source))}
+    assert "no network" in named["log_z"].here
+    assert "not available" in named["log_z"].what_to_do
+    assert "log_z_learning_rate" not in named and "log_z_start" not in named
+
+
+def test_the_target_of_a_mean_centred_reward_is_that_of_a_smaller_scale():
+    """By enumeration: r - mean of the group rests at β (G-1)/G, not at β."""
+    scale, group = 2.0, 3
+    reward = torch.tensor([1.0, 0.25, 0.0], dtype=torch.float64)
+    policy = torch.softmax(scale * (group - 1) / group * reward, 0)  # π_ref is flat
+    # E[r_i - mean | y_i]: the other samples are drawn from π, one is y_i itself
+    centred = reward - (reward + (group - 1) * (policy @ reward)) / group
+    residual = policy.log() - scale * centred
+    torch.testing.assert_close(residual, residual.mean().expand(3))
+    named = {one.setting: one for one in compare_meaning(CONFIG)}
+    share = (CONFIG.num_generations - 1) / CONFIG.num_generations
+    assert f"{share:.4g} β" in named["reward_form"].what_to_do
 
 
 def test_the_closest_run_has_the_fewest_differences():

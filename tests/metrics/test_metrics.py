@@ -291,7 +291,7 @@ def test_ngram_similarity_by_hand():
 def test_avg_at_k_is_the_share_of_right_ones():
     assert metrics.avg_at_k([True, False, False, True]) == 0.5
     assert metrics.avg_at_k([True]) == metrics.pass_at_k(1, 1, 1)
-    with pytest.raises(ValueError, match="at least one sample"):
+    with pytest.raises(ValueError, match="at least 1 marks"):
         metrics.avg_at_k([])
 
 

@@ -13,8 +13,12 @@ import pytest
 import torch
 from llm_models import build_tokenizer, model_folder
 
+from flowrl_lab.policies import loading, memory
 from flowrl_lab.policies import wheel as wheels
+from flowrl_lab.policies.hf_lm import HFLanguageModelPolicy
+from flowrl_lab.policies.language_model import add_lora
 from flowrl_lab.policies.loading import load_language_model, pick_dtype
+from flowrl_lab.policies.self_check import Ways
 from flowrl_lab.policies.wheel import SMOLLM2, ModelWheel, cache_folder, unpack_model
 from flowrl_lab.tasks.open_sets import QUESTIONS, OpenSets
 from flowrl_lab.tasks.text import Scored
@@ -82,12 +86,87 @@ def test_code_that_comes_with_a_model_is_never_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_scores_that_a_model_changes_are_refused(tmp_path):
+def sharded(folder: Path, suffix: str) -> None:
+    """One file of weights as two shards, the second of another kind."""
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / f"model-2{suffix}").write_bytes(b"anything")
+    weights = {"lm_head.weight": f"model-2{suffix}", "a": "model-1.safetensors"}
+    index = json.dumps({"metadata": {}, "weight_map": weights})
+    (folder / "model.safetensors.index.json").write_text(index)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt"])
+def test_an_index_that_names_pickled_weights_is_refused(tmp_path, suffix, monkeypatch):
     folder = copy_of_model(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "logit_scale": 0.1}))
-    with pytest.raises(ValueError, match="changes its scores"):
+    sharded(folder, suffix)
+    monkeypatch.setattr(torch, "load", None)  # nothing may ask it
+    message = rf"names weights in model-2\{suffix}; .*Fix: .*save_pretrained"
+    with pytest.raises(ValueError, match=message):
         load_language_model(str(folder))
+
+
+def test_other_files_that_name_pickled_weights_are_refused(tmp_path):
+    folder = copy_of_model(tmp_path)
+    kept = (folder / "config.json").read_text()
+    changed = json.loads(kept) | {"transformers_weights": "adapter_model.bin"}
+    (folder / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=r"names weights in adapter_model\.bin"):
+        load_language_model(str(folder))
+    (folder / "config.json").write_text(kept)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.bin").write_bytes(b"anything")
+    with pytest.raises(ValueError, match=r"names weights in adapter_model\.bin"):
+        load_language_model(str(folder))
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_the_index_on_the_hub_is_read_before_the_weights(tmp_path, suffix, monkeypatch):
+    folder = copy_of_model(tmp_path)
+    sharded(folder, suffix)
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda _name, file: str(folder / file)
+    )
+    if suffix == ".safetensors":
+        loading._check_hub_index("me/model")
+        return
+    with pytest.raises(ValueError, match=r"names weights in model-2\.bin"):
+        loading._check_hub_index("me/model")
+
+
+def test_a_tokenizer_that_knows_more_than_the_model_is_refused(tmp_path):
+    folder = copy_of_model(tmp_path)
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"has a token 259, the model knows 259 .*Fix"):
+        load_language_model(str(folder))
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused_unread(monkeypatch):
+    weights = memory.count_weights(model_folder())
+    loaded = load_language_model(model_folder())
+    every = {id(p): p.numel() for p in loaded.model.parameters()}
+    assert weights == sum(every.values())
+    monkeypatch.setattr(memory, "free_gigabytes", lambda _device: 0.50006)
+    monkeypatch.setattr(loading, "_read_model", None)
+    message = (
+        r"has 0 million weights and needs at least 0\.5 GB in float32; 0\.5 GB are "
+        r"free \(cpu\)\. Fix: dtype='bfloat16' needs 0\.5 GB \(that would fit\); or"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_language_model(model_folder(), dtype="float32")
+
+
+def test_memory_is_said_in_words_that_help(monkeypatch):
+    monkeypatch.setattr(memory, "free_gigabytes", lambda _device: 8.0)
+    cpu = torch.device("cpu")
+    memory.check_memory("big", 1_800_000_000, torch.float32, cpu)
+    memory.check_memory("unknown", None, torch.float32, cpu)
+    with pytest.raises(ValueError) as error:
+        memory.check_memory("big", 7_000_000_000, torch.float32, cpu)
+    for part in ("7.0 billion", "28.5 GB", "8.0 GB are free", "at most 1.9 billion"):
+        assert part in str(error.value)
+    assert "(that would fit)" not in str(error.value)
 
 
 def test_dtypes_by_device(monkeypatch):
@@ -318,6 +397,65 @@ def test_a_long_stop_string_ends_a_completion_and_is_cut_off():
     assert task.decode(ids, mask) == ["a EN", "a ", "a ", "b"]
     with pytest.raises(ValueError, match="cannot list its answers"):
         task.answers("say a:")
+
+
+@pytest.mark.parametrize(
+    ("eos_token", "ends"),
+    [("<|im_end|>", [2]), ("<|endoftext|>", [0, 2]), ("<|im_end|>", [2, 0, 50])],
+)
+def test_each_end_that_a_model_declares_ends_a_completion(tmp_path, eos_token, ends):
+    folder = copy_of_model(tmp_path)
+    tokenizer = build_tokenizer(pad="<|im_start|>")
+    tokenizer.eos_token = eos_token
+    tokenizer.save_pretrained(folder)
+    declared = json.dumps({"eos_token_id": ends})
+    (folder / "generation_config.json").write_text(declared)
+    loaded = load_language_model(str(folder))
+    assert loaded.tokenizer.pad_token_id not in ends
+    own = Own(lambda text: Scored(float(text == "yes"), text == "yes", text))
+    own.stop = ()
+    own.answer_texts = lambda _prompt: ("yes",)
+    task = TokenizedTask(own, loaded.tokenizer, vocab_size=259, context=1024)
+    word = loaded.tokenizer("yes", add_special_tokens=False)["input_ids"]
+    answers = task.answers("say a:")
+    assert answers.completion_mask.sum(-1).tolist() == [4] * len(ends)
+    assert answers.groups.tolist() == [0] * len(ends)
+    for end in ends:
+        ids = torch.tensor([[*word, end]])
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        assert task.ended(ids).tolist() == [True]
+        assert task.decode(ids, mask) == ["yes"]
+        assert task.score(task.encode(("say a:",)), ids, mask, 1).tolist() == [1.0]
+    policy = HFLanguageModelPolicy(
+        loaded,
+        add_lora(loaded.model, rank=2, alpha=4.0),
+        eos_id=ends[0],
+        pad_id=task.pad_id,
+        max_completion_tokens=12,
+    )
+    for packed in (True, False):
+        policy.ways = Ways(packed, packed, packed)
+        drawn = policy.sample(
+            task.encode(("say a:",)),
+            128,
+            temperature=20.0,  # nearly all tokens are equally likely
+            generator=torch.Generator().manual_seed(0),
+        )
+        lengths = drawn.completion_mask.sum(-1)
+        last = drawn.completion_ids.gather(1, lengths[:, None] - 1).squeeze(1)
+        ended = torch.isin(last, torch.tensor(ends))
+        assert (ended | (lengths == 12)).all() and ended.any()
+        inner = drawn.completion_mask[:, 1:]
+        assert not torch.isin(
+            drawn.completion_ids[:, :-1][inner], torch.tensor(ends)
+        ).any()
+
+
+def test_a_task_without_prompts_is_refused():
+    own = Own(None)
+    own.prompts = lambda split: () if split == "train" else ("say a:",)
+    with pytest.raises(ValueError, match="`prompts` is empty; expected at least one"):
+        make_task(own)
 
 
 def test_questions_are_checked():

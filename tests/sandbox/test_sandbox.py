@@ -6,6 +6,7 @@ harmed or learnt.  Programs print ``refused`` only when the kernel said no.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -14,11 +15,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
-import psutil
 import pytest
 
 from flowrl_lab.sandbox import (
@@ -62,24 +63,6 @@ def refused(source: str, *arguments, limits: Limits = PATIENT, **options) -> Non
     lines = result.stdout.splitlines()
     assert lines
     assert [line for line in lines if not line.endswith(" refused")] == []
-
-
-def processes_of_this_one() -> set[int]:
-    # Not from /proc/self/task: a thread that ends meanwhile hands its children on.
-    return {child.pid for child in psutil.Process().children()}
-
-
-@pytest.fixture(autouse=True)
-def _leaves_nothing_behind(tmp_path_factory, monkeypatch):
-    """After each test: no process, no scratch folder, no descriptor is left."""
-    folder = tmp_path_factory.mktemp("scratch")
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    sandbox_problem()
-    before, handles = processes_of_this_one(), len(os.listdir("/proc/self/fd"))
-    yield
-    assert processes_of_this_one() <= before
-    assert list(folder.iterdir()) == []
-    assert len(os.listdir("/proc/self/fd")) <= handles
 
 
 # ------------------------------------------------------------------ friendly programs
@@ -163,6 +146,23 @@ except TimeoutError:
     print(sorted(found))
 """
     assert run_python(source).stdout == "[0, 1, 2, 3]\n"
+
+
+def test_threads_share_the_memory_of_their_program():
+    """The allocator of each thread must not reserve addresses of its own."""
+    source = """
+import threading
+found = []
+def work():
+    found.append(len(bytearray(2 << 20)) >> 20)
+    kept.append([bytes(1000) for _ in range(1000)])
+kept = []
+for _ in range(16):
+    threading.Thread(target=work).start()
+"""
+    source += "while len(kept) < 16: pass\nprint(sum(found), len(kept))"
+    result = run_python(source, limits=Limits(60.0, 120.0, memory_mb=64))
+    assert (result.outcome, result.stdout) == ("ok", "32 16\n"), result
 
 
 def test_many_run_at_once_from_threads():
@@ -283,19 +283,6 @@ def test_a_memory_bomb_meets_the_kernel(source):
     result = run_python(source, limits=Limits(cpu_seconds=0.3, memory_mb=64))
     assert result.outcome in ("memory", "timeout"), result
     assert "memory" in result.reason or "10 **" in source
-
-
-def test_shared_memory_counts_too():
-    source = """
-import mmap
-room = mmap.mmap(-1, 1 << 30)
-for start in range(0, 1 << 30, 4096):
-    room[start] = 1
-while True: pass
-"""
-    result = run_python(source, limits=Limits(memory_mb=64))
-    assert (result.outcome, result.stdout) == ("memory", "")
-    assert result.reason == "used more than 64 MB of memory"
 
 
 def test_catching_the_memory_error_does_not_help():
@@ -443,7 +430,7 @@ def test_the_environment_is_clean(monkeypatch):
     monkeypatch.setenv("FLOWRL_SECRET", "s3cr3t")
     result = run_python("import os; print(sorted(os.environ))")
     assert "s3cr3t" not in result.stdout
-    names = ("HOME", "LANG", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    names = ("HOME", "LANG", "MALLOC_ARENA_MAX", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
     more = ("OPENBLAS_NUM_THREADS", "PYTHONHASHSEED", "TMPDIR")
     assert result.stdout == f"{sorted(names + more)}\n"
 
@@ -560,6 +547,15 @@ for path in sys.argv[1:]:
     assert (ROOT / "pyproject.toml").is_file()
 
 
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[int]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "folder symlink"])
 def test_a_collected_file_that_is_no_plain_file_is_left_alone(tmp_path, kind):
     """The program cannot make these; the collector does not rely on that."""
@@ -575,13 +571,15 @@ def test_a_collected_file_that_is_no_plain_file_is_left_alone(tmp_path, kind):
     else:
         (folder / "d").symlink_to(tmp_path)
     name = "d/secret" if kind == "folder symlink" else "x"
-    assert scratch.collect_file(folder, name, 100) is None
+    with opened(folder) as handle:
+        assert scratch.collect_file(handle, name, 100) is None
 
 
 def test_a_collected_file_above_the_limit_is_left_alone(tmp_path):
     (tmp_path / "x").write_text("12345")
-    assert scratch.collect_file(tmp_path, "x", 4) is None
-    assert scratch.collect_file(tmp_path, "x", 5) == b"12345"
+    with opened(tmp_path) as handle:
+        assert scratch.collect_file(handle, "x", 4) is None
+        assert scratch.collect_file(handle, "x", 5) == b"12345"
 
 
 # ------------------------------------------------------------ other processes, the net
@@ -750,7 +748,7 @@ def test_the_32_bit_calls_of_x86_end_the_program():
     source = """
 import ctypes, mmap
 code = b"\\xb8\\x14\\x00\\x00\\x00\\xcd\\x80\\xc3"  # mov eax, 20 (getpid); int 0x80
-room = mmap.mmap(-1, 4096, prot=7)
+room = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE, prot=7)
 room.write(code)
 address = ctypes.addressof(ctypes.c_char.from_buffer(room))
 print("ALLOWED", ctypes.CFUNCTYPE(ctypes.c_long)(address)(), flush=True)
@@ -786,7 +784,7 @@ def started(monkeypatch) -> list[int]:
     pids: list[int] = []
 
     def follow(self) -> None:
-        pids.append(self.process.pid)
+        pids.append(self.pid)
         watch(self)
 
     watch = Watch.follow
@@ -808,21 +806,34 @@ def living_members(sessions: list[int]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_killed_parent_leaves_no_program_behind(tmp_path, processes):
+SLEEPS = "import time; time.sleep(60)"
+STOPS = "import os; os.kill(os.getpid(), 19)"
+LEAVES = """
+import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "processes", "state"),
+    [(SLEEPS, 1, "S"), (SLEEPS, 2, "S"), (STOPS, 1, "T"), (LEAVES, 1, "Z")],
+    ids=["sleeps", "has a family", "stopped", "first thread has left"],
+)
+def test_a_killed_parent_leaves_no_program_behind(tmp_path, source, processes, state):
     script = f"""
 import sys
 from flowrl_lab.sandbox import Limits, run_python
-import threading, time
-from pathlib import Path
 import flowrl_lab.sandbox.watching as watching
 hear = watching.Watch._hear
-def tell(self, chunk):
-    hear(self, chunk)
-    print(self.process.pid, flush=True)
+def tell(self):
+    before = self.ready
+    hear(self)
+    if self.ready and not before:
+        print(self.pid, flush=True)
 watching.Watch._hear = tell
 limits = Limits(processes={processes}, wall_seconds=60.0)
-run_python("import time; time.sleep(60)", limits=limits)
+run_python({source!r}, limits=limits)
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
@@ -830,14 +841,28 @@ run_python("import time; time.sleep(60)", limits=limits)
     ) as parent:
         parent.stdout.readline()  # the trial program of sandbox_problem
         pid = int(parent.stdout.readline())
+        wait_until(lambda: state_of(f"/proc/{pid}") == state)
         parent.kill()
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        if "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:1]:
-            break  # dead, and waiting for whoever inherited it to notice
-        time.sleep(0.05)
-    else:
-        assert not Path(f"/proc/{pid}").exists()
+    wait_until(lambda: not lives(pid))
+
+
+def wait_until(reached) -> None:
+    deadline = time.monotonic() + 60
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def state_of(folder: str | Path) -> str:
+    """S sleeps, T stands still, Z is dead and waits for somebody to notice."""
+    try:
+        return Path(folder, "stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def lives(pid: int) -> bool:
+    return any(state_of(t) not in "ZX" for t in Path(f"/proc/{pid}/task").glob("*"))
 
 
 # ------------------------------------------------------- a program that stays to answer
@@ -869,7 +894,7 @@ def test_a_server_answers_and_comes_back_after_hostile_questions():
             "flood": "wrote more than 65,536 bytes",
             "read": "PermissionError",
             "kill": "PermissionError",
-            "long" * 100_000: "a question of 400,003 bytes is too long",
+            "long" * 100_000: "a question of 400,002 bytes is too long",
         }.items():
             with pytest.raises(ServerStopped, match=reason):
                 server.ask(question)
@@ -943,6 +968,84 @@ def test_a_server_whose_program_is_broken_says_so():
         server.ask(1)
 
 
+# What a program can say beside its answers: a hostile question got it to do so.
+UNTIDY = """
+import os, sys, threading, time
+def say(text):
+    os.write(1, text.encode() + b"\\n")
+def late(text):
+    threading.Thread(target=lambda: (time.sleep(0.05), say(text)), daemon=True).start()
+def answer(question):
+    mark = sys._getframe(1).f_locals.get("mark", "")
+    if question == "more": say(mark + ' {"answer": "mine"}')
+    if question == "late": late('{"answer": "mine"}')
+    if question == "late mark": late(mark + ' {"answer": "mine"}')
+    if question == "half": os.write(1, b'{"answer": ')
+    if question == "slow": time.sleep(0.2)
+    if question == "deep":
+        deep = []
+        for _ in range(100_000): deep = [deep]
+        return deep
+    if question == "deep text": say(mark + " " + "[" * 20_000 + "]" * 20_000)
+    if question == "no object": say(mark + " [1]")
+    if question == "odd": return {1, 2}
+    return [question, os.getpid()]
+"""
+
+
+@pytest.mark.parametrize("untidy", ["more", "late", "late mark"])
+def test_what_a_server_says_late_is_no_answer(untidy):
+    """The next question, slow enough to be overtaken, gets its own answer."""
+    with SandboxServer(UNTIDY, limits=PATIENT) as server:
+        answer = server.ask(untidy)
+        assert answer == "mine" if untidy == "more" else answer[0] == untidy
+        for question in ("slow", 3):
+            assert server.ask(question)[0] == question
+
+
+@pytest.mark.parametrize(
+    ("question", "reason"),
+    [
+        ("half", "gave an answer to no question"),
+        ("deep", "RecursionError"),
+        ("deep text", "RecursionError"),
+        ("no object", "TypeError"),
+        ("odd", "TypeError"),
+    ],
+)
+def test_an_answer_that_is_none_costs_only_its_question(question, reason):
+    with SandboxServer(UNTIDY, limits=PATIENT) as server:
+        with pytest.raises(ServerStopped, match=reason):
+            server.ask(question)
+        assert server.ask(3)[0] == 3
+
+
+def test_a_question_that_json_cannot_hold_is_not_asked():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    with SandboxServer(UNTIDY, limits=PATIENT) as server:
+        for question in (deep, {1, 2}, b"x"):
+            with pytest.raises(ServerStopped, match="JSON cannot hold the question"):
+                server.ask(question)
+        assert server.ask(3)[0] == 3
+
+
+def test_a_server_stands_still_between_questions():
+    source = """
+import os, threading
+def work():
+    while True: pass
+def answer(question):
+    if question == "start": threading.Thread(target=work, daemon=True).start()
+    return os.getpid()
+"""
+    with SandboxServer(source, limits=PATIENT) as server:
+        pid = server.ask("start")
+        wait_until(lambda: state_of(f"/proc/{pid}") == "T")
+        assert server.ask(2) == pid
+
+
 # -------------------------------------------------------------- bad input, bad machines
 
 
@@ -975,6 +1078,8 @@ def test_readable_paths_must_exist_and_not_be_everything(path):
         ("output_bytes", -1),
         ("file_mb", 1.5),
         ("threads", True),
+        ("strict", 1),
+        ("strict", "yes"),
     ],
 )
 def test_limits_are_checked(name, value):
@@ -1100,13 +1205,14 @@ def test_root_has_no_rights_inside(monkeypatch):
     """Asked from outside while the program runs."""
     found: dict[str, str] = {}
 
-    def look(self) -> None:
-        text = Path(f"/proc/{self.process.pid}/status").read_text()
+    def look(self, _usage) -> None:
+        text = Path(f"/proc/{self.pid}/status").read_text()
         rows = (line.split(":\t") for line in text.splitlines())
         found.update({key: value for key, value in rows})
-        (self.scratch / "seen").touch()
+        folder = self.started.scratch.handle
+        os.close(os.open("seen", os.O_CREAT, dir_fd=folder))
 
-    monkeypatch.setattr(Watch, "_look_at_files", look)
+    monkeypatch.setattr(Watch, "_look_at_usage", look)
     source = "import os, time\nwhile not os.path.exists('seen'): time.sleep(0.01)"
     assert run_python(source, limits=PATIENT).outcome == "ok"
     nothing = "0" * 16

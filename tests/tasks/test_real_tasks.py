@@ -1,7 +1,6 @@
 """Real sets with a stub policy: right is right, and nothing hostile gets through.
 
-math-verify runs in one sandboxed process for the whole file; HumanEval's hundred
-and sixty-four solutions run in the full budget.
+How HumanEval judges is tested in a file of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import builtins
 import importlib.util
 import json
 import sys
-import threading
 import time
 from collections import Counter
 from fractions import Fraction
@@ -21,16 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowrl_lab.sandbox import ServerStopped
-from flowrl_lab.tasks.real import TEXT_TASKS, answers, load_text_task, math_checking
+from flowrl_lab.tasks.real import TEXT_TASKS, answers, load_text_task
 from flowrl_lab.tasks.real.answers import (
     NotAnAnswer,
     evaluate_arithmetic,
     extract_answer,
-    read_number,
 )
 from flowrl_lab.tasks.real.gym import FAMILIES
-from flowrl_lab.tasks.real.math_checking import same_value
+from flowrl_lab.tasks.real.math_checking import read_number
 from flowrl_lab.tasks.real.word_problems import AnswerTask, Problem, load_gsm8k
 from flowrl_lab.tasks.text import RewardWeights, TextTask, score_batch
 
@@ -125,7 +121,7 @@ def test_what_is_no_answer_has_a_reason(text, reason):
         ("12,34", None),
         ("1 2", None),
         ("18 or 19", None),
-        ("50 percent", None),
+        ("50 percent", 50),
         ("1e3", None),
         ("0x10", None),
         ("1_000", None),
@@ -215,87 +211,6 @@ def test_any_text_is_read_or_refused(text):
             reader(text)
         except NotAnAnswer as refused:
             assert str(refused)
-
-
-# ---------------------------------------------------------------------- math-verify
-
-
-@LINUX
-@pytest.mark.parametrize(
-    ("known", "answer", "same"),
-    [
-        ("18", "\\frac{36}{2}", True),
-        ("18", "$18$", True),
-        ("18", "\\boxed{18}", True),
-        ("18", "9*2", True),
-        ("1/2", "\\frac{1}{2}", True),
-        ("4", "\\sqrt{16}", True),
-        ("1024", "2^{10}", True),
-        ("18", "\\frac{37}{2}", False),
-        ("18", "18, 19", False),
-        ("18", "\\frac{1}{", False),
-    ],
-)
-def test_latex_is_checked_by_math_verify(known, answer, same):
-    assert same_value(known, answer)[0] is same
-
-
-@LINUX
-def test_plain_numbers_and_math_verify_agree():
-    """The quick way for numbers says what math-verify says."""
-    pairs = [("18", "18.0"), ("1250", "1,250"), ("7", "8"), ("0.5", "1/2"), ("-3", "3")]
-    for known, answer in pairs:
-        slow = math_checking._server().ask([known, answer])
-        assert same_value(known, answer)[0] is slow, (known, answer)
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        ("18 or 19", "words beside the answer"),
-        ("\\input{x}", "words beside the answer"),
-        ("x=18", "words beside the answer"),
-        ("17<18", "more than one value"),
-        ("\\frac{}{}", "no number"),
-        ("10**10**10", "too large to work out"),
-        ("10^{10^{10}}", "too large to work out"),
-        ("2^100", "too large to work out"),
-        ("2^{10}^{10}", "too large to work out"),
-        ("2^(9^9)", "too large to work out"),
-        ("2^9!", "too large to work out"),
-    ],
-)
-def test_cheating_answers_never_reach_math_verify(monkeypatch, answer, reason):
-    monkeypatch.setattr(math_checking, "_server", lambda: pytest.fail("asked"))
-    with pytest.raises(NotAnAnswer, match=reason):
-        same_value("18", answer)
-
-
-@LINUX
-def test_math_verify_is_stopped_in_time_and_comes_back_on_any_thread(monkeypatch):
-    """Past our own filter, as if it had a hole: the limit is the sandbox's."""
-    found = []
-    monkeypatch.setattr(math_checking._server(), "_seconds", (60.0, 0.5))
-
-    def work() -> None:
-        with pytest.raises(ServerStopped) as stopped:
-            math_checking._server().ask(["18", "10^{10^{10}}"])
-        found.append(str(stopped.value))
-        found.append(same_value("18", "\\frac{36}{2}"))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert found == ["used more than 0.5 s of processor time", (True, "right")]
-
-
-def test_without_a_sandbox_only_plain_numbers_count(monkeypatch):
-    monkeypatch.setattr(math_checking, "sandbox_problem", lambda: "not here")
-    monkeypatch.setattr(math_checking, "_server", math_checking._server.__wrapped__)
-    math_checking.check_math_verify.__wrapped__()
-    assert same_value("18", "18") == (True, "right")
-    with pytest.raises(NotAnAnswer, match="math-verify is used in the sandbox only"):
-        same_value("18", "\\frac{36}{2}")
 
 
 # --------------------------------------------------------------------- word problems
@@ -439,7 +354,6 @@ def test_arithmetic_families(family):
         )
 
 
-@LINUX
 @GYM
 def test_word_problems_by_reasoning_gym():
     task = load_text_task("gsm_symbolic", size=30, heldout_size=10)
@@ -513,15 +427,6 @@ def test_solutions_of_the_authors_pass(human_eval):
         assert scored.parts["format"] == 0.1
 
 
-@pytest.mark.full
-def test_all_solutions_of_the_authors_pass(human_eval):
-    prompts = human_eval.prompts("train") + human_eval.prompts("heldout")
-    solutions = [human_eval.canonical_solution(prompt) for prompt in prompts]
-    scores = score_batch(human_eval, prompts, solutions, workers=2)
-    failed = [s.reason for s in scores if not s.correct]
-    assert (len(scores), failed) == (164, [])
-
-
 @pytest.mark.parametrize(
     ("completion", "defined", "reason"),
     [
@@ -529,10 +434,12 @@ def test_all_solutions_of_the_authors_pass(human_eval):
         ("    return 1 / 0\n", True, "a test failed: ZeroDivisionError"),
         ("    return (\n", False, "the function could not be defined: SyntaxError"),
         (
-            "    pass\nraise ValueError('x')",
+            "```python\nraise ValueError('x')\ndef has_close_elements(*a): pass\n```",
             False,
             "could not be defined: ValueError: x",
         ),
+        # What stands behind the function does not matter, once there is one.
+        ("    pass\nraise ValueError('x')", True, "a test failed: AssertionError"),
         ("    pass\nimport os\nos._exit(0)", False, "ended before its tests had run"),
         ("    raise SystemExit(0)\n", True, "ended before its tests had run"),
         ("    import os; os._exit(0)\n", True, "ended before its tests had run"),
@@ -560,19 +467,6 @@ def test_a_solution_that_never_ends(human_eval, monkeypatch):
     scored = human_eval.score(human_eval.prompts("train")[0], "    while True: pass\n")
     assert scored.reward == 0.1  # it compiles
     assert scored.reason == "a test failed: used more than 0.5 s of processor time"
-
-
-def test_chat_models_may_write_fences_and_whole_functions(human_eval):
-    prompt = human_eval.prompts("train")[0]
-    body = human_eval.canonical_solution(prompt)
-    entry = human_eval._problems[prompt]["entry_point"]
-    head = prompt[prompt.index(f"def {entry}(") :]
-    for text in (
-        f"Here it is:\n```python\n{head}{body}```\nIt works.",
-        f"```\n{body}\n```",
-        f"{head}{body}",
-    ):
-        assert human_eval.score(prompt, text).correct, text
 
 
 def test_human_eval_is_refused_without_a_sandbox(monkeypatch):
@@ -622,7 +516,6 @@ def test_a_batch_needs_as_many_prompts_as_completions(gsm8k):
     [
         ("countdown", "reasoning_gym"),
         ("human_eval", "human_eval.data"),
-        pytest.param("gsm_symbolic", "math_verify", marks=GYM),
     ],
 )
 def test_a_missing_package_names_the_extra(monkeypatch, name, package):
@@ -633,25 +526,13 @@ def test_a_missing_package_names_the_extra(monkeypatch, name, package):
 
     importer = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", refuse)
-    find = math_checking.importlib.util.find_spec
-    monkeypatch.setattr(
-        math_checking.importlib.util,
-        "find_spec",
-        lambda n: None if n == package else find(n),
-    )
-    monkeypatch.setattr(math_checking, "_server", math_checking._server.__wrapped__)
-    from flowrl_lab.tasks.real import gym
-
-    monkeypatch.setattr(
-        gym, "check_math_verify", math_checking.check_math_verify.__wrapped__
-    )
     with pytest.raises(ImportError, match=r"pip install 'flowrl-lab\[(sets|gym)\]'"):
         load_text_task(name)
 
 
 def test_the_sets_do_not_slow_the_import():
     """Their packages load inside functions only, when somebody asks."""
-    heavy = {"sympy", "reasoning_gym", "math_verify", "human_eval"}
+    heavy = {"sympy", "reasoning_gym", "human_eval"}
     for path in (ROOT / "flowrl_lab").rglob("*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             names = {alias.name for alias in getattr(node, "names", ())}

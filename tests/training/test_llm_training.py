@@ -28,7 +28,9 @@ from flowrl_lab.measuring.replay import (
     replay,
     write_replay,
 )
+from flowrl_lab.tasks.text import Scored
 from flowrl_lab.training.config import ExperimentConfig
+from flowrl_lab.training.rollouts import why_nothing_is_learned
 from flowrl_lab.training.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +44,23 @@ def config(**changes) -> ExperimentConfig:
         "seed": 3,  # its first batch has a right answer in every number format
     }  # fmt: skip
     return ExperimentConfig(**{**settings, **changes})
+
+
+def test_a_model_that_is_never_right_is_said_after_the_first_batch(monkeypatch, capsys):
+    """Once, in the record and aloud; a batch with both kinds says nothing."""
+    run = Run(config(steps=2))
+    judge = run.task.judge
+    monkeypatch.setattr(
+        run.task,
+        "judge",
+        lambda *given: [Scored(0.0, False, "no") for _ in judge(*given)],
+    )
+    notes = [record.note for record in run]
+    assert "all 8 completions of the first batch earned 0: " in notes[1]
+    assert "nothing can be learned. Try worked examples" in capsys.readouterr().out
+    assert notes[0] == notes[2] == ""
+    rollout = dataclasses.replace(run.sample(), rewards=torch.tensor([0.0, 1.0]))
+    assert why_nothing_is_learned(rollout) == ""
 
 
 @pytest.fixture(name="trained", scope="module")
@@ -168,6 +187,7 @@ def test_a_real_set_trains_without_a_referee_and_shows_the_parts(tmp_path, capsy
 SCRIPT = """
 import sys, time
 from flowrl_lab.training.config import ExperimentConfig
+from flowrl_lab.training.rollouts import why_nothing_is_learned
 from flowrl_lab.training.run import Run
 run = Run(ExperimentConfig.from_json(open(sys.argv[1]).read()),
           folder=sys.argv[2], save_every=2)

@@ -9,6 +9,7 @@ __all__ = [
     "die_with_parent",
     "drop_capabilities",
     "forbid_new_privileges",
+    "mount",
     "prctl",
     "syscall",
     "unshare",
@@ -45,6 +46,12 @@ def _checked(result: int) -> int:
 def unshare(flags: int) -> None:
     """Leave the parent's namespaces; OSError where that is not allowed."""
     _checked(_libc.unshare(flags))
+
+
+def mount(kind: str, place: str, flags: int, options: str) -> None:
+    """mount(2) of a file system that needs no device; OSError when it fails."""
+    name, target = kind.encode(), place.encode()
+    _checked(_libc.mount(name, target, name, ctypes.c_ulong(flags), options.encode()))
 
 
 def die_with_parent(parent: int) -> None:

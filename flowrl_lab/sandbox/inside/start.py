@@ -1,8 +1,8 @@
 """Lock this process in, then run the program that came on standard input.
 
-Run as a script by a bare interpreter.  The first thing it writes to the control
-pipe is ``ready``, or the reason why it could not lock itself in; the pipe is closed
-before the program starts, so the program cannot speak there.
+Run as a script by a bare interpreter.  On the control socket it hands over the
+scratch folder, then says ``ready``, or the reason why it could not lock itself in.
+The socket is closed before the program starts, so the program cannot speak there.
 
 What is slow to import (json, traceback, contextlib) waits until it is needed: most
 programs are shorter than that.
@@ -14,6 +14,8 @@ import sys
 
 sys.path.insert(0, __file__.rpartition("/")[0])
 
+import _signal
+import _socket
 import builtins
 import gc
 import marshal
@@ -29,9 +31,15 @@ sys.path.pop(0)
 sys.dont_write_bytecode = True
 
 NEW_USER, NEW_NET, NEW_IPC, NEW_PID = 0x10000000, 0x40000000, 0x08000000, 0x20000000
+NEW_MOUNTS = 0x00020000
+NO_SETUID, NO_DEVICES, RECURSIVE, PRIVATE = 0x2, 0x4, 0x4000, 0x40000  # of a mount
+# Beyond the limit, so that the parent sees who went over it.
+SPARE_BYTES, SPARE_ENTRIES = 1 << 16, 8
+STACK_BYTES = 8 << 20
+LIBRARY_BYTES = 32 << 20  # what the standard library may map of shared libraries
 SYSTEM_FILES = (
     *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"),
-    *("/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom", "/dev/zero"),
+    *("/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom"),
     *("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"),
 )
 
@@ -57,13 +65,16 @@ def main() -> None:
 def lock_in(order: dict) -> None:
     """Every restriction, in the order in which they leave each other possible."""
     many = order["processes"] > 1
-    counted = leave_namespaces(pid_too=many)
+    take_signals()
+    new = leave_namespaces(pid_too=many)
     parent = order["parent"]
     if many:
         parent = 0  # seen from inside the new pid namespace
         become_first_process(order)
+    furnish_scratch(order, apart=bool(new & NEW_MOUNTS))
     die_first()
-    set_limits(order, counted)
+    # Without a user of its own, all the processes of the user would count.
+    set_limits(order, counted=bool(new & NEW_USER))
     kernel.forbid_new_privileges()
     landlock.restrict_files(
         [*SYSTEM_FILES, *order["interpreter"], *order["readable"]],
@@ -75,13 +86,19 @@ def lock_in(order: dict) -> None:
     seccomp.restrict_calls(os.uname().machine, pid=None if many else os.getpid())
 
 
-def leave_namespaces(*, pid_too: bool) -> bool:
-    """New user, network and IPC namespaces where allowed; True if the user is new.
+def take_signals() -> None:
+    """Nothing is blocked, and children are waited for, whatever the parent does."""
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+
+
+def leave_namespaces(*, pid_too: bool) -> int:
+    """New user, mount, network and IPC namespaces where allowed; which, as flags.
 
     They add to what Landlock and seccomp do; only the pid namespace, which several
     processes need so that none can outlive the run, must be there when asked for.
     """
-    rest = NEW_NET | NEW_IPC | (NEW_PID if pid_too else 0)
+    rest = NEW_MOUNTS | NEW_NET | NEW_IPC | (NEW_PID if pid_too else 0)
     user, group = os.getuid(), os.getgid()
     for flags in (NEW_USER | rest, rest):
         try:
@@ -89,26 +106,33 @@ def leave_namespaces(*, pid_too: bool) -> bool:
         except OSError as error:
             problem = error
             continue
-        if flags & NEW_USER:
-            map_user(user, group)
-        return bool(flags & NEW_USER)
+        if flags & NEW_USER and not map_user(user, group):
+            flags &= ~NEW_MOUNTS  # nobody without a name owns files there
+        return flags
     if pid_too:
         raise OSError(
             f"no pid namespace ({problem}), so several processes cannot be held; "
             "use Limits(processes=1)"
         )
-    return False
+    return 0
 
 
-def map_user(user: int, group: int) -> None:
-    """Keep the same numbers inside the new user namespace."""
+def map_user(user: int, group: int) -> bool:
+    """Keep the same numbers inside the new user namespace; False if not allowed.
+
+    AppArmor forbids it on some systems: this is then a user without a name.
+    """
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{user} {user} 1"),
         ("gid_map", f"{group} {group} 1"),
     ):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+        try:
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        except OSError:
+            return False
+    return True
 
 
 def become_first_process(order: dict) -> None:
@@ -129,6 +153,50 @@ def become_first_process(order: dict) -> None:
     os._exit(status & 0xFF)
 
 
+def furnish_scratch(order: dict, *, apart: bool) -> None:
+    """Put the files into the scratch folder, and hand the folder to the parent.
+
+    Where it may be, the folder is a file system of its own that holds as much as the
+    program may write, so that deleted files count too, and vanishes with the run.
+
+    Args:
+        order: what the parent wants.
+        apart: whether what is mounted here is mounted nowhere else.
+    """
+    own = apart and mount_scratch(order)
+    if order["strict"] and not own:
+        raise OSError("no file system of its own")
+    os.chdir(order["scratch"])
+    for name, content in order["files"].items():
+        folder = os.path.dirname(name)
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        with open(name, "xb") as file:
+            file.write(content)
+    handle = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
+    control = _socket.socket(fileno=order["control"])
+    rights = handle.to_bytes(4, sys.byteorder)
+    control.sendmsg(
+        [b"own" if own else b"shared"],
+        [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)],
+    )
+    control.detach()
+    os.close(handle)
+
+
+def mount_scratch(order: dict) -> bool:
+    """A file system over the scratch folder; False where that is not allowed."""
+    room = order["file_bytes"] + order["given_bytes"] + SPARE_BYTES
+    entries = order["entries"] + 1 + SPARE_ENTRIES  # and the folder itself
+    options = f"size={room},nr_inodes={entries},mode=0700"
+    try:
+        kernel.mount("none", "/", RECURSIVE | PRIVATE, "")
+        kernel.mount("tmpfs", order["scratch"], NO_SETUID | NO_DEVICES, options)
+    except OSError:
+        return False
+    return True
+
+
 def die_first() -> None:
     """If the machine runs out of memory, the kernel is to pick this process."""
     try:
@@ -138,20 +206,26 @@ def die_first() -> None:
         return
 
 
-def set_limits(order: dict, counted: bool) -> None:
+def set_limits(order: dict, *, counted: bool) -> None:
     """The kernel's own limits; the parent watches what these cannot express."""
     cpu, file = order["cpu_seconds"], order["file_bytes"]
     limits = {
         resource.RLIMIT_CPU: (cpu, cpu + 1),
         resource.RLIMIT_FSIZE: (file, file),
         resource.RLIMIT_DATA: (order["memory_bytes"], order["memory_bytes"]),
+        resource.RLIMIT_STACK: (STACK_BYTES, STACK_BYTES),
         resource.RLIMIT_CORE: (0, 0),
         resource.RLIMIT_NOFILE: (order["open_files"], order["open_files"]),
         resource.RLIMIT_MEMLOCK: (0, 0),
         resource.RLIMIT_MSGQUEUE: (0, 0),
         resource.RLIMIT_SIGPENDING: (64, 64),
     }
-    if counted:  # without a user of its own, all the user's processes would count
+    if not order["readable"]:  # else its libraries may need any space
+        with open("/proc/self/statm") as file:
+            now = int(file.read().split()[0]) * resource.getpagesize()
+        most = now + order["memory_bytes"] + LIBRARY_BYTES
+        limits[resource.RLIMIT_AS] = (most, most)
+    if counted:
         tasks = order["processes"] + order["threads"]
         limits[resource.RLIMIT_NPROC] = (tasks, tasks)
     for name, (soft, hard) in limits.items():
@@ -196,7 +270,7 @@ def run_program(order: dict) -> None:
     status = 0
     try:
         if order["serves"]:
-            serve(source, module)
+            serve(source, module, order["mark"])
         exec(compile(source, name, "exec"), module.__dict__)
     except SystemExit as error:
         raise error from None
@@ -206,23 +280,25 @@ def run_program(order: dict) -> None:
     sys.exit(status)
 
 
-def serve(source: str, module: types.ModuleType) -> None:
+def serve(source: str, module: types.ModuleType, mark: str) -> None:
     """Answer each line on standard input with a line; ends with the input.
 
-    Both are JSON.  What the program prints goes to standard error.
+    A line is a mark, which the answer repeats, a blank, and JSON.  What the program
+    prints goes to standard error.
     """
     import json
 
     replies, sys.stdout = sys.stdout, sys.stderr
     exec(compile(source, "program.py", "exec"), module.__dict__)
-    replies.write("{}\n")  # its imports are done
+    replies.write(f"{mark} {{}}\n")  # its imports are done
     replies.flush()
-    for line in sys.stdin.buffer:
+    for line in sys.stdin:
+        mark, _, question = line.partition(" ")
         try:
-            reply = {"answer": module.answer(json.loads(line))}
+            reply = json.dumps({"answer": module.answer(json.loads(question))})
         except Exception as error:
-            reply = {"error": f"{type(error).__name__}: {error}"[:500]}
-        replies.write(json.dumps(reply) + "\n")
+            reply = json.dumps({"error": f"{type(error).__name__}: {error}"[:500]})
+        replies.write(f"{mark} {reply}\n")
         replies.flush()
     os._exit(0)
 

@@ -5,30 +5,61 @@ A completion thinks first and then answers between ``<answer>`` and ``</answer>`
 
 from __future__ import annotations
 
+import math
+import operator as op
 import re
 from collections import Counter
 from dataclasses import dataclass
+from decimal import Context, Decimal
 from fractions import Fraction
 
 __all__ = [
     "ANSWER_STOP",
     "NotAnAnswer",
+    "Reader",
+    "Value",
+    "bounded",
     "evaluate_arithmetic",
     "extract_answer",
-    "read_number",
+    "same_number",
+    "split_tokens",
+    "to_ascii",
 ]
 
 ANSWER_STOP = ("</answer>",)
-MAX_ANSWER, MAX_DIGITS, MAX_DEPTH = 200, 12, 20
+MAX_ANSWER, MAX_DIGITS, MAX_DEPTH, MAX_ROOTS = 200, 12, 20, 4
 
-_NUMBER = re.compile(
-    r"(?P<sign>[+-]?)\s*\$?\s*(?P<whole>\d{1,3}(?:,\d{3})+|\d+)?"
-    r"(?P<decimals>\.\d+)?(?:\s*/\s*(?P<below>\d+))?"
-    r"(?P<words>(?:\s+[A-Za-z]+){0,3})\s*\.?",
-    re.ASCII,
+MAX_BITS = 4_096  # of a numerator or denominator
+# Where no fraction is exact: a hundred digits, for numbers below 10^20.
+_rounded = Context(prec=100)
+_EXACT = {"+": op.add, "-": op.sub, "*": op.mul, "/": op.truediv}
+_ROUNDED = {
+    **{"+": _rounded.add, "-": _rounded.subtract},
+    **{"*": _rounded.multiply, "/": _rounded.divide},
+}
+_MAX_DECIMAL, _SAME = Decimal(10**20), Decimal("1e-40")
+_PI = Decimal(
+    "3.141592653589793238462643383279502884197169399375105820974944592307816406286"
+    "208998628034825342117068"
 )
-_JOINING = {"or", "and", "to", "of", "not", "times", "plus", "minus", "percent"}
+_PAIRS = {"(": ")", "{": "}"}
+TOO_LARGE = "a power or factorial that is too large to work out"
+
 _TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))", re.ASCII)
+# What a keyboard lacks and a model writes all the same.
+_TYPOGRAPHIC = str.maketrans(
+    {
+        **dict.fromkeys("\u2212", "-"),
+        **dict.fromkeys("\u00d7\u00b7\u22c5\u2219", "*"),
+        **dict.fromkeys("\u00f7", "/"),
+        **dict.fromkeys("\u00a0\u2009\u202f", " "),
+        **dict.fromkeys("\u20ac\u00a3\u00a5\u20b9", "$"),
+        **{"\u00b0": r"^\circ", "\u00b2": "^2", "\u00b3": "^3", "\u03c0": r"\pi"},
+    }
+)
+
+
+Value = Fraction | Decimal
 
 
 class NotAnAnswer(ValueError):
@@ -51,44 +82,66 @@ def extract_answer(completion: str) -> str:
     answer = answer.strip()
     if not answer:
         raise NotAnAnswer("the answer is empty")
+    return to_ascii(answer)
+
+
+def to_ascii(answer: str) -> str:
+    """An answer with typographic signs (minus, times, euro) as a keyboard has them.
+
+    Raises:
+        NotAnAnswer: for one that is too long, or of other characters.
+    """
     if len(answer) > MAX_ANSWER:
         raise NotAnAnswer(f"the answer is longer than {MAX_ANSWER} characters")
+    answer = answer.translate(_TYPOGRAPHIC)
     if not answer.isascii():
         raise NotAnAnswer("the answer holds characters other than plain ASCII")
     return answer
 
 
-def read_number(text: str) -> Fraction | None:
-    """``"1,250"``, ``"-3.50"``, ``"$18"``, ``"3/4"`` or ``"18 red apples"`` exactly.
+def bounded(number: Value) -> Value:
+    """``number``, if it is of a size that an answer has; else NotAnAnswer."""
+    if isinstance(number, Fraction):
+        bits = max(number.numerator.bit_length(), number.denominator.bit_length())
+        small = bits <= MAX_BITS
+    else:
+        small = abs(number) < _MAX_DECIMAL
+    if not small:
+        raise NotAnAnswer(TOO_LARGE)
+    return number
 
-    Returns:
-        The value; None for anything else: words that join numbers, scientific
-        notation, digits of other scripts, more than twelve digits.
-    """
-    match = _NUMBER.fullmatch(text.strip())
-    if match is None or len(text) > MAX_ANSWER:
-        return None
-    if match["whole"] is None and match["decimals"] is None:
-        return None
-    if _JOINING & set(match["words"].lower().split()):
-        return None
-    digits = (match["whole"] or "0").replace(",", "") + (match["decimals"] or "")
-    below = match["below"]
-    if len(digits) > MAX_DIGITS + 1 or len(below or "") > MAX_DIGITS:
-        return None
-    if below is not None and (int(below) == 0 or match["decimals"]):
-        return None
-    value = Fraction(digits) / int(below or 1)
-    return -value if match["sign"] == "-" else value
+
+def same_number(left: Value, right: Value) -> bool:
+    """Exactly for fractions; to forty decimals where a root or pi is left."""
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return left == right
+    return abs(_rounded.subtract(_to_decimal(left), _to_decimal(right))) < _SAME
 
 
 @dataclass
-class _Reader:
-    """A cursor over the tokens of an expression."""
+class Reader:
+    """A cursor over the tokens of an expression; its cost is bounded by their number.
+
+    Which tokens there are is for the caller to say: `evaluate_arithmetic` knows
+    whole numbers, ``+ - * /`` and round brackets; an answer may hold LaTeX as well.
+    """
 
     tokens: list[str]
+    follow: tuple[str, ...] = ()  # what may follow a value as its factor, without *
     position: int = 0
     depth: int = 0
+    roots: int = 0
+
+    def whole(self) -> Value:
+        """The value of all tokens.
+
+        Raises:
+            NotAnAnswer: if they are no expression.
+        """
+        value = self.sum()
+        if self.peek():
+            raise NotAnAnswer(f"{self.peek()!r} after the end of the expression")
+        return value
 
     def peek(self) -> str:
         return self.tokens[self.position] if self.position < len(self.tokens) else ""
@@ -98,42 +151,112 @@ class _Reader:
         self.position += 1
         return token
 
-    def sum(self) -> Fraction:
+    def sum(self) -> Value:
         value = self.product()
         while self.peek() in ("+", "-"):
-            sign = 1 if self.take() == "+" else -1
-            value += sign * self.product()
+            value = _combine(self.take(), value, self.product())
         return value
 
-    def product(self) -> Fraction:
+    def product(self) -> Value:
+        value = self.power()
+        while True:
+            if self.peek() in ("*", "/"):
+                value = _combine(self.take(), value, self.power())
+            elif self.peek() in self.follow:
+                value = _combine("*", value, self.power())
+            else:
+                return value
+
+    def power(self) -> Value:
         value = self.factor()
-        while self.peek() in ("*", "/"):
-            if self.take() == "*":
-                value *= self.factor()
-                continue
-            below = self.factor()
-            if below == 0:
-                raise NotAnAnswer("division by zero")
-            value /= below
-        return value
+        if self.peek() != "^":
+            return value
+        self.take()
+        braced = self.peek() == "{" and bool(self.take())
+        negative = self.peek() == "-" and bool(self.take())
+        exponent = self.take()
+        if not exponent.isdigit() or len(exponent) > 2:
+            raise NotAnAnswer(TOO_LARGE)
+        if (braced and self.take() != "}") or self.peek() == "^":
+            raise NotAnAnswer(TOO_LARGE)
+        return _raise_to(value, -int(exponent) if negative else int(exponent))
 
-    def factor(self) -> Fraction:
+    def factor(self) -> Value:
         token = self.take()
-        if token.isdigit():
-            return Fraction(int(token))
+        if token[:1].isdigit() or token[:1] == ".":
+            return Fraction(token.replace(",", ""))
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise NotAnAnswer(f"nested more than {MAX_DEPTH} deep")
         if token == "-":
-            value = -self.factor()
-        elif token == "(":
-            value = self.sum()
-            if self.take() != ")":
-                raise NotAnAnswer("a bracket is not closed")
+            value = _combine("-", Fraction(0), self.power())
+        elif token in _PAIRS:
+            value = self.inside(token)
+        elif token == "frac":
+            above, below = self.inside(self.take()), self.inside(self.take())
+            value = _combine("/", above, below)
+        elif token == "sqrt":
+            value = self.root()
+        elif token == "pi":
+            value = _PI
         else:
             raise NotAnAnswer(f"{token!r} where a number should stand")
         self.depth -= 1
         return value
+
+    def inside(self, opening: str) -> Value:
+        if opening not in _PAIRS:
+            raise NotAnAnswer(f"{opening!r} where a bracket should open")
+        value = self.sum()
+        self.close(_PAIRS[opening])
+        return value
+
+    def close(self, closing: str) -> None:
+        if self.take() != closing:
+            raise NotAnAnswer("a bracket is not closed")
+
+    def root(self) -> Value:
+        self.roots += 1
+        if self.roots > MAX_ROOTS:
+            raise NotAnAnswer(f"more than {MAX_ROOTS} roots")
+        return _square_root(self.inside(self.take()))
+
+
+def _combine(operation: str, left: Value, right: Value) -> Value:
+    least = 1 / _MAX_DECIMAL if isinstance(right, Decimal) else 0
+    if operation == "/" and abs(right) <= least:
+        raise NotAnAnswer("division by zero")
+    if isinstance(left, Fraction) and isinstance(right, Fraction):
+        return bounded(_EXACT[operation](left, right))
+    return bounded(_ROUNDED[operation](_to_decimal(left), _to_decimal(right)))
+
+
+def _to_decimal(number: Value) -> Decimal:
+    if isinstance(number, Decimal):
+        return number
+    above, below = bounded(number).as_integer_ratio()
+    return _rounded.divide(Decimal(above), Decimal(below))
+
+
+def _raise_to(base: Value, exponent: int) -> Value:
+    if base == 0 and exponent < 0:
+        raise NotAnAnswer("division by zero")
+    if isinstance(base, Decimal):
+        return bounded(_rounded.power(base, exponent))
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if bits * abs(exponent) > MAX_BITS:
+        raise NotAnAnswer(TOO_LARGE)
+    return bounded(base**exponent)
+
+
+def _square_root(number: Value) -> Value:
+    if number < 0:
+        raise NotAnAnswer("the root of a negative number")
+    if isinstance(number, Decimal):
+        return _rounded.sqrt(number)
+    above, below = number.as_integer_ratio()
+    root = Fraction(math.isqrt(above), math.isqrt(below))
+    return root if root**2 == number else _rounded.sqrt(_to_decimal(number))
 
 
 def evaluate_arithmetic(text: str) -> tuple[Fraction, Counter[int]]:
@@ -148,11 +271,23 @@ def evaluate_arithmetic(text: str) -> tuple[Fraction, Counter[int]]:
     Raises:
         NotAnAnswer: if it is not such an expression.
     """
+    tokens = split_tokens(text, _TOKEN)
+    value = Reader(tokens).whole()
+    assert isinstance(value, Fraction)  # these tokens make nothing else
+    return value, Counter(int(token) for token in tokens if token.isdigit())
+
+
+def split_tokens(text: str, pattern: re.Pattern[str]) -> list[str]:
+    """The tokens of an expression: for each match its first group, or its second.
+
+    Raises:
+        NotAnAnswer: for what the pattern does not know, or numbers that are too long.
+    """
     if len(text) > MAX_ANSWER:
         raise NotAnAnswer(f"longer than {MAX_ANSWER} characters")
-    tokens, position = [], 0
-    while position < len(text.rstrip()):
-        match = _TOKEN.match(text, position)
+    text, tokens, position = text.rstrip(), [], 0
+    while position < len(text):
+        match = pattern.match(text, position)
         if match is None:
             found = text[position:].strip()[:1]
             raise NotAnAnswer(f"{found!r} is not part of an expression")
@@ -160,8 +295,4 @@ def evaluate_arithmetic(text: str) -> tuple[Fraction, Counter[int]]:
             raise NotAnAnswer(f"a number of more than {MAX_DIGITS} digits")
         tokens.append(match[1] or match[2])
         position = match.end()
-    reader = _Reader(tokens)
-    value = reader.sum()
-    if reader.peek():
-        raise NotAnAnswer(f"{reader.peek()!r} after the end of the expression")
-    return value, Counter(int(token) for token in tokens if token.isdigit())
+    return tokens

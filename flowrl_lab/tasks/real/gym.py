@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from flowrl_lab.tasks.real.answers import NotAnAnswer, evaluate_arithmetic, read_number
-from flowrl_lab.tasks.real.math_checking import check_math_verify
+from flowrl_lab.tasks.real.answers import NotAnAnswer, evaluate_arithmetic
+from flowrl_lab.tasks.real.math_checking import read_number
 from flowrl_lab.tasks.real.word_problems import AnswerTask, Problem
 from flowrl_lab.tasks.text import DEFAULT_WEIGHTS, RewardWeights
 
@@ -234,7 +234,6 @@ class GsmSymbolic(_GymTask):
         weights: RewardWeights = DEFAULT_WEIGHTS,
         max_completion_tokens: int = 256,
     ) -> None:
-        check_math_verify()
         super().__init__(
             "gsm_symbolic",
             name="gsm_symbolic",

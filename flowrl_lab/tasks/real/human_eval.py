@@ -6,16 +6,23 @@ which executes what a model wrote in a plain child process, is not used.
 
 from __future__ import annotations
 
-import re
-import secrets
+import functools
+import inspect
+import json
+import os
+from typing import Any
 
 from flowrl_lab.sandbox import (
     Limits,
     SandboxResult,
+    SandboxServer,
     SandboxUnavailable,
+    ServerStopped,
     run_python,
     sandbox_problem,
 )
+from flowrl_lab.tasks.real import apart
+from flowrl_lab.tasks.real.code_blocks import cut_body, find_programs
 from flowrl_lab.tasks.real.word_problems import CHARACTERS_PER_TOKEN, check_split
 from flowrl_lab.tasks.text import DEFAULT_WEIGHTS, RewardWeights, Scored, combine_parts
 
@@ -23,32 +30,13 @@ __all__ = ["HumanEval"]
 
 HELDOUT_EVERY = 4
 _LIMITS = Limits(cpu_seconds=3.0, wall_seconds=15.0)
-_FENCE = re.compile(r"```[A-Za-z0-9]*\n(.*?)(?:\n```|\Z)", re.DOTALL)
-_MAX_CHARACTERS = 20_000
+_JUDGE_LIMITS = Limits(cpu_seconds=5.0, wall_seconds=30.0)
+_MAX_CHARACTERS = 20_000  # of a completion, and of all answers to the tests
 
-# The proof that the tests have run to their end is a word that the solution is not
-# given: leaving early, with whatever exit code, proves nothing.
-_HARNESS = """
-def judge():
-    import os, sys
-    def take(name):
-        with open(name, encoding="utf-8") as file:
-            text = file.read()
-        os.remove(name)
-        return text
-    word, entry = take("word"), sys.argv[1]
-    solution, tests = take("solution.py"), take("tests.py")
-    room = {"__name__": "solution"}
-    exec(compile(solution, "solution.py", "exec"), room)
-    candidate = room[entry]
-    with open("defined", "w") as file:
-        file.write(word)
-    checks = {"__name__": "tests"}
-    exec(compile(tests, "tests.py", "exec"), room | checks, checks)
-    checks["check"](candidate)
-    with open("passed", "w") as file:
-        file.write(word)
-judge()
+_CANDIDATE = """
+with open("order.json") as file:
+    order = json.load(file)
+answer_inputs(order)
 """
 
 
@@ -59,9 +47,10 @@ class HumanEval:
     training on the other three quarters, compare with other numbers of your own,
     not with published ones.
 
-    A solution could still fool its tests from within, for instance by returning an
-    object that equals everything: that is a matter of the tests, which are the
-    set's own, not of the sandbox, out of which it cannot reach.
+    The solution and its tests never share an interpreter (`apart`).  The tests run
+    in a process of their own, on what the solution gave for the same inputs in its
+    own process: plain data, so lists, tuples, sets, dictionaries, strings, numbers,
+    True, False and None.  All 164 problems can be judged so; ``refused`` checks it.
 
     Args:
         weights: what correctness, format (it compiles and defines the function) and
@@ -76,7 +65,8 @@ class HumanEval:
 
     name = "human_eval"
     # Where the set's authors let completions end: at the next thing at the margin.
-    stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+    # They end a bare body, not a chat's answer: see ``cut``.
+    stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
 
     def __init__(
         self,
@@ -91,6 +81,7 @@ class HumanEval:
         self.max_completion_tokens = max_completion_tokens
         self._weights, self._limits = weights, limits
         self._problems = {p["prompt"]: p for p in _read_problems().values()}
+        self._known_inputs: dict[str, list[Any]] = {}
 
     def prompts(self, split: str) -> tuple[str, ...]:
         """The prompts of ``"train"`` (123) or ``"heldout"`` (41)."""
@@ -105,9 +96,33 @@ class HumanEval:
         """The solution that the set's authors wrote."""
         return self._find(prompt)["canonical_solution"]
 
+    def refused(self) -> dict[str, str]:
+        """The problems that cannot be judged apart, each with why; none of 164.
+
+        Their authors' solutions are run on the judge's side, which takes seconds.
+        """
+        reasons = {}
+        for problem in self._problems.values():
+            try:
+                self._inputs(problem)
+            except ServerStopped as stopped:
+                reasons[problem["task_id"]] = str(stopped)
+        return reasons
+
+    def cut(self, completion: str) -> str:
+        """The completion up to its end: a bare body stops at the margin.
+
+        A chat's answer, with prose and fences, ends where the model ends it.
+        """
+        return cut_body(completion, self.stop)
+
     def score(self, prompt: str, completion: str) -> Scored:
-        """Run the set's tests on ``prompt + completion``, in the sandbox."""
-        problem = self._find(prompt)
+        """Run the set's tests on the function in ``completion``, in the sandbox.
+
+        The function may be a body that goes on where the prompt stops, or a whole
+        one; fenced, with prose around it, after a block of thinking.
+        """
+        problem, completion = self._find(prompt), self.cut(completion)
         used = len(completion) / (CHARACTERS_PER_TOKEN * self.max_completion_tokens)
         if len(completion) > _MAX_CHARACTERS:
             passed = defined = False
@@ -130,38 +145,57 @@ class HumanEval:
             )
         return self._problems[prompt]
 
+    def _inputs(self, problem: dict[str, str]) -> list[Any]:
+        """What the tests call the function with; the judge says it once."""
+        name = problem["task_id"]
+        if name not in self._known_inputs:
+            self._known_inputs[name] = _judge().ask({"problem": problem})["inputs"]
+        return self._known_inputs[name]
+
     def _run(self, problem: dict[str, str], completion: str) -> tuple[bool, bool, str]:
-        word = secrets.token_hex(16).encode()
-        solution = _put_together(problem, completion)
-        result = run_python(
-            _HARNESS,
+        """(passed, defined, reason)."""
+        programs = find_programs(problem["prompt"], problem["entry_point"], completion)
+        if not programs:
+            return False, False, "the thinking never ends"
+        defined = False
+        try:
+            inputs = self._inputs(problem)
+            result = self._call(problem["entry_point"], programs, inputs)
+            defined = "defined" in result.files
+            answers = result.files.get("answers", b"").decode(errors="replace")
+            if not answers or result.outcome != "ok":
+                return False, defined, _say(result, defined=defined)
+            if len(answers) > _MAX_CHARACTERS:
+                what = f"answers of more than {_MAX_CHARACTERS:,} characters"
+                return False, defined, f"a test failed: {what}"
+            question = {"problem": problem, "inputs": inputs, "answers": answers}
+            verdict = _judge().ask(question)
+        except ServerStopped as stopped:
+            return False, defined, f"cannot be judged: {stopped}"
+        return verdict["passed"], defined, verdict["reason"]
+
+    def _call(self, entry: str, programs: list[str], inputs: list) -> SandboxResult:
+        """The candidate's side, from start to end."""
+        order = {"programs": programs, "entry": entry, "inputs": inputs}
+        return run_python(
+            inspect.getsource(apart) + _CANDIDATE,
             limits=self._limits,
-            files={
-                "word": word,
-                "solution.py": solution.encode("utf-8", "replace"),
-                "tests.py": problem["test"].encode(),
-            },
-            collect=("passed", "defined"),
-            arguments=(problem["entry_point"],),
+            files={"order.json": json.dumps(order).encode()},
+            collect=("answers", "defined"),
         )
-        passed = result.files.get("passed") == word
-        defined = result.files.get("defined") == word
-        return passed, defined, _say(result, passed=passed, defined=defined)
 
 
-def _put_together(problem: dict[str, str], completion: str) -> str:
-    """The whole program; a fenced block that defines the function stands alone."""
-    fenced = _FENCE.search(completion)
-    code = fenced[1] if fenced else completion
-    if f"def {problem['entry_point']}(" in code:
-        head = problem["prompt"].partition(f"def {problem['entry_point']}(")[0]
-        return head + code
-    return problem["prompt"] + code
+@functools.cache
+def _judge() -> SandboxServer:
+    """The process that holds the tests; it never sees a program of a model."""
+    return SandboxServer(inspect.getsource(apart), limits=_JUDGE_LIMITS)
 
 
-def _say(result: SandboxResult, *, passed: bool, defined: bool) -> str:
-    if passed:
-        return "passes all tests"
+if hasattr(os, "register_at_fork"):  # a fork may hold a lock that nobody opens
+    os.register_at_fork(after_in_child=_judge.cache_clear)
+
+
+def _say(result: SandboxResult, *, defined: bool) -> str:
     if result.outcome == "ok":
         return "ended before its tests had run"
     what = "a test failed" if defined else "the function could not be defined"

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flowrl_lab._files import read_lines
 from flowrl_lab.tasks.real.answers import ANSWER_STOP, NotAnAnswer, extract_answer
-from flowrl_lab.tasks.real.math_checking import check_math_verify, same_value
+from flowrl_lab.tasks.real.math_checking import same_value
 from flowrl_lab.tasks.text import (
     DEFAULT_WEIGHTS,
     RewardWeights,
@@ -153,7 +154,6 @@ class Gsm8k(AnswerTask):
         weights: RewardWeights = DEFAULT_WEIGHTS,
         max_completion_tokens: int = 256,
     ) -> None:
-        check_math_verify()
         super().__init__(
             "gsm8k",
             load_gsm8k(train),
@@ -179,7 +179,7 @@ def load_gsm8k(path: str | Path) -> tuple[Problem, ...]:
             "download it from the set's own page and give the path."
         )
     problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
