@@ -49,7 +49,7 @@ def _cases(without):
                 yield pytest.param(function, given, rest, id=name)
 
 
-@pytest.mark.parametrize(("function", "given", "rest"), _cases(NEED_VALUES))
+@pytest.mark.parametrize(("function", "given", "rest"), list(_cases(NEED_VALUES)))
 def test_on_the_meta_device_only_shapes_count(function, given, rest):
     absent = {name: value.to("meta") for name, value in given.items()}
     result = function(**absent, **rest)
@@ -57,7 +57,7 @@ def test_on_the_meta_device_only_shapes_count(function, given, rest):
     assert result.shape == function(**given, **rest).shape
 
 
-@pytest.mark.parametrize(("function", "given", "rest"), _cases(NO_VMAP))
+@pytest.mark.parametrize(("function", "given", "rest"), list(_cases(NO_VMAP)))
 def test_under_vmap_it_is_each_call_by_itself(function, given, rest):
     twice = {name: torch.stack([value, value]) for name, value in given.items()}
     result = torch.vmap(lambda batch: function(**batch, **rest))(twice)
