@@ -98,10 +98,15 @@ def make_bundle(source: Source, secret: str = "") -> Bundle:
         secret=secret,
         solutions=tuple(source.solutions),
         hidden=tuple(source.hidden_blocks),
-        template=tuple(
-            strip_solution(cell.text)
+        handed_out=tuple(
+            (
+                cell.kind,
+                _text_of(cell, solved=False),
+                cell.marks.get("argued", ""),
+                cell.marks.get("question", ""),
+            )
             for cell in source.cells
-            if cell.kind == "code" and not cell.hidden
+            if not cell.hidden
         ),
     )
 

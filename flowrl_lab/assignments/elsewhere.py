@@ -71,8 +71,7 @@ def _grade_here(bundle: str, variant: int) -> Grade:
 
 @functools.lru_cache(maxsize=4)
 def _grade(notebook: Path, bundle: Path, variant: int, digest: str) -> Grade:
-    # the folder's name makes its files count as handed in with the notebook
-    found = Found(notebook.stem, notebook.parent.name, notebook)
-    return grade_submission(
-        read_submission(found), read_bundle(bundle), variant, digest
-    )
+    found = Found(notebook.stem, notebook.parent.name, notebook.parent)
+    marks = read_bundle(bundle)
+    submission = read_submission(found, {marks.key: marks.asked})
+    return grade_submission(submission, marks, variant, digest)

@@ -83,7 +83,9 @@ def _add_submit(inner) -> None:
 
 
 def _add_grade(inner) -> None:
-    grade = inner.add_parser("grade", help="mark a folder of submissions")
+    grade = inner.add_parser(
+        "grade", help="mark a folder of submissions, or a platform's zip file of them"
+    )
     grade.add_argument("submissions", type=Path, metavar="SUBMISSIONS")
     grade.add_argument("--out", type=Path, required=True, metavar="GRADES")
     grade.add_argument(
@@ -241,7 +243,8 @@ def run_grade(args: argparse.Namespace) -> int:
         return INTERRUPTED
     progress.close()
     write_gradebook(args.out, grades, bundles)
-    _write(args.out / "cohort.html", render_cohort(grades, bundles))
+    report_page = render_cohort(grades, bundles).encode("utf-8", "replace").decode()
+    _write(args.out / "cohort.html", report_page)
     failed = sum(grade.status != "graded" for grade in grades)
     told = sum(bool(grade.problems) for grade in grades)
     print(

@@ -22,6 +22,8 @@ from pathlib import Path
 import hostile_cells as hostile
 import pytest
 import synthetic_submissions as synthetic
+import torch
+from safetensors.torch import save
 from synthetic_submissions import ASSIGNMENTS, Expected, instructor, write_submissions
 from wrong_answers import ONE, TWO, WRONG
 
@@ -42,6 +44,7 @@ from flowrl_lab.assignments.marking.grading import (
 from flowrl_lab.assignments.marking.inside import definitions
 from flowrl_lab.assignments.marking.submissions import (
     Found,
+    Submission,
     find_submissions,
     read_submission,
 )
@@ -265,7 +268,7 @@ def test_a_damaged_submission_is_named_whatever_is_damaged(tmp_path):
         with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
             archive.writestr("a.ipynb", notebook)
         packed[f"{method}.zip"] = (tmp_path / "a.zip").read_bytes()
-    for name, content in [*packed.items()] * 12:
+    for name, content in [*packed.items()] * 4:
         damaged = bytearray(content)
         for _ in range(chance.choice([1, 20])):
             damaged[-1 - chance.randrange(chance.choice([200, len(damaged)]))] = 7
@@ -301,7 +304,7 @@ def test_a_copied_blank_does_not_undo_a_number():
 def test_the_last_solved_definition_counts_wherever_it_stands():
     cells = [
         "import math\nSCALE = 2.0\nx = train(10)\nprint('no')",
-        "%matplotlib inline\n!ls\ndef f(a):\n    return a",
+        "def f(a):\n    return a",
         "def f(a):\n    return SCALE * a",
         "def f(a):\n    '''Doc.'''\n    raise NotImplementedError  # your code here",
         "def (:",
@@ -330,6 +333,103 @@ def test_a_submission_cannot_speak_through_its_errors(outcome, words):
     assert "0.4" not in told and "3141" not in told
 
 
+def speaks(place: str, problem: str, function: str, shape: list[int]):
+    """A sandbox that was taken over: it says these things, and knows the inputs."""
+
+    def run(_source, *, files, **_more):
+        jobs = json.loads(files["plan.json"])["jobs"]
+        numbers = [0.0] * math.prod(shape)
+        result = [{"tensor": "float64", "shape": shape, "numbers": numbers}]
+        failed = {"problem": "ValueError", "place": place}
+        found = {"functions": [function], "problems": [problem], "literals": {}}
+        found["endless"] = []
+        rows = [
+            {"id": job["id"], **(failed if number % 2 else {"result": result})}
+            for number, job in enumerate(jobs)
+        ]
+        texts = {"found.json": json.dumps(found)}
+        texts["outcomes.jsonl"] = "\n".join(map(json.dumps, rows))
+        written = {name: text.encode() for name, text in texts.items()}
+        return SandboxResult("ok", 0, "", "", 0.0, 0.0, written)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("place", "problem", "function", "shape"),
+    [
+        ("line 70930 of code cell 1", "code cell 70930 is not Python", "x70930", [0]),
+        (
+            "line 2 of code cell 70930",
+            "code cell 1 is not Python, line 70930",
+            "x",
+            [1],
+        ),
+        (
+            "line 3 of code cell 1",
+            "a definition in code cell 1 fails (sevenOninethree)",
+            "elbo_70930",
+            [0, 70930],
+        ),
+        (
+            "line 0 of code cell 0",
+            "a definition in code cell 70930 never ended",
+            "elbo7",
+            [0, 70930, 2, 2],
+        ),
+        (
+            "line 4 of code cell 1",
+            "code cell 0 is not Python",
+            "e70930lbo",
+            [0, 7, 70930],
+        ),
+    ],
+)
+def test_a_submission_tells_nothing_that_it_does_not_hold(
+    place, problem, function, shape
+):
+    """Not by a line or a cell that it has not got, nor by lengths that it chose."""
+    submission = Submission(Found("eve", "eve", Path("eve.ipynb")))
+    submission.code = ["def elbo(*given):\n    return 0\n\n# nothing here"]
+    bundle = read_bundles(instructor())[ONE]
+    run = speaks(place, problem, function, shape)
+    grade = grade_submission(submission, bundle, 0, "", run=run)
+    notes = [part.note for parts in grade.parts.values() for part in parts]
+    told = json.dumps([notes, grade.problems])
+    for word in ("7093", "of code cell", "sevenOnine", "elbo7", "lbo)"):
+        assert word not in told
+    assert grade.points == 0
+
+
+def test_a_line_that_is_there_is_told_unless_there_are_very_many():
+    submission = Submission(Found("ada", "ada", Path("ada.ipynb")))
+    submission.code = ["x = 1", "def elbo(*given):\n    return 1 / 0"]
+    bundle = read_bundles(instructor())[ONE]
+    run = speaks("line 2 of code cell 2", "", "elbo", [1])
+    notes = []
+    for _ in range(2):
+        grade = grade_submission(submission, bundle, 0, "", run=run)
+        notes.append(json.dumps([p.note for ps in grade.parts.values() for p in ps]))
+        submission.code.append("pass\n" * 5_000)
+    assert "in line 2 of code cell 2" in notes[0]
+    assert "of code cell" not in notes[1] and "ValueError" in notes[1]
+
+
+def test_what_a_student_called_things_is_quoted_in_short():
+    """15 megabytes of a tensor's name are not written into notes and pages."""
+    submission = Submission(Found("ada", "ada", Path("ada.ipynb")))
+    submission.code = ["x = 1"]
+    name, endless = "landscape_policy.safetensors", "n" * 1_000_000
+    submission.files = {name: save({endless: torch.zeros(1)})}
+    bundle = read_bundles(instructor())[ONE]
+    run = speaks("", "", "", [1])
+    grade = grade_submission(submission, bundle, 0, "", run=run)
+    assert grade.parts["landscape_policy"][0].note
+    assert len(grade.to_json()) < 20_000
+    submission.note("x" * 10**6, "y" * 10**6)
+    assert len(submission.problems[-1].what) == 300
+
+
 def grade_of(student: str, text: str) -> Grade:
     facts = dict(variant=0, digest="", status="graded")
     return Grade(student, student, f"{student}.ipynb", ONE, text=text, **facts)
@@ -351,10 +451,35 @@ def test_near_identical_submissions_are_found_and_templates_are_not():
     assert [(a.student, b.student) for _, a, b in pairs] == [("ada", "bob")]
 
 
-def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path):
-    grade = grade_of("=cmd()", "")
-    write_gradebook(tmp_path, [grade], read_bundles(instructor()))
-    assert "'=cmd()" in (tmp_path / "gradebook.csv").read_text()
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("=1+1", "+1", "-1", "@x", "%x", "|x", "\t=1", "\r=1", " =1", '"=1+1', "'=1"),
+        *("x;=1+1", "x; =1+1", 'x;"=1+1', "x\t=1", "x|=1", "x,=1", "x;+1", "x;@A1"),
+        *(
+            "＝1+1",
+            "＋1",
+            "－1",
+            "＠x",
+            "x;＝1",
+            "\ufeff=1",
+            "\u200b=1",
+            "−1",
+            "﹦1",
+            "x\r\n=1",
+        ),
+        *("=cmd|' /C calc'!A0", "x;-2+3", "„=1", "x;«＝1»"),
+    ],
+)
+def test_no_cell_of_the_gradebook_is_a_formula(tmp_path, name):
+    """Whichever sign separates the cells, for whichever spreadsheet."""
+    write_gradebook(tmp_path, [grade_of(name, "")], read_bundles(instructor()))
+    text = (tmp_path / "gradebook.csv").read_text(encoding="utf-8")
+    for separator in ",;\t|":
+        for row in csv.reader(text.splitlines(), delimiter=separator):
+            for cell in row:
+                start = cell.lstrip(' \t\r\n"\ufeff\u200b„«')
+                assert not start.startswith((*"=+-@%|＝＋－＠﹦−",)), (separator, row)
 
 
 def test_marking_refuses_what_would_lose_something(tmp_path):

@@ -28,27 +28,8 @@ class TimeUp(BaseException):
 # ------------------------------------------------------------------------ the cells
 
 
-def strip_magics(source):
-    """A cell without the lines that only a notebook understands.
-
-    Each becomes ``pass``, so that line numbers stay; a cell in another language
-    (``%%bash``) becomes "".
-    """
-    lines = source.splitlines()
-    first = next((line.strip() for line in lines if line.strip()), "")
-    if first.startswith("%%") and not first.startswith(("%%time", "%%capture")):
-        return ""
-    kept = []
-    for line in lines:
-        bare = line.lstrip()
-        if bare.startswith(("%", "!", "?")) or bare.rstrip().endswith("?"):
-            line = line[: len(line) - len(bare)] + "pass"
-        kept.append(line)
-    return "\n".join(kept)
-
-
 def parse_cells(cells):
-    """Parse the code cells of a submission.
+    """Parse the code cells of a submission, which are Python already.
 
     Returns:
         Pairs of a cell's number (from 1) and a statement (``ast.stmt``), in order; and
@@ -57,7 +38,7 @@ def parse_cells(cells):
     statements, problems = [], []
     for number, source in enumerate(cells, 1):
         try:
-            tree = ast.parse(strip_magics(source), f"<cell {number}>")
+            tree = ast.parse(source, f"<cell {number}>")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = getattr(error, "lineno", None)
             where = f", line {line}" if line else ""
