@@ -356,7 +356,7 @@ def odd_notebooks() -> Iterator[tuple[str, str, bytes, float, str, str | None]]:
     yield "another course", "other.ipynb", to_bytes(other), 0, "not graded", words
 
 
-def recorded_files() -> Iterator[tuple[str, str, dict, dict[str, bytes], float]]:
+def recorded_policies() -> Iterator[tuple[str, str, dict, dict[str, bytes], float]]:
     """(kind, assignment, notebook, files, points) that differ in their files only."""
     name = "landscape_policy.safetensors"
     alone = FULL[ONE] - FILES[ONE]
@@ -371,6 +371,10 @@ def recorded_files() -> Iterator[tuple[str, str, dict, dict[str, bytes], float]]
     }  # fmt: skip
     for kind, (content, left) in policy.items():
         yield kind, ONE, solved(ONE), {name: content}, alone + left
+
+
+def recorded_adapters() -> Iterator[tuple[str, str, dict, dict[str, bytes], float]]:
+    """The same of assignment 3, whose files are trained for it: some minutes, once."""
     files = right_files(THREE)
     alone = FULL[THREE] - FILES[THREE]
     swapped = dict(files)
@@ -458,13 +462,13 @@ def write_odd(writer: Writer, keep: Callable[[str], bool]) -> None:
     for kind, name, content, points, status, problem in odd_notebooks():
         if keep(kind):
             writer.add(name, content, kind, points, status, problem)
-    for kind, key, notebook, files, points in recorded_files():
-        if keep(kind):
-            content = handed_in(key, notebook, files)
-            problem = "missing file" if "missing" in kind else ""
-            writer.add(
-                f"{slug(kind)}-{key}.zip", content, kind, points, problem=problem
-            )
+    recorded = [row for row in recorded_policies() if keep(row[0])]
+    if keep("adapters"):  # all or none of them
+        recorded += recorded_adapters()
+    for kind, key, notebook, files, points in recorded:
+        content = handed_in(key, notebook, files)
+        problem = "missing file" if "missing" in kind else ""
+        writer.add(f"{slug(kind)}-{key}.zip", content, kind, points, problem=problem)
     if keep("duplicates"):
         words = "2 submissions under this name"
         content = handed_in(TWO, solved(TWO))
