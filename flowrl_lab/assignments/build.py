@@ -31,6 +31,7 @@ from flowrl_lab.assignments.source import (
     without_markers,
 )
 from flowrl_lab.assignments.spec import (
+    Call,
     FunctionQuestion,
     Number,
     OwnTest,
@@ -97,10 +98,15 @@ def make_bundle(source: Source, secret: str = "") -> Bundle:
         secret=secret,
         solutions=tuple(source.solutions),
         hidden=tuple(source.hidden_blocks),
-        template=tuple(
-            strip_solution(cell.text)
+        handed_out=tuple(
+            (
+                cell.kind,
+                _text_of(cell, solved=False),
+                cell.marks.get("argued", ""),
+                cell.marks.get("question", ""),
+            )
             for cell in source.cells
-            if cell.kind == "code" and not cell.hidden
+            if not cell.hidden
         ),
     )
 
@@ -294,17 +300,19 @@ def _handout(source: Source, loaded: Loaded, facts: dict) -> dict[str, Any]:
 
 def _function_check(question: FunctionQuestion, loaded: Loaded) -> dict[str, Any]:
     solution = loaded.solutions[question.name]
+    # The last digits of a logarithm depend on the processor.
+    calls = [Call(tuple(rounded(c.args)), rounded(c.kwargs)) for c in question.visible]
 
     def results(function) -> list[Any]:
         return [
             encode(rounded(call_with_gradients(function, call, question.gradients)))
-            for call in question.visible
+            for call in calls
         ]
 
     return {
         "calls": [
             {"args": encode(list(call.args)), "kwargs": encode(call.kwargs)["dict"]}
-            for call in question.visible
+            for call in calls
         ],
         "gradients": list(question.gradients),
         "expected": results(solution),

@@ -30,9 +30,15 @@ from flowrl_lab.assignments.spec import (
     Recorded,
 )
 
-__all__ = ["Bundle", "Loaded", "call_with_gradients", "is_by_hand", "read_bundle"]
+__all__ = [
+    "Bundle",
+    "Loaded",
+    "call_with_gradients",
+    "is_by_hand",
+    "read_bundle",
+]
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".bundle.json"
 _LOADING = threading.Lock()  # one submission loads a variant, the others wait
 KINDS = {
@@ -72,7 +78,8 @@ class Bundle:
         secret: mixed into the numbers of hidden tests.
         solutions: solved cells.
         hidden: hidden blocks.
-        template: code cells as they are handed out.
+        handed_out: cells as they are handed out: (kind, text, argued answer or "",
+            names that are asked for in it).
     """
 
     key: str
@@ -81,7 +88,17 @@ class Bundle:
     secret: str
     solutions: tuple[str, ...]
     hidden: tuple[str, ...]
-    template: tuple[str, ...]
+    handed_out: tuple[tuple[str, str, str, str], ...]
+
+    @property
+    def template(self) -> list[str]:
+        """Code cells as they are handed out."""
+        return [row[1] for row in self.handed_out if row[0] == "code"]
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """Names of the functions and numbers that it asks for."""
+        return tuple(name for row in self.handed_out for name in row[3].split())
 
     def load(self, variant: int) -> Loaded:
         """The questions for one variant; loaded once."""
@@ -104,10 +121,7 @@ def read_bundle(path: Path) -> Bundle:
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
         version = fields.pop("format")
-        fields["solutions"] = tuple(fields["solutions"])
-        fields["hidden"] = tuple(fields["hidden"])
-        fields["template"] = tuple(fields["template"])
-        bundle = Bundle(**fields)
+        bundle = _from_fields(fields) if version == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise bad_input(
             "bundle",
@@ -115,7 +129,7 @@ def read_bundle(path: Path) -> Bundle:
             f"a file *{SUFFIX} of `assign build`",
             "build it again: python -m flowrl_lab assign build",
         ) from None
-    if version != FORMAT:
+    if bundle is None:
         raise bad_input(
             "bundle",
             f"{path} has format {version!r}",
@@ -123,6 +137,12 @@ def read_bundle(path: Path) -> Bundle:
             "build it again with this flowrl_lab",
         )
     return bundle
+
+
+def _from_fields(fields: dict[str, Any]) -> Bundle:
+    lists = {name: tuple(fields.pop(name)) for name in ("solutions", "hidden")}
+    handed_out = tuple(map(tuple, fields.pop("handed_out")))
+    return Bundle(**fields, **lists, handed_out=handed_out)
 
 
 @functools.lru_cache(maxsize=256)

@@ -100,7 +100,7 @@ def _write_otter(built: Built, out: Path, variant: int) -> list[str]:
     _save(out / "student" / f"{built.key}.json", built.handout)
     files = {
         "otter_config.json": json.dumps(OTTER_CONFIG, indent=1) + "\n",
-        "requirements.txt": "flowrl-lab[lm]\n",
+        "requirements.txt": "flowrl-lab[lm]\nipython\n",  # it reads the cells
         f"files/{bundle_name}": built.bundle,
         f"files/{built.key}.json": built.handout,
     }

@@ -63,7 +63,8 @@ def _add_submit(inner) -> None:
 
 
 def _add_grade(inner) -> None:
-    grade = inner.add_parser("grade", help="mark a folder of submissions")
+    about = "mark a folder of submissions, or a platform's zip file of them"
+    grade = inner.add_parser("grade", help=about)
     add, where = grade.add_argument, FOLDER / "instructor"
     add("submissions", type=Path, metavar="SUBMISSIONS")
     add("--out", type=Path, required=True, metavar="GRADES")
@@ -206,7 +207,8 @@ def run_grade(args: argparse.Namespace) -> int:
         return INTERRUPTED
     progress.close()
     write_gradebook(args.out, grades, bundles)
-    _write(args.out / "cohort.html", render_cohort(grades, bundles))
+    report_page = render_cohort(grades, bundles).encode("utf-8", "replace").decode()
+    _write(args.out / "cohort.html", report_page)
     failed = sum(grade.status != "graded" for grade in grades)
     told = sum(bool(grade.problems) for grade in grades)
     print(

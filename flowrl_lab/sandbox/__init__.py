@@ -3,8 +3,9 @@
 Each program gets a process of its own that locks itself in before the program
 starts.  Three things hold at once, and none needs the help of an administrator:
 
-*   Landlock: the kernel refuses all files but the interpreter's libraries, the
-    folders named in ``readable``, and a scratch folder that is removed afterwards.
+*   Landlock: the kernel refuses all files but the interpreter's libraries (without
+    the packages that are installed there), what is named in ``readable``, and a
+    scratch folder that is removed afterwards.
 *   seccomp: the kernel refuses all system calls but a short list.  There are no
     sockets, no new programs, no tracing, no links, no changing of modes and owners,
     no reading of links, and no signals to anything but the program itself.
@@ -12,6 +13,9 @@ starts.  Three things hold at once, and none needs the help of an administrator:
     and processes, and end the program when it goes over one.  Memory that nobody
     could count is refused: shared memory without a file, mappings that grow down,
     huge pages.
+
+`ForkServer` gives the same to programs that need slow imports: their processes are
+forked from an interpreter that has them behind it, and knows nothing else.
 
 Where namespaces are allowed, the program also gets a network, a user and a file
 system of its own.  It starts with a clean environment and without capabilities, so
@@ -47,6 +51,7 @@ and memory size, and the clock.
 
 from __future__ import annotations
 
+from flowrl_lab.sandbox.forking import ForkServer
 from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.running import (
     SandboxResult,
@@ -58,6 +63,7 @@ from flowrl_lab.sandbox.running import (
 from flowrl_lab.sandbox.serving import SandboxServer, ServerStopped
 
 __all__ = [
+    "ForkServer",
     "Limits",
     "SandboxResult",
     "SandboxServer",

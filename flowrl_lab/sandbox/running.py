@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 from flowrl_lab.sandbox.groups import Group, find_place
 from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.scratch import MAX_ENTRIES, Scratch, check_name
-from flowrl_lab.sandbox.watching import Started, Watch
+from flowrl_lab.sandbox.watching import Process, Started, Watch
 
 __all__ = [
     "SandboxResult",
@@ -34,7 +34,10 @@ __all__ = [
 
 _USUAL = Limits()
 _START = Path(__file__).resolve().parent / "inside" / "start.py"
+_OWN = Path(__file__).resolve().parents[1]  # this package
 _MACHINES = ("x86_64", "aarch64")
+_SHARED = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
+_INSTALLED = ("site-packages", "dist-packages")
 _OPEN_FILES = 64  # each pipe among them holds memory that belongs to nobody
 _ROOM = 1.05  # what the kernel holds for a process, beside what the process holds
 _MEMORY_WORDS = ("MemoryError", "allocate memory", "bad_alloc", "Cannot allocate")
@@ -42,6 +45,11 @@ _MEMORY_WORDS = ("MemoryError", "allocate memory", "bad_alloc", "Cannot allocate
 
 class SandboxUnavailable(RuntimeError):
     """This machine cannot give the guarantees, so nothing was run."""
+
+
+# Given a folder to start in and a handle to report on: an interpreter that waits for
+# its order on its input, and what only this knows of the order (control and parent).
+Launch = Callable[[Path, int], tuple[Process, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -106,10 +114,21 @@ def run_python(
             that does not exist or is the root of the file system.
     """
     order = make_order(source, limits, readable, arguments)
+    return run_order(order, limits, files, collect)
+
+
+def run_order(
+    order: dict[str, Any],
+    limits: Limits,
+    files: Mapping[str, bytes],
+    collect: Sequence[str],
+    launch: Launch | None = None,
+) -> SandboxResult:
+    """Run what ``make_order`` made as ``run_python`` does, in what ``launch`` gives."""
     for name in (*files, *collect):
         check_name(name, "files or collect")
     check_available(limits)
-    with _follow(order, limits, files) as watch:
+    with _follow(order, limits, files, launch) as watch:
         return _make_result(watch, limits, collect)
 
 
@@ -216,8 +235,7 @@ def make_order(
         "readable": [str(path) for path in paths],
         "packages": packages,
         "folders": [str(p) for p in paths if p.is_dir() and p.name not in packages],
-        "interpreter": _interpreter_folders(),
-        "parent": os.getpid(),
+        **_libraries(),
         "serves": False,
         # The kernel counts in ticks, at times more than was used: the watch is first.
         "cpu_seconds": math.ceil(1.1 * limits.cpu_seconds),
@@ -241,13 +259,45 @@ def _check_readable(path: Path) -> Path:
 
 
 @functools.cache
-def _interpreter_folders() -> list[str]:
-    """Where the interpreter keeps its standard library and shared libraries."""
+def _libraries() -> dict[str, list[str]]:
+    """The standard library and the system's shared libraries, and nothing installed.
+
+    Where packages are installed into a folder of libraries, that folder is named by
+    its parts: all but the packages.  Its names may be listed, for imports need that.
+    """
     base = Path(sys.base_prefix)
-    folders = [base / "lib", base / "lib64"]
+    folders = [*map(Path, _SHARED), base / "lib", base / "lib64"]
     for key in ("stdlib", "platstdlib"):
         folders.append(Path(sysconfig.get_path(key, vars=_base_variables())))
-    return sorted({str(folder.resolve()) for folder in folders if folder.is_dir()})
+    libraries, listed = [], []
+    waiting = {folder.resolve() for folder in folders if folder.is_dir()}
+    while waiting:
+        folder = waiting.pop()
+        if not _holds_installed(folder):
+            libraries.append(str(folder))
+            continue
+        listed.append(str(folder))
+        # A link's target is named where it lies, or was never to be read.
+        waiting |= {
+            entry
+            for entry in folder.iterdir()
+            if not entry.is_symlink() and not _is_installed(entry)
+        }
+    return {"libraries": sorted(libraries), "listed": sorted(listed)}
+
+
+def _is_installed(path: Path) -> bool:
+    return path.name in _INSTALLED or path == _OWN
+
+
+def _holds_installed(folder: Path) -> bool:
+    if _OWN.is_relative_to(folder):
+        return True
+    return any(
+        any(folder.glob(f"{below}{name}"))
+        for name in _INSTALLED
+        for below in ("", "*/")
+    )
 
 
 def _base_variables() -> dict[str, str]:
@@ -258,10 +308,13 @@ def _base_variables() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _follow(
-    order: dict[str, Any], limits: Limits, files: Mapping[str, bytes]
+    order: dict[str, Any],
+    limits: Limits,
+    files: Mapping[str, bytes],
+    launch: Launch | None = None,
 ) -> Iterator[Watch]:
     """A program that has ended, and its folder while it is still there."""
-    with start_process(order, limits, files) as started:
+    with start_process(order, limits, files, launch) as started:
         watch = Watch(started, limits)
         watch.follow()
         if not watch.ready and not watch.outcome:
@@ -277,18 +330,28 @@ def say_why(watch: Watch) -> str:
 
 @contextlib.contextmanager
 def start_process(
-    order: dict[str, Any], limits: Limits, files: Mapping[str, bytes]
+    order: dict[str, Any],
+    limits: Limits,
+    files: Mapping[str, bytes],
+    launch: Launch | None = None,
 ) -> Iterator[Started]:
-    """The locked-in interpreter, with all that goes when it goes."""
+    """The locked-in interpreter, with all that goes when it goes.
+
+    Args:
+        order: as ``make_order`` made it.
+        limits: what the program may use.
+        files: name -> content of its folder.
+        launch: makes the interpreter; by default a new one.
+    """
     with contextlib.ExitStack() as stack:
         scratch = Scratch(files)
         stack.callback(scratch.remove)
         control, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         stack.enter_context(control)
         with inner:
-            process = _start_interpreter(scratch.path, inner.fileno())
+            process, told = (launch or _start_interpreter)(scratch.path, inner.fileno())
             stack.callback(_end_process, process)
-            message = _make_message(order, scratch, inner.fileno())
+            message = _make_message({**order, **told}, scratch)
         group = _make_group(limits, scratch)
         if group is not None:
             stack.callback(group.close)
@@ -301,35 +364,45 @@ def start_process(
         yield Started(process, control, scratch, group)
 
 
-def _start_interpreter(folder: Path, control: int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [_interpreter(), "-S", "-s", "-P", "-X", "utf8", str(_START)],
+class _Interpreter(subprocess.Popen):
+    """A child of this process."""
+
+    def end(self) -> float:
+        """See ``Process``; not by `wait`, which forgets what it cost."""
+        os.kill(self.pid, signal.SIGKILL)  # its number is kept until it is waited for
+        _, status, cost = os.wait4(self.pid, 0)
+        self.returncode = os.waitstatus_to_exitcode(status)
+        return cost.ru_utime + cost.ru_stime
+
+
+def _start_interpreter(folder: Path, control: int) -> tuple[Process, dict[str, Any]]:
+    process = _Interpreter(
+        [*interpreter(), str(_START)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         bufsize=0,
         cwd=folder,
-        env=_environment(folder),
+        env=environment(folder),
         pass_fds=(control,),
         start_new_session=True,
     )
+    return process, {"control": control, "parent": os.getpid()}
 
 
-def _end_process(process: subprocess.Popen[bytes]) -> None:
+def _end_process(process: Process) -> None:
     if process.returncode is None:  # interrupted before it was watched
-        process.kill()
-        process.wait()
+        process.end()
     for stream in (process.stdin, process.stdout, process.stderr):
         stream.close()
 
 
-def _make_message(order: dict[str, Any], scratch: Scratch, control: int) -> bytes:
+def _make_message(order: dict[str, Any], scratch: Scratch) -> bytes:
     """The order, with what is known only once the folder is there."""
     entries, size = scratch.given
     return marshal.dumps(
         {
             **order,
-            "control": control,
             "scratch": str(scratch.path),
             "files": {name: bytes(content) for name, content in scratch.files.items()},
             "given_bytes": size,
@@ -347,12 +420,14 @@ def _make_group(limits: Limits, scratch: Scratch) -> Group | None:
     return Group(place, room, limits.processes + 1 + limits.threads)
 
 
-def _interpreter() -> str:
+def interpreter() -> tuple[str, ...]:
+    """How a bare one is started, but for the script that it is to run."""
     # Not the one of the virtual environment, which would look for its packages.
-    return getattr(sys, "_base_executable", None) or sys.executable
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    return (base, "-S", "-s", "-P", "-X", "utf8")
 
 
-def _environment(scratch: Path) -> dict[str, str]:
+def environment(scratch: Path) -> dict[str, str]:
     """All that the program finds in its environment."""
     one_thread = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     return {

@@ -153,9 +153,8 @@ class _Running:
 
     def __init__(self, order: dict[str, Any], limits: Limits) -> None:
         with contextlib.ExitStack() as stack:
-            # The order names its parent: this may be a child of who made it.
-            here = {**order, "parent": os.getpid(), "mark": secrets.token_hex(8)}
-            started = stack.enter_context(start_process(here, limits, {}))
+            order = {**order, "mark": secrets.token_hex(8)}
+            started = stack.enter_context(start_process(order, limits, {}))
             self._watch = Watch(started, limits)
             self._watch.open()
             stack.callback(self._watch.finish)
@@ -166,7 +165,7 @@ class _Running:
             os.set_blocking(self._questions.fileno(), False)
             self.owner, self._stack = os.getpid(), stack.pop_all()
         # It says when its imports are done.
-        self._hear(here["mark"], _FIRST_SECONDS, _FIRST_SECONDS)
+        self._hear(order["mark"], _FIRST_SECONDS, _FIRST_SECONDS)
 
     def close(self) -> None:
         if self.owner == os.getpid():  # not for a fork of who started it

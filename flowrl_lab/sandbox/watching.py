@@ -8,16 +8,16 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import time
 from dataclasses import dataclass, field, replace
+from typing import IO, Protocol, runtime_checkable
 
 from flowrl_lab.sandbox.groups import Group
 from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.scratch import MAX_ENTRIES, Scratch
 from flowrl_lab.sandbox.usage import Usage, find_processes, read_usage, weigh_deleted
 
-__all__ = ["Started", "Watch"]
+__all__ = ["Process", "Started", "Watch"]
 
 _TICK = 0.01  # seconds between two looks at a program's use of the machine
 _SHORTEST_TICK = 0.001  # when it has nearly used up a limit
@@ -25,6 +25,20 @@ _FASTEST = 4 << 30  # bytes a second: no program fills memory faster
 _START_SECONDS = 60.0  # an interpreter that takes longer to start is broken
 _DRAIN_SECONDS = 5.0  # for what is left in the pipes of a dead process
 _CORES = os.cpu_count() or 1
+
+
+@runtime_checkable
+class Process(Protocol):
+    """An interpreter, however it came to be; its number is its own until its end."""
+
+    pid: int
+    returncode: int | None
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+    def end(self) -> float:
+        """Kill it if it still runs, and set ``returncode``; its processor seconds."""
 
 
 @dataclass
@@ -38,7 +52,7 @@ class Started:
         group: holds it to its memory; None where there are no control groups.
     """
 
-    process: subprocess.Popen[bytes]
+    process: Process
     control: socket.socket
     scratch: Scratch
     group: Group | None
@@ -117,7 +131,9 @@ class Watch:
         """Let it go on."""
         _send(self.pid, signal.SIGCONT)
 
-    def allow(self, seconds: float, cpu_seconds: float | None = None) -> None:
+    def allow(
+        self, seconds: int | float, cpu_seconds: int | float | None = None
+    ) -> None:
         """Let the program run, and compute, for so long from now on."""
         self._allowed, self._deadline = seconds, time.monotonic() + seconds
         if cpu_seconds is not None:
@@ -130,9 +146,7 @@ class Watch:
             selector.unregister(self._ended)
             os.close(self._ended)
             _send(self.pid, signal.SIGKILL)
-            _, status, cost = os.wait4(self.pid, 0)
-            self.started.process.returncode = os.waitstatus_to_exitcode(status)
-            self._count_cpu(cost.ru_utime + cost.ru_stime)
+            self._count_cpu(self.started.process.end())
             if self.ready:
                 self.seconds = time.monotonic() - self._begun
                 self._look_back()

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from synthetic_submissions import (
     FULL,
-    INSTRUCTOR,
     answer,
     handed_in,
+    instructor,
     right_files,
     solved,
     unsolve,
@@ -110,7 +110,7 @@ def our_marks(folder: Path, key: str) -> dict[str, float]:
     (folder / "ours").mkdir()
     for kind, (content, _) in submissions(key).items():
         (folder / "ours" / f"{kind}.zip").write_bytes(content)
-    plan = plan_marking(folder / "ours", folder / "marks", read_bundles(INSTRUCTOR))
+    plan = plan_marking(folder / "ours", folder / "marks", read_bundles(instructor()))
     return {grade.student: grade.points for grade in mark_all(plan, jobs=1)}
 
 

@@ -22,7 +22,9 @@ from pathlib import Path
 import hostile_cells as hostile
 import pytest
 import synthetic_submissions as synthetic
-from synthetic_submissions import INSTRUCTOR, Expected, write_submissions
+import torch
+from safetensors.torch import save
+from synthetic_submissions import ASSIGNMENTS, Expected, instructor, write_submissions
 from wrong_answers import ONE, TWO, WRONG
 
 from flowrl_lab.__main__ import main
@@ -42,6 +44,7 @@ from flowrl_lab.assignments.marking.grading import (
 from flowrl_lab.assignments.marking.inside import definitions
 from flowrl_lab.assignments.marking.submissions import (
     Found,
+    Submission,
     find_submissions,
     read_submission,
 )
@@ -68,7 +71,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def mark(folder: Path, out: Path, jobs: int = 2) -> list[tuple[str, Grade]]:
     """Mark a folder as the command does: (first part of the path, grade)."""
-    bundles = read_bundles(INSTRUCTOR)
+    bundles = read_bundles(instructor())
     plan = plan_marking(folder, out, bundles)
     grades = mark_all(plan, jobs=jobs)
     write_gradebook(out, grades, bundles)
@@ -95,8 +98,9 @@ def check_all(expected: list[Expected], marked: list[tuple[str, Grade]]) -> None
 
 @needs_sandbox
 @pytest.mark.slow
-def test_a_sample_meets_every_known_score(tmp_path):
+def test_a_sample_meets_every_known_score(tmp_path, monkeypatch):
     """And the submissions stay as they are; a second run keeps all marks."""
+    monkeypatch.setattr(synthetic, "adapters", None)  # the full budget trains them
     folder, out = tmp_path / "submissions", tmp_path / "grades"
     expected = write_submissions(folder, total=0, kinds=UNREADABLE | RUN)
     before = contents(folder)
@@ -106,7 +110,7 @@ def test_a_sample_meets_every_known_score(tmp_path):
     mark(folder, out)
     assert contents(out) == first
     pages = "\n".join(p.read_text() for p in (out / "feedback").iterdir())
-    for path in INSTRUCTOR.glob("*.bundle.json"):
+    for path in instructor().glob("*.bundle.json"):
         hidden = json.loads(path.read_text())["hidden"]
         for line in "\n".join(hidden).splitlines():
             if len(line.strip()) >= 30 and "Test(" not in line and '", ' not in line:
@@ -136,7 +140,7 @@ def test_killed_half_way_and_resumed_the_marks_are_the_same(tmp_path):
     kinds = {"blank", "redefined check", "printed grade"}
     expected = write_submissions(folder, total=0, kinds=kinds)
     program = [sys.executable, "-m", "flowrl_lab", "assign", "grade", str(folder)]
-    program += ["--bundles", str(INSTRUCTOR), "--jobs", "1", "--out"]
+    program += ["--bundles", str(instructor()), "--jobs", "1", "--out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     first = subprocess.Popen([*program, str(killed)], env=environment)
@@ -170,7 +174,7 @@ def test_each_student_has_other_numbers_and_is_marked_for_them(tmp_path, capsys)
     """Who hands in a friend's work gets no point for the friend's numbers."""
     sources, out = tmp_path / "sources", tmp_path / "handouts"
     sources.mkdir()
-    shutil.copy(INSTRUCTOR.parent / f"{ONE}.py", sources)
+    shutil.copy(ASSIGNMENTS / f"{ONE}.py", sources)
     (tmp_path / "names.txt").write_text("Ada L.\nBob\n", encoding="utf-8")
     command = ["assign", "build", "--sources", str(sources), "--out", str(out)]
     command += ["--students", str(tmp_path / "names.txt"), "--seed", "7"]
@@ -226,12 +230,13 @@ def test_whatever_comes_out_of_the_sandbox_is_judged(tmp_path):
     """And gives no point, stops nothing, and can be written and read again."""
     chance = random.Random(0)
 
-    def forge(_source, *, limits, files, readable, collect):
-        del limits, readable, collect
+    def forge(_source, *, limits, files, collect):
+        del limits, collect
         plan = json.loads(files["plan.json"])
-        found = {k: any_value(chance) for k in ("functions", "problems", "literals")}
+        parts = ("functions", "problems", "literals", "endless")
+        found = {part: any_value(chance) for part in parts}
         if chance.random() < 0.7:
-            found = {"functions": ["elbo"], "problems": [], "literals": {}}
+            found = {"functions": ["elbo"], "problems": [], "endless": [10**30]}
             found["literals"] = {name: any_value(chance) for name in plan["literals"]}
         told = ("result", "verdict", "problem")
         rows = [
@@ -244,7 +249,7 @@ def test_whatever_comes_out_of_the_sandbox_is_judged(tmp_path):
         written = {name: text.encode() for name, text in texts.items()}
         return SandboxResult("ok", 0, "", "", 0.0, 0.0, written)
 
-    bundles = read_bundles(INSTRUCTOR)
+    bundles = read_bundles(instructor())
     for key in (ONE, TWO) * 10:
         path = tmp_path / f"{key}.ipynb"
         path.write_bytes(synthetic.to_bytes(synthetic.solved(key)))
@@ -264,7 +269,7 @@ def test_a_damaged_submission_is_named_whatever_is_damaged(tmp_path):
         with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
             archive.writestr("a.ipynb", notebook)
         packed[f"{method}.zip"] = (tmp_path / "a.zip").read_bytes()
-    for name, content in [*packed.items()] * 12:
+    for name, content in [*packed.items()] * 4:
         damaged = bytearray(content)
         for _ in range(chance.choice([1, 20])):
             damaged[-1 - chance.randrange(chance.choice([200, len(damaged)]))] = 7
@@ -291,7 +296,7 @@ def test_names_that_no_file_could_have_get_one(tmp_path):
 def test_a_copied_blank_does_not_undo_a_number():
     cells = ["LOG_Z = 7.1\nGAP = None", "LOG_Z = None  # your number here", "x = None"]
     statements, _ = definitions.parse_cells(cells)
-    names, _ = definitions.define(
+    names, _, _ = definitions.define(
         definitions.pick_definitions(statements, ("LOG_Z", "GAP")), 5.0
     )
     assert (names["LOG_Z"], names["GAP"], names["x"]) == (7.1, None, None)
@@ -300,7 +305,7 @@ def test_a_copied_blank_does_not_undo_a_number():
 def test_the_last_solved_definition_counts_wherever_it_stands():
     cells = [
         "import math\nSCALE = 2.0\nx = train(10)\nprint('no')",
-        "%matplotlib inline\n!ls\ndef f(a):\n    return a",
+        "def f(a):\n    return a",
         "def f(a):\n    return SCALE * a",
         "def f(a):\n    '''Doc.'''\n    raise NotImplementedError  # your code here",
         "def (:",
@@ -308,7 +313,7 @@ def test_the_last_solved_definition_counts_wherever_it_stands():
     statements, problems = definitions.parse_cells(cells)
     assert problems == ["code cell 5 is not Python, line 1"]
     kept = definitions.pick_definitions(statements)
-    names, more = definitions.define(kept, 5.0)
+    names, more, _ = definitions.define(kept, 5.0)
     assert more == []
     assert names["f"](3.0) == 6.0
     assert "x" not in names
@@ -327,6 +332,103 @@ def test_a_submission_cannot_speak_through_its_errors(outcome, words):
     told = describe_problem(outcome)
     assert words in told
     assert "0.4" not in told and "3141" not in told
+
+
+def speaks(place: str, problem: str, function: str, shape: list[int]):
+    """A sandbox that was taken over: it says these things, and knows the inputs."""
+
+    def run(_source, *, files, **_more):
+        jobs = json.loads(files["plan.json"])["jobs"]
+        numbers = [0.0] * math.prod(shape)
+        result = [{"tensor": "float64", "shape": shape, "numbers": numbers}]
+        failed = {"problem": "ValueError", "place": place}
+        found = {"functions": [function], "problems": [problem], "literals": {}}
+        found["endless"] = []
+        rows = [
+            {"id": job["id"], **(failed if number % 2 else {"result": result})}
+            for number, job in enumerate(jobs)
+        ]
+        texts = {"found.json": json.dumps(found)}
+        texts["outcomes.jsonl"] = "\n".join(map(json.dumps, rows))
+        written = {name: text.encode() for name, text in texts.items()}
+        return SandboxResult("ok", 0, "", "", 0.0, 0.0, written)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("place", "problem", "function", "shape"),
+    [
+        ("line 70930 of code cell 1", "code cell 70930 is not Python", "x70930", [0]),
+        (
+            "line 2 of code cell 70930",
+            "code cell 1 is not Python, line 70930",
+            "x",
+            [1],
+        ),
+        (
+            "line 3 of code cell 1",
+            "a definition in code cell 1 fails (sevenOninethree)",
+            "elbo_70930",
+            [0, 70930],
+        ),
+        (
+            "line 0 of code cell 0",
+            "a definition in code cell 70930 never ended",
+            "elbo7",
+            [0, 70930, 2, 2],
+        ),
+        (
+            "line 4 of code cell 1",
+            "code cell 0 is not Python",
+            "e70930lbo",
+            [0, 7, 70930],
+        ),
+    ],
+)
+def test_a_submission_tells_nothing_that_it_does_not_hold(
+    place, problem, function, shape
+):
+    """Not by a line or a cell that it has not got, nor by lengths that it chose."""
+    submission = Submission(Found("eve", "eve", Path("eve.ipynb")))
+    submission.code = ["def elbo(*given):\n    return 0\n\n# nothing here"]
+    bundle = read_bundles(instructor())[ONE]
+    run = speaks(place, problem, function, shape)
+    grade = grade_submission(submission, bundle, 0, "", run=run)
+    notes = [part.note for parts in grade.parts.values() for part in parts]
+    told = json.dumps([notes, grade.problems])
+    for word in ("7093", "of code cell", "sevenOnine", "elbo7", "lbo)"):
+        assert word not in told
+    assert grade.points == 0
+
+
+def test_a_line_that_is_there_is_told_unless_there_are_very_many():
+    submission = Submission(Found("ada", "ada", Path("ada.ipynb")))
+    submission.code = ["x = 1", "def elbo(*given):\n    return 1 / 0"]
+    bundle = read_bundles(instructor())[ONE]
+    run = speaks("line 2 of code cell 2", "", "elbo", [1])
+    notes = []
+    for _ in range(2):
+        grade = grade_submission(submission, bundle, 0, "", run=run)
+        notes.append(json.dumps([p.note for ps in grade.parts.values() for p in ps]))
+        submission.code.append("pass\n" * 5_000)
+    assert "in line 2 of code cell 2" in notes[0]
+    assert "of code cell" not in notes[1] and "ValueError" in notes[1]
+
+
+def test_what_a_student_called_things_is_quoted_in_short():
+    """15 megabytes of a tensor's name are not written into notes and pages."""
+    submission = Submission(Found("ada", "ada", Path("ada.ipynb")))
+    submission.code = ["x = 1"]
+    name, endless = "landscape_policy.safetensors", "n" * 1_000_000
+    submission.files = {name: save({endless: torch.zeros(1)})}
+    bundle = read_bundles(instructor())[ONE]
+    run = speaks("", "", "", [1])
+    grade = grade_submission(submission, bundle, 0, "", run=run)
+    assert grade.parts["landscape_policy"][0].note
+    assert len(grade.to_json()) < 20_000
+    submission.note("x" * 10**6, "y" * 10**6)
+    assert len(submission.problems[-1].what) == 300
 
 
 def grade_of(student: str, text: str) -> Grade:
@@ -350,14 +452,39 @@ def test_near_identical_submissions_are_found_and_templates_are_not():
     assert [(a.student, b.student) for _, a, b in pairs] == [("ada", "bob")]
 
 
-def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path):
-    grade = grade_of("=cmd()", "")
-    write_gradebook(tmp_path, [grade], read_bundles(INSTRUCTOR))
-    assert "'=cmd()" in (tmp_path / "gradebook.csv").read_text()
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("=1+1", "+1", "-1", "@x", "%x", "|x", "\t=1", "\r=1", " =1", '"=1+1', "'=1"),
+        *("x;=1+1", "x; =1+1", 'x;"=1+1', "x\t=1", "x|=1", "x,=1", "x;+1", "x;@A1"),
+        *(
+            "＝1+1",
+            "＋1",
+            "－1",
+            "＠x",
+            "x;＝1",
+            "\ufeff=1",
+            "\u200b=1",
+            "−1",
+            "﹦1",
+            "x\r\n=1",
+        ),
+        *("=cmd|' /C calc'!A0", "x;-2+3", "„=1", "x;«＝1»"),
+    ],
+)
+def test_no_cell_of_the_gradebook_is_a_formula(tmp_path, name):
+    """Whichever sign separates the cells, for whichever spreadsheet."""
+    write_gradebook(tmp_path, [grade_of(name, "")], read_bundles(instructor()))
+    text = (tmp_path / "gradebook.csv").read_text(encoding="utf-8")
+    for separator in ",;\t|":
+        for row in csv.reader(text.splitlines(), delimiter=separator):
+            for cell in row:
+                start = cell.lstrip(' \t\r\n"\ufeff\u200b„«')
+                assert not start.startswith((*"=+-@%|＝＋－＠﹦−",)), (separator, row)
 
 
 def test_marking_refuses_what_would_lose_something(tmp_path):
-    bundles = read_bundles(INSTRUCTOR)
+    bundles = read_bundles(instructor())
     folder = tmp_path / "submissions"
     with pytest.raises(ValueError, match="is no folder"):
         plan_marking(folder, tmp_path / "out", bundles)

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import torch
 from safetensors.torch import save_file
+from synthetic_submissions import adapters, instructor
 
 from flowrl_lab.assignments import open_assignment
 from flowrl_lab.assignments.build import (
@@ -78,9 +79,6 @@ def test_what_is_built_is_what_is_stored(path):
     stored = {
         folder / "student" / f"{key}.ipynb": built.student,
         folder / "student" / f"{key}.json": built.handout,
-        folder / "instructor" / f"{key}.json": built.handout,
-        folder / "instructor" / f"{key}_solved.ipynb": built.solved,
-        folder / "instructor" / f"{key}.bundle.json": built.bundle,
     }
     for file, text in stored.items():
         assert file.read_bytes() == text.encode(), f"{file}: run `assign build` again"
@@ -294,15 +292,20 @@ def run_notebook(key: str, notebook: Path) -> dict:
     return names
 
 
-def handed_in(tmp_path: Path, key: str, kind: str) -> Path:
+def handed_in(tmp_path: Path, key: str, kind: str, steps: int = 80) -> Path:
     """Run a notebook as it is built; the file that its last cell writes."""
     solved = kind == "solved"
-    home = ROOT / FOLDER / ("instructor" if solved else "student")
+    home = instructor() if solved else ROOT / FOLDER / "student"
     name = f"{key}_solved.ipynb" if solved else f"{key}.ipynb"
     shutil.copy(home / name, tmp_path / f"{key}.ipynb")
     shutil.copy(home / f"{key}.json", tmp_path)
-    if solved and key.startswith("3"):  # trained before; the notebook takes them
-        for file in home.glob("*.safetensors"):
+    if steps < 80:
+        text = (tmp_path / f"{key}.ipynb").read_text(encoding="utf-8")
+        assert "steps=80" in text
+        text = text.replace("steps=80", f"steps={steps}")
+        (tmp_path / f"{key}.ipynb").write_text(text, encoding="utf-8")
+    elif solved and key.startswith("3"):  # trained before; the notebook takes them
+        for file in adapters().glob("*.safetensors"):
             shutil.copy(file, tmp_path)
     run_notebook(key, tmp_path / f"{key}.ipynb")
     (found,) = tmp_path.glob("*.zip")
@@ -312,14 +315,20 @@ def handed_in(tmp_path: Path, key: str, kind: str) -> Path:
 
 @needs_sandbox
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@each_key
-@pytest.mark.parametrize("kind", ["solved", "student"])
+@pytest.mark.parametrize(
+    ("key", "kind"),
+    [
+        *((key, "student") for key in KEYS),
+        *((key, "solved") for key in KEYS[:2]),
+        pytest.param(KEYS[2], "solved", marks=pytest.mark.full),  # trains adapters
+    ],
+)
 def test_the_solved_notebook_gets_full_marks_and_the_student_s_none(
     tmp_path, key, kind
 ):
     path = handed_in(tmp_path, key, kind)
     submission = read_submission(Found("ada", "ada", path))
-    bundle = read_bundle(ROOT / FOLDER / "instructor" / f"{key}.bundle.json")
+    bundle = read_bundle(instructor() / f"{key}.bundle.json")
     grade = grade_submission(submission, bundle, 0, "")
     notes = {n: [p.note for p in parts if p.note] for n, parts in grade.parts.items()}
     assert grade.points == (FULL_MARKS[key] if kind == "solved" else 0), notes
@@ -330,6 +339,21 @@ def test_the_solved_notebook_gets_full_marks_and_the_student_s_none(
         assert {p.note for p in grade.parts[next(iter(grade.parts))]} == {
             "not attempted"
         }
+
+
+@needs_sandbox
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_assignment_3_loses_nothing_but_the_training_that_was_left_out(tmp_path):
+    """One step instead of 80: its adapters fit, and its claims are true."""
+    path = handed_in(tmp_path, KEYS[2], "solved", steps=1)
+    submission = read_submission(Found("ada", "ada", path))
+    bundle = read_bundle(instructor() / f"{KEYS[2]}.bundle.json")
+    grade = grade_submission(submission, bundle, 0, "")
+    assert grade.problems == []
+    parts = grade.parts.pop("adapters")
+    assert grade.points == FULL_MARKS[KEYS[2]] - 20
+    earned = {part.title for part in parts if part.earned == part.points}
+    assert {parts[0].title, parts[-1].title} <= earned, parts
 
 
 @needs_sandbox
@@ -349,7 +373,7 @@ def test_every_variant_of_assignment_3_can_get_full_marks(tmp_path, digit):
     run_notebook(key, tmp_path / f"{key}.ipynb")
     (found,) = tmp_path.glob("*.zip")
     submission = read_submission(Found("ada", "ada", found))
-    bundle = read_bundle(ROOT / FOLDER / "instructor" / f"{key}.bundle.json")
+    bundle = read_bundle(instructor() / f"{key}.bundle.json")
     grade = grade_submission(submission, bundle, variant, "")
     notes = {n: [p.note for p in parts if p.note] for n, parts in grade.parts.items()}
     assert (grade.variant, grade.points) == (variant, FULL_MARKS[key]), notes

@@ -20,6 +20,7 @@ from pages import (
     wait_until_done,
 )
 from playwright.sync_api import Locator, expect
+from synthetic_submissions import instructor
 
 from flowrl_lab.assignments.marking.folder import mark_all, plan_marking, read_bundles
 from flowrl_lab.sandbox import sandbox_problem
@@ -111,7 +112,7 @@ def points_of(written: Path, folder: Path) -> dict[str, float]:
     """The instructor's side: questions with points, as graded."""
     (folder / "submissions").mkdir()
     shutil.copy(written, folder / "submissions")
-    bundles = read_bundles(ASSIGNMENTS / "instructor")
+    bundles = read_bundles(instructor())
     plan = plan_marking(folder / "submissions", folder / "grades", bundles)
     (grade,) = mark_all(plan, jobs=1)
     assert (grade.student, grade.status) == ("Ada_Lovelace", "graded")

@@ -92,9 +92,6 @@ ATTACKS: dict[str, str] = {
         "    return torch.zeros(4).as_subclass(Tensor)\n"
     ),
 }
-# Points that are lost beside those of `elbo`: what it patches, its author's own later
-# functions run with (log_z_slope, estimate_log_z, learn_log_z but for "no step").
-SPOILS = {"patches the worker": 4 + 5 + 4}
 # Own tests of assignment 2 that attack: `test_matching_loss`, 10 points.
 CHEATING_TESTS = {
     "counts its calls": (

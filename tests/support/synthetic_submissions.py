@@ -11,30 +11,39 @@ expected.json.
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
 import io
 import json
+import os
 import random
+import shutil
+import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from hostile_cells import (
     AT_THE_TOP,
     ATTACKS,
     BROKEN_CELLS,
     CHEATING_TESTS,
-    SPOILS,
     TAKEN_OVER,
 )
 from safetensors.torch import load, save
 from wrong_answers import LEANS_ON, ONE, POINTS, THREE, TWO, WRONG
 
+from flowrl_lab.assignments.build import build_all, find_sources, write_built
+
 ROOT = Path(__file__).resolve().parents[2]
-INSTRUCTOR = ROOT / "notebooks" / "assignments" / "instructor"
-STUDENT = ROOT / "notebooks" / "assignments" / "student"
+ASSIGNMENTS = ROOT / "notebooks" / "assignments"
+STUDENT = ASSIGNMENTS / "student"
+BUILT = ROOT / "test-artifacts" / "assignments"  # kept changes
 FULL = {ONE: 44, TWO: 54, THREE: 39}
 # Of which for files beside the notebook.
 FILES = {ONE: 9, TWO: 0, THREE: 20}
@@ -61,12 +70,66 @@ class Expected:
     problem: str | None = ""
 
 
+# --------------------------------------------------------------------------- building
+
+
+@functools.cache
+def instructor() -> Path:
+    """The instructor's folder, as ``assign build`` writes it."""
+
+    def build(folder: Path) -> None:
+        for built in build_all(find_sources(ASSIGNMENTS)):
+            write_built(built, folder / "student", folder)
+
+    made_of = [
+        *ASSIGNMENTS.glob("*.py"),
+        *(ROOT / "flowrl_lab/assignments").glob("*.py"),
+    ]
+    return _made("instructor", made_of, build)
+
+
+@functools.cache
+def adapters() -> Path:
+    """The folder of six adapters and their claims, which earn all their points.
+
+    The solved notebook trains them: some minutes on one core, once.
+    """
+
+    def train(folder: Path) -> None:
+        shutil.copy(instructor() / f"{THREE}.json", folder)
+        cells = [c for c in solved(THREE)["cells"] if c["cell_type"] == "code"]
+        program = "\n".join(map(source, cells)).encode()
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-"],
+            input=program,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "FLOWRL_HEADLESS": "1"},
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+
+    return _made("adapters", [ASSIGNMENTS / f"{THREE}.py"], train)
+
+
+def _made(what: str, made_of: list[Path], make: Callable[[Path], None]) -> Path:
+    """A folder that is made once for all test processes, whole or not at all."""
+    texts = b"".join(path.read_bytes() for path in sorted(made_of))
+    folder = BUILT / f"{what}-{hashlib.sha256(texts).hexdigest()[:12]}"
+    BUILT.mkdir(parents=True, exist_ok=True)
+    with FileLock(BUILT / f"{what}.lock"):
+        if not folder.is_dir():
+            fresh = Path(tempfile.mkdtemp(dir=BUILT))
+            make(fresh)
+            fresh.rename(folder)
+    return folder
+
+
 # -------------------------------------------------------------------------- notebooks
 
 
 def solved(key: str) -> dict:
     """The solved notebook, as JSON."""
-    path = INSTRUCTOR / f"{key}_solved.ipynb"
+    path = instructor() / f"{key}_solved.ipynb"
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -133,7 +196,7 @@ def right_files(key: str) -> dict[str, bytes]:
         return {"landscape_policy.safetensors": landscape_policy(0.0, 0.0)}
     if key == THREE:
         names = [f"{e}_{s}.safetensors" for e in ("accurate", "diverse") for s in "012"]
-        return {n: (INSTRUCTOR / n).read_bytes() for n in (*names, "runs.json")}
+        return {n: (adapters() / n).read_bytes() for n in (*names, "runs.json")}
     return {}
 
 
@@ -293,7 +356,7 @@ def odd_notebooks() -> Iterator[tuple[str, str, bytes, float, str, str | None]]:
     yield "another course", "other.ipynb", to_bytes(other), 0, "not graded", words
 
 
-def recorded_files() -> Iterator[tuple[str, str, dict, dict[str, bytes], float]]:
+def recorded_policies() -> Iterator[tuple[str, str, dict, dict[str, bytes], float]]:
     """(kind, assignment, notebook, files, points) that differ in their files only."""
     name = "landscape_policy.safetensors"
     alone = FULL[ONE] - FILES[ONE]
@@ -308,6 +371,10 @@ def recorded_files() -> Iterator[tuple[str, str, dict, dict[str, bytes], float]]
     }  # fmt: skip
     for kind, (content, left) in policy.items():
         yield kind, ONE, solved(ONE), {name: content}, alone + left
+
+
+def recorded_adapters() -> Iterator[tuple[str, str, dict, dict[str, bytes], float]]:
+    """The same of assignment 3, whose files are trained for it: some minutes, once."""
     files = right_files(THREE)
     alone = FULL[THREE] - FILES[THREE]
     swapped = dict(files)
@@ -374,7 +441,7 @@ def write_odd(writer: Writer, keep: Callable[[str], bool]) -> None:
     full = FULL[ONE]
     for kind in filter(keep, ATTACKS):
         content = handed_in(ONE, attack(kind))
-        left = full - 5 - SPOILS.get(kind, 0)
+        left = full - 5
         writer.add(f"{slug(kind)}-{ONE}.zip", content, kind, left, problem=None)
     for kind in filter(keep, CHEATING_TESTS):
         notebook = answer(solved(TWO), "test_matching_loss", CHEATING_TESTS[kind])
@@ -395,13 +462,13 @@ def write_odd(writer: Writer, keep: Callable[[str], bool]) -> None:
     for kind, name, content, points, status, problem in odd_notebooks():
         if keep(kind):
             writer.add(name, content, kind, points, status, problem)
-    for kind, key, notebook, files, points in recorded_files():
-        if keep(kind):
-            content = handed_in(key, notebook, files)
-            problem = "missing file" if "missing" in kind else ""
-            writer.add(
-                f"{slug(kind)}-{key}.zip", content, kind, points, problem=problem
-            )
+    recorded = [row for row in recorded_policies() if keep(row[0])]
+    if keep("adapters"):  # all or none of them
+        recorded += recorded_adapters()
+    for kind, key, notebook, files, points in recorded:
+        content = handed_in(key, notebook, files)
+        problem = "missing file" if "missing" in kind else ""
+        writer.add(f"{slug(kind)}-{key}.zip", content, kind, points, problem=problem)
     if keep("duplicates"):
         words = "2 submissions under this name"
         content = handed_in(TWO, solved(TWO))

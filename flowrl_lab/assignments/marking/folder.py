@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import functools
 import re
+import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +18,15 @@ import torch
 from flowrl_lab._files import write_atomically
 from flowrl_lab._validation import bad_input
 from flowrl_lab.assignments.bundles import SUFFIX, Bundle, read_bundle
+from flowrl_lab.assignments.marking.downloads import name_keys
 from flowrl_lab.assignments.marking.grading import Grade, digest_of, grade_submission
 from flowrl_lab.assignments.marking.submissions import (
     Found,
+    Problem,
     Submission,
+    check_reader,
     find_submissions,
-    read_submission,
+    read_submissions,
 )
 
 __all__ = ["Plan", "mark_all", "plan_marking", "read_bundles", "read_variants"]
@@ -46,6 +51,20 @@ class Plan:
     variants: Mapping[str, int] | None
     out: Path
     assignment: str = ""
+
+    @functools.cached_property
+    def asked(self) -> dict[str, tuple[str, ...]]:
+        """The names that each assignment asks for."""
+        return {key: bundle.asked for key, bundle in self.bundles.items()}
+
+    @functools.cached_property
+    def names(self) -> dict[str, list[str]]:
+        """The listed students whose names can be run together to this, by that."""
+        listed: dict[str, list[str]] = {}
+        for name in self.variants or {}:
+            for key in name_keys(name):
+                listed.setdefault(key, []).append(name)
+        return listed
 
     def mark_path(self, found: Found) -> Path:
         """Where the grade of one submission is kept."""
@@ -78,7 +97,7 @@ def read_variants(path: Path) -> dict[str, int]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
-        return {row["student"].strip().lower(): int(row["variant"]) for row in rows}
+        return {_same_case(row["student"]): int(row["variant"]) for row in rows}
     except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise bad_input(
             "variants",
@@ -86,6 +105,11 @@ def read_variants(path: Path) -> dict[str, int]:
             "a CSV file with the columns student and variant",
             "use the variants.csv that `assign build --students` wrote",
         ) from None
+
+
+def _same_case(name: str) -> str:
+    """A name as names are compared: one case, one way to write an accent."""
+    return unicodedata.normalize("NFC", name).strip().lower()
 
 
 def plan_marking(
@@ -100,8 +124,9 @@ def plan_marking(
 
     Raises:
         ValueError: no submissions, a folder of grades that holds something else, an
-            unknown assignment, grades inside the submissions.
+            unknown assignment, grades inside the submissions, no IPython.
     """
+    check_reader()
     submissions, out = Path(submissions), Path(out)
     if assignment and assignment not in bundles:
         raise bad_input(
@@ -146,11 +171,11 @@ def mark_all(
         report: called with (done, taken over from an earlier run).
 
     Returns:
-        The grades, in the order of the plan.
+        The grades, in the order of the plan; one for each assignment of a submission.
     """
     torch.set_num_threads(1)
     (plan.out / MARKS).mkdir(parents=True, exist_ok=True)
-    done: dict[str, Grade] = {}
+    done: dict[str, list[Grade]] = {}
     kept = 0
     pool = ThreadPoolExecutor(max_workers=jobs)
     # peft asks transformers by an old name; nothing that anybody here could change
@@ -158,39 +183,56 @@ def mark_all(
     try:
         waiting = {pool.submit(_mark, plan, found): found for found in plan.found}
         for future in as_completed(waiting):
-            grade, fresh = future.result()
-            done[waiting[future].key] = grade
+            grades, fresh = future.result()
+            done[waiting[future].key] = grades
             kept += not fresh
             report(len(done), kept)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    return _name_duplicates([done[found.key] for found in plan.found])
+    return _name_duplicates([g for found in plan.found for g in done[found.key]])
 
 
-def _mark(plan: Plan, found: Found) -> tuple[Grade, bool]:
-    """One submission; never raises for what is in it."""
-    submission = read_submission(found)
-    bundle = _pick_bundle(plan, submission)
-    variant = _pick_variant(plan, submission)
-    digest = digest_of(submission, bundle, variant)
-    path = plan.mark_path(found)
-    kept = _kept(path, digest)
-    if kept is not None:
-        return kept, False
-    if bundle is None:
-        grade = _ungraded(submission, variant, digest)
-    else:
-        try:
-            grade = grade_submission(submission, bundle, variant, digest)
-        except Exception as error:  # whatever it is, the other submissions go on
-            submission.note(
-                f"could not be marked ({type(error).__name__})",
-                "tell the instructor: this is a fault of the grader, or of the bundle",
-                fatal=True,
-            )
+def _mark(plan: Plan, found: Found) -> tuple[list[Grade], bool]:
+    """What one student handed in; never raises for what is in it.
+
+    Returns:
+        The grades, and whether one of them was made just now.
+    """
+    try:
+        submissions = read_submissions(found, plan.asked, plan.assignment)
+    except Exception as error:  # whatever it is, the other submissions go on
+        submissions = [Submission(found, problems=[_fault(error)])]
+    marked = [_mark_one(plan, submission) for submission in submissions]
+    return [grade for grade, _ in marked], any(fresh for _, fresh in marked)
+
+
+def _mark_one(plan: Plan, submission: Submission) -> tuple[Grade, bool]:
+    digest = variant = None
+    path = plan.mark_path(submission.found)
+    try:
+        bundle = _pick_bundle(plan, submission)
+        variant = _pick_variant(plan, submission)
+        digest = digest_of(submission, bundle, variant)
+        kept = _kept(path, digest)
+        if kept is not None:
+            return kept, False
+        if bundle is None:
             grade = _ungraded(submission, variant, digest)
+        else:
+            grade = grade_submission(submission, bundle, variant, digest)
+    except Exception as error:  # whatever it is, the other submissions go on
+        submission.problems.append(_fault(error))
+        grade = _ungraded(submission, variant or 0, digest or "")
     write_atomically(path, grade.to_json().encode("utf-8", "replace"))
     return grade, True
+
+
+def _fault(error: Exception) -> Problem:
+    return Problem(
+        f"could not be marked ({type(error).__name__})",
+        "tell the instructor: this is a fault of the grader, or of the bundle",
+        fatal=True,
+    )
 
 
 def _kept(path: Path, digest: str) -> Grade | None:
@@ -207,7 +249,7 @@ def _ungraded(submission: Submission, variant: int, digest: str) -> Grade:
     return Grade(
         key=found.key,
         student=found.student,
-        path=found.path.name,
+        path=found.shown,
         assignment=submission.assignment,
         variant=variant,
         digest=digest,
@@ -260,7 +302,7 @@ def _guess(bundles: Mapping[str, Bundle], submission: Submission) -> str:
 
 def _named_in(bundles: Mapping[str, Bundle], found: Found) -> str:
     """The assignment that a file's name tells, for what cannot be read."""
-    named = [key for key in bundles if key in found.path.name or key in found.key]
+    named = [key for key in bundles if key in found.shown or key in found.key]
     return named[0] if named else ""
 
 
@@ -269,7 +311,7 @@ def _pick_variant(plan: Plan, submission: Submission) -> int:
     carried = submission.variant or 0
     if plan.variants is None:
         return carried
-    given = plan.variants.get(submission.found.student.lower())
+    given = plan.variants.get(_listed_name(plan, submission.found.student))
     if given is None:
         submission.note(
             "the name is not on the list of variants",
@@ -282,6 +324,15 @@ def _pick_variant(plan: Plan, submission: Submission) -> int:
             "hand in the notebook that was handed out to you",
         )
     return given
+
+
+def _listed_name(plan: Plan, student: str) -> str:
+    """A student's name as the list writes it: platforms turn names round."""
+    name = _same_case(student)
+    if plan.variants is None or name in plan.variants:
+        return name
+    fitting = {n for key in name_keys(name) for n in plan.names.get(key, ())}
+    return fitting.pop() if len(fitting) == 1 else name
 
 
 def _name_duplicates(grades: Sequence[Grade]) -> list[Grade]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -17,6 +18,11 @@ __all__ = ["render_feedback", "write_gradebook"]
 
 GRADEBOOK = "gradebook.csv"
 FIRST = ("student", "submission", "assignment", "variant", "status")
+# What begins a formula, at the start of a cell or behind what may separate cells.
+FORMULA = re.compile(
+    r"(^|[;,|:\t])([\s\"'`\u00ab\u201c\u201d\u201e\u2018\u2019\u200b\ufeff]*"
+    r"[=+\-@|%\u2212\uff1d\uff0b\uff0d\uff20\uff5c\uff05\ufe66\ufe62\ufe63\ufe6b\ufe6a])"
+)
 LAST = ("points", "of", "by hand", "problems")
 
 
@@ -82,9 +88,13 @@ def _to_csv(head: Sequence[str], rows: Iterable[Mapping[str, str]]) -> bytes:
 
 
 def _harmless(text: str) -> str:
-    """A name such as ``=cmd()`` must not be a formula in somebody's spreadsheet."""
+    """A name such as ``=cmd()`` must not be a formula in somebody's spreadsheet.
+
+    Nor ``x;=cmd()`` where the spreadsheet takes ``;`` for the separator, nor a formula
+    behind quotes or spaces, nor with the wide signs of East Asia.
+    """
     text = "".join(c if c.isprintable() else " " for c in text)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+    return FORMULA.sub(r"\1'\2", text)
 
 
 # ---------------------------------------------------------------------------- feedback
@@ -102,6 +112,15 @@ def render_feedback(grade: Grade, bundle: Bundle | None, loaded: Loaded | None) 
             for what, fix in grade.problems
         )
         parts.append(f"<h2>To mend</h2><ul>{rows}</ul>")
+    if grade.left_out:
+        rows = "".join(
+            f"<li><code>{escape(line)}</code></li>" for line in grade.left_out
+        )
+        parts.append(
+            "<h2>Left out</h2><p>Only a notebook understands these lines. They were "
+            "not run, and cost nothing unless a function needs them.</p>"
+            f"<ul>{rows}</ul>"
+        )
     if loaded is not None:
         parts += _points(grade, loaded)
     return html_page(f"{title}: {grade.student}", *parts)

@@ -25,6 +25,7 @@ from flowrl_lab.assignments.bundles import (
 )
 from flowrl_lab.assignments.compare import differ, difference
 from flowrl_lab.assignments.encoding import decode
+from flowrl_lab.assignments.marking.argued import find_argument
 from flowrl_lab.assignments.marking.running import (
     CHANGES,
     LIMITS,
@@ -32,7 +33,7 @@ from flowrl_lab.assignments.marking.running import (
     run_submission,
     worker_parts,
 )
-from flowrl_lab.assignments.marking.submissions import Submission
+from flowrl_lab.assignments.marking.submissions import Submission, reader_text
 from flowrl_lab.assignments.spec import (
     FunctionQuestion,
     Number,
@@ -41,15 +42,23 @@ from flowrl_lab.assignments.spec import (
     Recorded,
     Test,
 )
-from flowrl_lab.sandbox import Limits, SandboxResult, run_python
+from flowrl_lab.sandbox import Limits, SandboxResult
 
 __all__ = ["LIMITS", "Grade", "Part", "grade_submission", "judge_question"]
 
 _REFEREE = threading.Lock()  # it builds models, which is not made for threads
 
-# The only words of a process that nobody trusts about where a call failed: others
-# could carry the inputs of a hidden test out.
-PLACE = re.compile(r"line [0-9]{1,6} of code cell [0-9]{1,6}")
+# The only words of a process that nobody trusts about where something failed: others
+# could carry the inputs of a hidden test out.  So could a number, so only a line that
+# the submission really has is told, and none at all if it has very many.
+PLACE = re.compile(r"line ([0-9]{1,6}) of code cell ([0-9]{1,6})")
+CELL_PLACE = re.compile(
+    r"(?:.* )?code cell (?P<cell>[0-9]{1,6})(?: is not Python)?"
+    r"(?:, line (?P<line>[0-9]{1,6})| never ended| fails \((?P<kind>[A-Za-z]{1,40})\))?"
+)
+MAX_LINES = 2_000
+MAX_LEFT_OUT = 20
+MAX_NOTE = 300  # letters of a note, whoever chose them
 
 # What went wrong with a call, for the student.
 _WORDS = {
@@ -87,6 +96,7 @@ class Grade:
         parts: by question.
         argued: answers for a person to read, by question.
         problems: (what, what the student must do).
+        left_out: lines that only a notebook understands, which were not run.
         text: the code in one normal form, for the comparison of submissions.
     """
 
@@ -100,6 +110,7 @@ class Grade:
     parts: dict[str, list[Part]] = field(default_factory=dict)
     argued: dict[str, str] = field(default_factory=dict)
     problems: list[tuple[str, str]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
     text: str = ""
 
     @property
@@ -133,7 +144,7 @@ def grade_submission(
     digest: str,
     *,
     limits: Limits = LIMITS,
-    run: Callable[..., SandboxResult] = run_python,
+    run: Callable[..., SandboxResult] | None = None,
 ) -> Grade:
     """Mark a submission that was read.
 
@@ -143,13 +154,13 @@ def grade_submission(
         variant: that the student was given.
         digest: kept in the grade.
         limits: of the sandbox.
-        run: the sandbox; another one only where a grader's container is the fence.
+        run: the sandbox, if it is to be another one.
     """
     loaded = bundle.load(variant)
     grade = Grade(
         key=submission.found.key,
         student=submission.found.student,
-        path=str(submission.found.path.name),
+        path=submission.found.shown,
         assignment=bundle.key,
         variant=variant,
         digest=digest,
@@ -159,18 +170,85 @@ def grade_submission(
     outcomes = Outcomes()
     if submission.readable:
         outcomes = run_submission(submission.code, loaded, limits, run)
+        _keep_what_is_there(outcomes, submission.code)
         _note_found(grade, outcomes)
     for question in loaded.questions:
         if is_by_hand(question):
-            grade.argued[question.name] = submission.argued.get(question.name, "")
+            _find_argued(grade, question, bundle, submission)
         else:
             files = submission.files if submission.readable else {}
             grade.parts[question.name] = judge_question(
                 question, loaded, outcomes, files
             )
     _note_missing(grade, loaded, submission, outcomes)
+    _note_left_out(grade, submission)
     grade.text = "\n".join(submission.code)
     return grade
+
+
+def _find_argued(
+    grade: Grade,
+    question: Question,
+    bundle: Bundle,
+    submission: Submission,
+) -> None:
+    """An argued answer for the person who marks it; what is unsure is told."""
+    found = find_argument(question.name, submission.cells, bundle.handed_out)
+    grade.argued[question.name] = found.text
+    if found.note:
+        fix = "look below whether all of it is there; one cell is handed out for it"
+        grade.problems.append((f"the argued answer {found.note}", fix))
+
+
+def _note_left_out(grade: Grade, submission: Submission) -> None:
+    """Name the lines that only a notebook understands."""
+    for number, line, text, inside in submission.left_out[:MAX_LEFT_OUT]:
+        place = f"line {line} of code cell {number}: {text}"
+        grade.left_out.append(place)
+        if inside:
+            grade.problems.append(
+                (f"inside a function, left out: {place}", "write it in Python")
+            )
+
+
+def _keep_what_is_there(outcomes: Outcomes, code: Sequence[str]) -> None:
+    """Take nothing from the sandbox that the submission does not hold itself."""
+    text = "\n".join(code)
+    defined = set(re.findall(r"^[ \t]*(?:async )?def (\w+)", text, re.MULTILINE))
+    outcomes.functions[:] = [name for name in outcomes.functions if name in defined]
+    for outcome in outcomes.calls.values():
+        if "place" in outcome and not _is_there(str(outcome["place"]), code):
+            outcome["place"] = ""
+    outcomes.problems[:] = [p for p in outcomes.problems if _may_be_told(p, code)]
+
+
+def _is_there(place: str, code: Sequence[str]) -> bool:
+    """Whether a submission has this line, and few enough for it to tell nothing."""
+    found = PLACE.fullmatch(place)
+    if found is None or sum(text.count("\n") + 1 for text in code) > MAX_LINES:
+        return False
+    line, cell = int(found[1]), int(found[2])
+    rows = code[cell - 1].split("\n") if 0 < cell <= len(code) else []
+    bare = rows[line - 1].strip() if 0 < line <= len(rows) else ""
+    return bool(bare) and not bare.startswith("#")
+
+
+def _may_be_told(problem: str, code: Sequence[str]) -> bool:
+    """Whether the sandbox names a cell, a line and an error that there are."""
+    found = CELL_PLACE.fullmatch(problem)
+    if found is None:  # our own words
+        return True
+    if not 0 < int(found["cell"]) <= len(code):
+        return False
+    lines = code[int(found["cell"]) - 1].count("\n") + 1
+    kind = found["kind"]
+    return int(found["line"] or 1) <= lines and (kind is None or _is_error(kind))
+
+
+def _is_error(name: str) -> bool:
+    """Whether a name is that of one of Python's own errors."""
+    kind = getattr(builtins, name, None)
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
 # ----------------------------------------------------------------------------- judging
@@ -235,7 +313,7 @@ def _compare(question: FunctionQuestion, outcome: dict | None, expected: list) -
         return "the result holds something else than numbers"
     if not isinstance(got, list) or len(got) != len(expected):
         return "the result holds something else than numbers"
-    return difference(got, expected, question.tolerance)
+    return difference(got, expected, question.tolerance, told=False)
 
 
 def describe_problem(outcome: Mapping[str, Any]) -> str:
@@ -243,9 +321,7 @@ def describe_problem(outcome: Mapping[str, Any]) -> str:
     problem = str(outcome["problem"])[:60]
     if problem in _WORDS:
         return _WORDS[problem]
-    kind = getattr(builtins, problem, None)
-    known = isinstance(kind, type) and issubclass(kind, BaseException)
-    name = problem if known else "an error"
+    name = problem if _is_error(problem) else "an error"
     place = str(outcome.get("place", ""))
     in_place = f" in {place}" if PLACE.fullmatch(place) else ""
     return f"stops with {name}{in_place}"
@@ -303,9 +379,8 @@ def _judge_files(question: Recorded, files: Mapping[str, bytes]) -> list[Part]:
         with _REFEREE:
             shares = question.judge({name: files[name] for name in question.files})
     except ValueError as error:  # the referee's own words, about the file
-        return [
-            Part(title, points, 0.0, str(error)) for title, points in question.parts
-        ]
+        note = str(error)[:MAX_NOTE]
+        return [Part(title, points, 0.0, note) for title, points in question.parts]
     return [
         Part(title, points, points * share, "" if share == 1 else note)
         for (title, points), (share, note) in zip(question.parts, shares, strict=True)
@@ -360,5 +435,6 @@ def digest_of(submission: Submission, bundle: Bundle | None, variant: int) -> st
         bundle.to_json() if bundle else "",
         str(variant),
         *worker_parts().values(),
+        reader_text(),
     )
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,30 +1,38 @@
 """Run a submission in the sandbox, and take back what is well-formed.
 
-A student's code gets inputs, and nothing that it could be compared with.  What comes
-back is data that nobody trusts: it is checked for its form here, and judged elsewhere.
+A student's code gets inputs, and nothing that it could be compared with: each question
+has a fresh process, and each own test one for each implementation, which holds that one
+and no other.  What comes back is data that nobody trusts: it is checked for its form
+here, and judged elsewhere.
 """
 
 from __future__ import annotations
 
 import ast
+import base64
 import functools
 import json
+import marshal
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.requirements import Requirement
 
 from flowrl_lab.assignments.bundles import Loaded
 from flowrl_lab.assignments.encoding import encode
 from flowrl_lab.assignments.spec import FunctionQuestion, Number, OwnTest
-from flowrl_lab.sandbox import Limits, SandboxResult, run_python
+from flowrl_lab.sandbox import ForkServer, Limits, SandboxResult
 
 __all__ = ["CHANGES", "LIMITS", "Outcomes", "run_submission", "worker_parts"]
 
+# The time on the clock is for a whole submission, the rest for each of its processes.
 LIMITS = Limits(
     cpu_seconds=60.0,
     wall_seconds=300.0,
@@ -36,11 +44,17 @@ LIMITS = Limits(
 SECONDS_A_CALL = 8.0
 SECONDS_A_DEFINITION = 8.0
 TAMPERED = "one of its functions writes into the files of the grader"
-# An own test is run on everything twice, each time in another order that nobody can
-# foresee: a test that counts its calls, instead of looking, does not say the same.
+# An own test is run on everything twice, and must say the same: chance finds nothing.
 ROUNDS = 2
 CHANGES = "changes"
 INSIDE = Path(__file__).with_name("inside")
+PROGRAM = "import worker\nworker.main()\n"
+SPENT = SandboxResult("timeout", -9, "", "", 0.0, 0.0)
+
+# What a submission may import beside the standard library, where it is installed, with
+# all that these need.  Nothing else that is installed can be read: flowrl_lab, which
+# holds what the assignments ask for, is not there in whatever way it was installed.
+SHELF = ("torch", "numpy", "scipy", "einops", "tqdm", "jaxtyping")
 
 # All that a process which nobody trusts may say to a student about a cell: its own
 # words could carry the inputs of a hidden test out.
@@ -60,6 +74,7 @@ class Outcomes:
         functions: names of the functions that the submission defines.
         literals: constants by name.
         problems: of cells and definitions.
+        endless: places of definitions that never ended, among those that are run.
         read: whether its definitions were read back.
     """
 
@@ -68,6 +83,7 @@ class Outcomes:
     functions: list[str] = field(default_factory=list)
     literals: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    endless: list[int] = field(default_factory=list)
     read: bool = False
 
 
@@ -75,67 +91,128 @@ def run_submission(
     code: Sequence[str],
     loaded: Loaded,
     limits: Limits = LIMITS,
-    run: Callable[..., SandboxResult] = run_python,
+    run: Callable[..., SandboxResult] | None = None,
 ) -> Outcomes:
-    """Run all jobs of a submission; a job that ends the process costs only itself.
+    """Run all jobs of a submission; a question that ends its process costs only itself.
 
     Args:
         code: texts of the code cells.
         loaded: the assignment for the student's variant.
-        limits: of the first process; each later one gets half the processor time.
-        run: the sandbox.
+        limits: of each process; the time on the clock is for the whole submission.
+        run: the sandbox; by default processes with nothing in them but torch.
     """
-    orders = _make_orders(loaded)
-    jobs = _make_jobs(loaded, orders)
+    asked = [q for q in loaded.questions if isinstance(q, FunctionQuestion | OwnTest)]
     plan = {
         "cells": list(code),
         "literals": [q.name for q in loaded.questions if isinstance(q, Number)],
         "seconds": SECONDS_A_DEFINITION,
+        "skip": [],
     }
-
-    def start(some: list[dict], within: Limits) -> SandboxResult:
-        given = {"plan.json": json.dumps({**plan, "jobs": some})}
-        parts = worker_parts()
-        given |= {name: text for name, text in parts.items() if name != "worker.py"}
-        return run(
-            parts["worker.py"],
-            limits=within,
-            files={name: text.encode() for name, text in given.items()},
-            readable=_packages(),
-            collect=("found.json", "outcomes.jsonl"),
-        )
-
+    runs = _Runs(plan, limits, run or _fork_server().run, len(asked) + 1)
     outcomes = Outcomes()
-    result = start(jobs, limits)
-    if not _take(outcomes, result.files, jobs):
-        outcomes.calls.clear()  # forged by one of its functions: by which?
-        outcomes.problems.append(TAMPERED)
-    if outcomes.read:
-        _run_left(outcomes, jobs, start, limits)
-    else:  # its definitions end the process: they would do so again
+    runs.next_part()
+    result = runs.start([])
+    _take_found(outcomes, result.files.get("found.json", b""))
+    if not outcomes.read:  # its definitions end the process: they would do so again
         outcomes.problems.append(_why(result.outcome, "its definitions"))
-        ended = {"problem": _kind(result.outcome)}
-        outcomes.calls.update({job["id"]: ended for job in jobs})
-    _unshuffle(outcomes, orders)
+        runs.spoilt = result
+    plan["skip"] = outcomes.endless
+    for question in asked:
+        runs.next_part()
+        if isinstance(question, FunctionQuestion):
+            _run_function(outcomes, question, runs)
+        else:
+            _run_own_test(outcomes, question, runs)
     return outcomes
 
 
-def _run_left(
-    outcomes: Outcomes,
-    jobs: list[dict],
-    start: Callable[[list[dict], Limits], SandboxResult],
-    limits: Limits,
-) -> None:
-    """Run what is left by function: one that spoils its process costs only itself."""
-    left = [job for job in jobs if job["id"] not in outcomes.calls]
-    shorter = replace(limits, cpu_seconds=limits.cpu_seconds / 2)
-    for name in dict.fromkeys(job["function"] for job in left):
-        mine = [job for job in left if job["function"] == name]
-        result = start(mine, shorter)
-        honest = _take(outcomes, result.files, mine)
-        for job in mine:
-            if not honest or job["id"] not in outcomes.calls:
-                outcomes.calls[job["id"]] = {"problem": _kind(result.outcome)}
+@dataclass
+class _Runs:
+    """The processes of one submission, which share its time.
+
+    A part gets its share of what is left, so none can take the time of another.
+
+    Attributes:
+        plan: what all of them are told.
+        limits: of each; the time on the clock is of all together.
+        run: the sandbox.
+        parts: that are still to come.
+        spoilt: how all of them would end, if that is known.
+    """
+
+    plan: dict[str, Any]
+    limits: Limits
+    run: Callable[..., SandboxResult]
+    parts: int
+    spoilt: SandboxResult | None = None
+
+    def __post_init__(self) -> None:
+        self._end = time.monotonic() + self.limits.wall_seconds
+        self._until = self._end
+
+    def next_part(self) -> None:
+        now = time.monotonic()
+        self._until = now + (self._end - now) / self.parts
+        self.parts -= 1
+
+    def start(self, jobs: list[dict]) -> SandboxResult:
+        """One process, for the time that the part has left."""
+        if self.spoilt is not None:
+            return self.spoilt
+        seconds = self._until - time.monotonic()
+        if seconds <= 0:
+            return SPENT
+        return self.run(
+            PROGRAM,
+            limits=replace(self.limits, wall_seconds=seconds),
+            files={"plan.json": json.dumps({**self.plan, "jobs": jobs}).encode()},
+            collect=("found.json", "outcomes.jsonl"),
+        )
+
+
+def _run_function(outcomes: Outcomes, question: FunctionQuestion, runs: _Runs) -> None:
+    """All calls of a function, in one process."""
+    jobs = _call_jobs(question)
+    outcomes.calls.update(_run_jobs(outcomes, jobs, runs))
+
+
+def _run_own_test(outcomes: Outcomes, question: OwnTest, runs: _Runs) -> None:
+    """A student's test on each implementation, in a process that holds only that one.
+
+    Each has other local names each time, and they come in an order that nobody can
+    foresee, so nothing but what it computes tells a right one from a wrong one.
+    """
+    texts = [*question.right, *(text for _, _, text in question.mutants)]
+    told: dict[int, list[dict]] = {place: [] for place in range(len(texts))}
+    turns = [*told] * ROUNDS
+    random.SystemRandom().shuffle(turns)
+    late = False  # one endless loop a question is enough
+    for place in turns:
+        job = {
+            "id": question.name,
+            "function": question.name,
+            "implementation": _disguised(texts[place]),
+            "seconds": SECONDS_A_CALL,
+        }
+        outcome = {"problem": "time"}
+        if not late:
+            outcome = _run_jobs(outcomes, [job], runs)[question.name]
+        late = outcome.get("problem") == "time"
+        told[place].append(outcome)
+    for place, rows in told.items():
+        outcomes.verdicts[question.name, place] = _agreed(rows)
+
+
+def _run_jobs(
+    outcomes: Outcomes, jobs: list[dict], runs: _Runs
+) -> dict[str, dict[str, Any]]:
+    """An outcome for each job, from one process."""
+    result = runs.start(jobs)
+    found = _take(result.files.get("outcomes.jsonl", b""), jobs)
+    if found is None and TAMPERED not in outcomes.problems:
+        outcomes.problems.append(TAMPERED)
+    ended = {"problem": _kind(result.outcome)}
+    return {job["id"]: (found or {}).get(job["id"], ended) for job in jobs}
 
 
 def _kind(outcome: str) -> str:
@@ -159,35 +236,63 @@ def worker_parts() -> dict[str, str]:
 
 
 @functools.cache
-def _packages() -> tuple[Path, ...]:
-    """Where torch lies; flowrl_lab is kept out of reach by the worker."""
-    return (Path(torch.__file__).resolve().parents[1],)
+def _fork_server() -> ForkServer:
+    """Processes with torch and the worker in them, and nothing of flowrl_lab."""
+    shelf = _find_shelf()
+    homes = [Path(torch.__file__).resolve().parents[1], *(p.parent for p in shelf)]
+    return ForkServer(
+        ("torch", "jaxtyping", "worker"),
+        folders=(INSIDE, *dict.fromkeys(homes)),
+        readable=shelf,
+    )
+
+
+@functools.cache
+def _find_shelf() -> tuple[Path, ...]:
+    """Where the packages of SHELF lie, and those that they need."""
+    waiting, seen, paths = list(SHELF), set(), {Path(torch.__file__).resolve().parent}
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            package = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        needs = map(Requirement, package.requires or ())
+        waiting += [
+            need.name
+            for need in needs
+            if need.marker is None or need.marker.evaluate({"extra": ""})
+        ]
+        tops = {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}
+        found = {Path(package.locate_file(top)) for top in tops}
+        paths |= {path.resolve() for path in found if path.exists()}
+    return tuple(sorted(paths))
 
 
 # -------------------------------------------------------------------- what comes back
 
 
-def _take(outcomes: Outcomes, files: Mapping[str, bytes], jobs: list[dict]) -> bool:
-    """Take what is well-formed out of the files of a process that nobody trusts.
+def _take(content: bytes, jobs: list[dict]) -> dict[str, dict] | None:
+    """Take what is well-formed out of a file that nobody trusts.
 
     Returns:
-        False if a job has two outcomes, or a line has none: then somebody else has
-        written there.
+        job -> outcome; None if a job has two outcomes, or a line has none: then
+        somebody else has written there.
     """
     known: set[str] = {job["id"] for job in jobs}
     found: dict[str, dict] = {}
-    if not outcomes.read and "found.json" in files:
-        _take_found(outcomes, files["found.json"])
-    for line in files.get("outcomes.jsonl", b"").splitlines():
+    for line in content.splitlines():
         try:
             row = json.loads(line)
             name = row["id"]
             if name in known and found.setdefault(name, row) != row:
-                return False
+                return None
         except (ValueError, KeyError, TypeError, RecursionError):
-            return False
-    outcomes.calls.update(found)
-    return True
+            return None
+    return found
 
 
 def _take_found(outcomes: Outcomes, content: bytes) -> None:
@@ -195,8 +300,10 @@ def _take_found(outcomes: Outcomes, content: bytes) -> None:
         found = json.loads(content)
         lists = {n: list(map(str, found[n])) for n in ("functions", "problems")}
         outcomes.literals.update(dict(found["literals"]))
-    except (ValueError, KeyError, TypeError, RecursionError):
+        endless = [int(place) for place in found["endless"]]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return
+    outcomes.endless.extend(endless[:100])
     names = (n for n in lists["functions"][:500] if n.isidentifier() and len(n) < 80)
     outcomes.functions.extend(names)
     told = (p for p in lists["problems"][:20] if CELL_PROBLEM.fullmatch(p))
@@ -205,16 +312,6 @@ def _take_found(outcomes: Outcomes, content: bytes) -> None:
 
 
 # -------------------------------------------------------------------------------- jobs
-
-
-def _make_jobs(loaded: Loaded, orders: Mapping[str, list[list[int]]]) -> list[dict]:
-    jobs = []
-    for question in loaded.questions:
-        if isinstance(question, FunctionQuestion):
-            jobs += _call_jobs(question)
-        elif isinstance(question, OwnTest):
-            jobs += _own_test_jobs(question, orders[question.name])
-    return jobs
 
 
 def _call_jobs(question: FunctionQuestion) -> list[dict]:
@@ -232,46 +329,6 @@ def _call_jobs(question: FunctionQuestion) -> list[dict]:
     ]
 
 
-def _own_test_jobs(question: OwnTest, orders: list[list[int]]) -> list[dict]:
-    """Right and wrong implementations, under numbers that say nothing."""
-    sources = [*question.right, *(source for _, _, source in question.mutants)]
-    bare = [_bare_source(source) for source in sources]
-    return [
-        {
-            "id": f"{question.name}/{turn}.{number}",
-            "function": question.name,
-            "source": bare[index],
-            "seconds": SECONDS_A_CALL,
-        }
-        for turn, order in enumerate(orders)
-        for number, index in enumerate(order)
-    ]
-
-
-def _make_orders(loaded: Loaded) -> dict[str, list[list[int]]]:
-    """Which implementation comes when, for each own test and round."""
-    chance, orders = random.SystemRandom(), {}
-    for question in loaded.questions:
-        if isinstance(question, OwnTest):
-            places = range(len(question.right) + len(question.mutants))
-            orders[question.name] = [
-                chance.sample(places, len(places)) for _ in range(ROUNDS)
-            ]
-    return orders
-
-
-def _unshuffle(outcomes: Outcomes, orders: Mapping[str, list[list[int]]]) -> None:
-    """Verdicts of own tests by the implementation's place in the question again."""
-    for name, rounds in orders.items():
-        told: dict[int, list[dict]] = {}
-        for turn, order in enumerate(rounds):
-            for number, index in enumerate(order):
-                outcome = outcomes.calls.get(f"{name}/{turn}.{number}")
-                told.setdefault(index, []).append(outcome or {"problem": "stopped"})
-        for index, rows in told.items():
-            outcomes.verdicts[name, index] = _agreed(rows)
-
-
 def _agreed(rows: Sequence[dict]) -> dict:
     """One outcome of all rounds: a problem, or a verdict that did not change."""
     for row in rows:
@@ -281,12 +338,50 @@ def _agreed(rows: Sequence[dict]) -> dict:
     return rows[0] if same else {"problem": CHANGES}
 
 
-def _bare_source(text: str) -> str:
-    """An implementation without comments and docstrings, under a name like any."""
+def _disguised(text: str) -> str:
+    """An implementation as code that shows what it computes, and nothing else.
+
+    Compiled, under a name like any, without comments and docstrings; local names and
+    a constant that nothing uses are new each time, so that no list of known code
+    holds it.
+
+    Returns:
+        The marshalled code object, in base64; it defines ``implementation``.
+    """
+    chance = random.SystemRandom()
     tree = ast.parse(text)
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     for node in functions:
         if ast.get_docstring(node) is not None:
             node.body = node.body[1:]
+        fresh = _fresh_names(node, chance)
+        for part in ast.walk(node):
+            if isinstance(part, ast.Name):
+                part.id = fresh.get(part.id, part.id)
+        for _ in range(chance.randrange(1, 4)):
+            unused = f"unused_{chance.getrandbits(32)} = {chance.getrandbits(62)}"
+            place = chance.randrange(len(node.body))
+            node.body[place:place] = ast.parse(unused).body
     functions[-1].name = "implementation"
-    return ast.unparse(tree)
+    # through its text, so that no line number of the source is left
+    code = compile(ast.unparse(tree), "<implementation>", "exec")
+    return base64.b64encode(marshal.dumps(code)).decode()
+
+
+def _fresh_names(node: ast.FunctionDef, chance: random.Random) -> dict[str, str]:
+    """Other names for the local variables of a function, but for its arguments."""
+    parts = list(ast.walk(node))
+    kept = {part.arg for part in parts if isinstance(part, ast.arg)}
+    kept |= {
+        n for p in parts if isinstance(p, ast.Global | ast.Nonlocal) for n in p.names
+    }
+    stored = [
+        part.id
+        for part in parts
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+    ]
+    return {
+        name: f"local_{chance.getrandbits(32)}"
+        for name in dict.fromkeys(stored)
+        if name not in kept
+    }

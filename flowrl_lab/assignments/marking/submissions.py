@@ -1,37 +1,57 @@
-"""Find submissions and read them, whatever they are; none is ever changed.
+"""Find submissions and have them read, whatever they are; none is ever changed.
 
-A submission is a notebook, a folder with one, or the zip file that a student's
-``submit`` writes.  Reading is all that happens here: no cell is parsed, no code is run.
+A submission is a notebook, a folder with one, the zip file that a student's ``submit``
+writes, or a student's share of what a learning platform lets an instructor download.
+A process of its own reads it, within a bounded memory and time; no code of it is run.
 What is wrong is named, with what the student must do.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.util
 import json
-import lzma
+import os
 import re
-import struct
-import zipfile
-import zlib
+import signal
+import subprocess
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.assignments.handing_in import MANIFEST, plain_name
+from flowrl_lab.assignments.handing_in import plain_name
+from flowrl_lab.assignments.marking.downloads import share_out, who_handed_in
 
-__all__ = ["Found", "Problem", "Submission", "find_submissions", "read_submission"]
+__all__ = [
+    "Cell",
+    "Found",
+    "Problem",
+    "Submission",
+    "check_reader",
+    "find_submissions",
+    "read_submission",
+    "read_submissions",
+    "reader_text",
+]
 
-MAX_NOTEBOOK = 120_000_000
-MAX_FILE = 20_000_000
-MAX_ALL_FILES = 60_000_000
-MAX_CELLS, MAX_CELL_TEXT, MAX_TEXT = 2_000, 200_000, 2_000_000
 MAX_KEY = 150  # bytes of the names that we give to files
-IGNORED = (".ipynb_checkpoints", "__MACOSX", "__pycache__")
-PYTHON = ("python", "python3", "ipython", "xpython", "")
+MAX_NAME = 150  # letters of a student's name, or a file's, that are shown
+MAX_TOLD = 300  # letters of anything that is said about a submission
+# Of the process that reads one submission.
+MEMORY, CPU_SECONDS, WALL_SECONDS = 1_000_000_000, 60, 300
+READER = Path(__file__).with_name("reading") / "worker.py"
+WITHOUT_IPYTHON = 3  # how the reader ends when it cannot read cells
+IGNORED = (
+    *(".ipynb_checkpoints", "__macosx", "__pycache__", ".venv", "venv", ".git"),
+    *(".trash", ".ds_store", "thumbs.db", "desktop.ini"),
+)
+_SMALLER = "clear all outputs (Edit, Clear Outputs of All Cells), save, hand in again"
 
 
 @dataclass(frozen=True)
@@ -57,13 +77,36 @@ class Found:
         key: unique, from the path; names the result and the feedback page.
         student: from the path.
         path: of the notebook, the folder or the zip file.
-        shared: other submissions under the same name and for the same assignment are
-            there; filled in once they are read.
+        members: if it is a share of that folder or zip file, what belongs to it: (name
+            in it, the file's own name), "" for a whole folder.
     """
 
     key: str
     student: str
     path: Path
+    members: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """The name of what was handed in, as text that can be written down."""
+        return readable_name(self.members[0][0] if self.members else self.path.name)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a submission, for what a person reads.
+
+    Attributes:
+        kind: "markdown", "code", "raw", or "prose" for code that only says something.
+        text: as it was written, the first 20,000 letters.
+        argued: the argued answer that its metadata name, or "".
+        given: whether it was handed out with a task for code.
+    """
+
+    kind: str
+    text: str
+    argued: str
+    given: bool
 
 
 @dataclass
@@ -75,8 +118,10 @@ class Submission:
         digest: sha256 over everything that counts, for resuming.
         assignment: the key that the notebook carries, or "".
         variant: that it carries, or None.
-        code: sources of code cells, in order.
-        argued: texts of the argued answers, by question.
+        code: code cells in order, as Python; "" for a cell without any.
+        cells: all cells, in order.
+        left_out: (code cell, line, text, inside a definition) of what only a notebook
+            understands.
         files: contents of the files beside the notebook, by name.
         problems: what is wrong.
     """
@@ -86,7 +131,8 @@ class Submission:
     assignment: str = ""
     variant: int | None = None
     code: list[str] = field(default_factory=list)
-    argued: dict[str, str] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    left_out: list[tuple[int, int, str, bool]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -96,71 +142,142 @@ class Submission:
 
     def note(self, what: str, fix: str, *, fatal: bool = False) -> None:
         """Name a problem, once."""
-        problem = Problem(what, fix, fatal)
+        problem = Problem(what[:MAX_TOLD], fix[:MAX_TOLD], fatal)
         if problem not in self.problems:
             self.problems.append(problem)
+
+
+def readable_name(name: str) -> str:
+    """A name from a disk as text: old zip programs left other bytes than UTF-8."""
+    content = os.fsencode(name)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        # letters beyond ASCII: Western Windows from 0xC0 on, DOS from 0x80 on
+        windows = any(byte >= 0xC0 for byte in content)
+        text = content.decode("latin-1" if windows else "cp437")
+    text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
+    return text[:MAX_NAME]
 
 
 # ---------------------------------------------------------------------------- finding
 
 
-def find_submissions(folder: Path) -> list[Found]:
-    """Every submission in a folder, by name.
+def find_submissions(path: Path) -> list[Found]:
+    """Every submission in a folder, or in a platform's zip file, by name.
 
     Raises:
         ValueError: no such folder, or nothing in it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise bad_input(
-            "SUBMISSIONS", f"{folder} is no folder", "a folder", "name another one"
-        )
-    paths = [p for p in sorted(folder.iterdir()) if _counts(p)]
-    if not paths:
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        found = _found_in_zip(path, _names_in_zips([path])[path])
+        return _with_unique_keys(found, path.parent)
+    if not path.is_dir():
         raise bad_input(
             "SUBMISSIONS",
-            f"{folder} is empty",
+            f"{path} is no folder",
+            "a folder, or the zip file that a platform lets download",
+            "name another one",
+        )
+    found = _found_in_folder(path)
+    if not found:
+        raise bad_input(
+            "SUBMISSIONS",
+            f"{path} is empty",
             "notebooks, zip files, or a folder for each student",
             "put them there; nothing else is needed",
         )
-    found = []
-    for path in paths:
-        found += list(_found_at(path))
-    keys = Counter(one.key.lower() for one in found)  # some disks see no difference
-    return [_with_unique_key(one, keys, folder) for one in found]
+    return _with_unique_keys(found, path)
+
+
+def _found_in_folder(folder: Path) -> list[Found]:
+    children = [child for child in sorted(folder.iterdir()) if _counts(child)]
+    names = [child.name + "/" * child.is_dir() for child in children]
+    download = any(who_handed_in(child.name) for child in children)
+    found = _shares(folder, names) if download else []
+    if download:  # an index.html beside it is nobody's
+        wanted = (".ipynb", ".zip")
+        children = [c for c in children if c.is_dir() or c.suffix.lower() in wanted]
+        children = [c for c in children if not who_handed_in(c.name)]
+    inner = _names_in_zips([c for c in children if c.suffix.lower() == ".zip"])
+    for child in children:
+        if child in inner:
+            found += _found_in_zip(child, inner[child])
+        elif _is_download(child):
+            found += _found_in_folder(child)
+        else:
+            found.append(_found_alone(child))
+    return sorted(found, key=lambda one: (os.fsencode(one.path), one.members))
 
 
 def _counts(path: Path) -> bool:
-    return not path.name.startswith(".") and path.name not in IGNORED
+    """Whether somebody may have handed it in; what tools leave behind nobody did."""
+    name = path.name.lower()
+    if name in IGNORED or name.startswith("._"):
+        return False
+    if not name.startswith("."):
+        return True
+    return name.endswith((".ipynb", ".zip")) or (
+        path.is_dir() and not path.is_symlink() and any(path.rglob("*.ipynb"))
+    )
 
 
-def _found_at(path: Path) -> Iterator[Found]:
-    """One submission for a file; one for each notebook or zip of a folder."""
-    if not path.is_dir() or path.is_symlink():
-        yield Found(plain_name(path.name), _student_of(path.stem), path)
-        return
-    inside = [
-        other
-        for other in sorted(path.rglob("*"))
-        if other.suffix.lower() in (".ipynb", ".zip")
-        and other.is_file()
-        and not any(part in IGNORED for part in other.parts)
-    ]
-    if len(inside) == 1 and inside[0].suffix.lower() == ".ipynb":
-        yield Found(plain_name(path.name), path.name, inside[0])
-    elif inside:
-        for other in inside:
-            name = plain_name(f"{path.name}--{other.relative_to(path)}")
-            yield Found(name, path.name, other)
-    else:
-        yield Found(plain_name(path.name), path.name, path)
+def _is_download(child: Path) -> bool:
+    """Whether a folder is a platform's download, and no student's own."""
+    if not child.is_dir() or child.is_symlink():
+        return False
+    return any(who_handed_in(name) for name in os.listdir(child))
 
 
-def _student_of(stem: str) -> str:
-    """``"ada-1_partition_functions"``, ``"ada (2)"`` -> ``"ada"``."""
-    name = re.sub(r"[-_ ]+[0-9]_[a-z_]+$", "", stem.strip())
+def _found_alone(path: Path) -> Found:
+    whole = path.is_dir() and not path.is_symlink()
+    student = path.name if whole else _student_of(path.name)
+    return Found(plain_name(readable_name(path.name)), readable_name(student), path)
+
+
+def _found_in_zip(path: Path, names: Sequence[str]) -> list[Found]:
+    """A class's submissions, if it is a download; otherwise one student's."""
+    return _shares(path, names) or [_found_alone(path)]
+
+
+def _shares(path: Path, names: Sequence[str]) -> list[Found]:
+    found = []
+    for share in share_out(names):
+        first = share.members[0][0]
+        known = who_handed_in(first.rpartition("/")[2]) is not None
+        student = share.student if known else _student_of(share.student)
+        student = readable_name(student)
+        key = plain_name(f"{student}--{readable_name(first)}")
+        found.append(Found(key, student, path, share.members))
+    return found
+
+
+def _student_of(name: str) -> str:
+    """``"ada-1_partition_functions.zip"``, ``"ada (2).ipynb"`` -> ``"ada"``."""
+    stem = re.sub(r"(\.ipynb|\.zip)+(\.txt|\.json)?$", "", name.strip(), flags=re.I)
+    stem = stem if stem != name.strip() else os.path.splitext(stem)[0]
+    name = re.sub(r"[-_ ]+[0-9]_[a-z_]+$", "", stem)
     name = re.sub(r"\s*(\([0-9]+\)|[-_ ]copy[0-9]*)$", "", name, flags=re.IGNORECASE)
-    return name or stem
+    return name or stem or "nameless"
+
+
+def _names_in_zips(paths: Sequence[Path]) -> dict[Path, list[str]]:
+    """The names in zip files; [] for one that cannot be listed."""
+    names: dict[Path, list[str]] = {}
+    while len(names) < len(paths):
+        left = paths[len(names) :]
+        ended, output = _start_reader({"list": [str(path) for path in left]})
+        lines = output.splitlines()
+        names |= {p: json.loads(line) for p, line in zip(left, lines, strict=False)}
+        if ended != 0 and len(names) < len(paths):  # it ended at this one
+            names[paths[len(names)]] = []
+    return names
+
+
+def _with_unique_keys(found: Sequence[Found], folder: Path) -> list[Found]:
+    keys = Counter(one.key.lower() for one in found)  # some disks see no difference
+    return [_with_unique_key(one, keys, folder) for one in found]
 
 
 def _with_unique_key(found: Found, keys: Mapping[str, int], folder: Path) -> Found:
@@ -168,273 +285,145 @@ def _with_unique_key(found: Found, keys: Mapping[str, int], folder: Path) -> Fou
     if short and keys[found.key.lower()] == 1:
         return found
     # names that come to the same in safe letters, or that no file could have
-    name = str(found.path.relative_to(folder)).encode("utf-8", "surrogateescape")
+    name = os.fsencode(found.path.relative_to(folder))
+    name += repr(found.members).encode() if found.members else b""
     digest = hashlib.sha256(name).hexdigest()
     start = found.key.encode()[:MAX_KEY].decode("utf-8", "ignore")
-    return Found(f"{start}-{digest[:6]}", found.student, found.path)
+    return replace(found, key=f"{start}-{digest[:6]}")
 
 
 # ---------------------------------------------------------------------------- reading
 
 
-def read_submission(found: Found) -> Submission:
-    """Read one submission; never raises for what is in it."""
-    submission = Submission(found)
+def check_reader() -> None:
+    """Check that cells can be turned into Python.
+
+    Raises:
+        ValueError: IPython is missing.
+    """
+    if importlib.util.find_spec("IPython") is None:
+        raise bad_input(
+            "the grader's Python",
+            "has no IPython",
+            "IPython, which turns a notebook's cells into Python",
+            "install it: pip install 'flowrl-lab[notebooks]'",
+        )
+
+
+def read_submission(
+    found: Found, known: Mapping[str, Sequence[str]] | None = None
+) -> Submission:
+    """Read one submission of one assignment; never raises for what is in it."""
+    return read_submissions(found, known)[0]
+
+
+def read_submissions(
+    found: Found, known: Mapping[str, Sequence[str]] | None = None, wanted: str = ""
+) -> list[Submission]:
+    """Read what was handed in: a submission for each assignment that is in it.
+
+    Args:
+        found: where it lies.
+        known: assignment -> names that it asks for; without it, a notebook counts by
+            its marks alone.
+        wanted: the only assignment that is expected, or "".
+
+    Returns:
+        At least one; what cannot be read has a fatal problem.
+
+    Raises:
+        ValueError: IPython is missing, which turns cells into Python.
+    """
+    problem = _problem_of(found)
+    if problem is not None:
+        return [Submission(found, problems=[problem])]
+    request = {
+        "path": str(found.path),
+        "members": found.members,
+        "wanted": wanted,
+        "known": {key: list(names) for key, names in (known or {}).items()},
+    }
+    ended, output = _start_reader(request)
+    if ended == WITHOUT_IPYTHON:
+        check_reader()
+    head, _, blob = output.partition(b"\n")
+    if ended != 0 or not head:
+        what = "takes too long to read" if ended in _TOO_LONG else "too large to read"
+        return [Submission(found, problems=[Problem(what, _SMALLER, fatal=True)])]
+    return list(_to_submissions(found, json.loads(head), blob))
+
+
+@functools.cache
+def reader_text() -> str:
+    """The program that reads, whose results change when it does."""
+    return "".join(p.read_text("utf-8") for p in sorted(READER.parent.glob("*.py")))
+
+
+def _problem_of(found: Found) -> Problem | None:
+    """What is wrong before anything is read."""
+    path = found.path
     try:
-        notebook = _read_parts(submission)
+        if path.is_symlink():
+            return Problem("a link instead of a file", "hand in the file", fatal=True)
+        if not (path.is_dir() or path.is_file()):
+            return Problem("not a plain file", "hand in the file", fatal=True)
+        if path.is_file():
+            path.open("rb").close()
     except OSError as error:
-        submission.note(
+        return Problem(
             f"cannot be read: {error.strerror or type(error).__name__}",
             "ask the instructor whether the upload was cut off, and hand in again",
             fatal=True,
         )
-        notebook = None
-    except MemoryError:
-        submission.note("too large to read", _SMALLER, fatal=True)
-        notebook = None
-    if notebook is not None:
-        _read_notebook(submission, notebook)
-    submission.digest = _digest(submission, notebook)
-    return submission
+    return None
 
 
-_SMALLER = "clear all outputs (Edit, Clear Outputs of All Cells), save, hand in again"
-_AGAIN = "open it in JupyterLab, save it (Ctrl+S), check that it opens, hand in again"
+_TOO_LONG = (-signal.SIGXCPU, -signal.SIGKILL, None)
 
 
-def _digest(submission: Submission, notebook: bytes | None) -> str:
-    total = hashlib.sha256(notebook or b"")
-    for name in sorted(submission.files):
-        total.update(name.encode("utf-8", "replace") + b"\0")
-        total.update(hashlib.sha256(submission.files[name]).digest())
-    return total.hexdigest()
+def _start_reader(request: dict[str, Any]) -> tuple[int | None, bytes]:
+    """Have a process of its own answer a request.
 
-
-def _read_parts(submission: Submission) -> bytes | None:
-    """The notebook's bytes; the files beside it go into the submission."""
-    path = submission.found.path
-    if path.is_symlink():
-        submission.note("a link instead of a file", "hand in the file", fatal=True)
-        return None
-    if path.is_dir():
-        submission.note(
-            "no notebook in the folder",
-            "hand in the .ipynb file, or the zip file that assignment.submit() writes",
-            fatal=True,
-        )
-        return None
-    if not path.is_file():
-        submission.note("not a plain file", "hand in the file", fatal=True)
-        return None
-    if path.suffix.lower() == ".zip" or _is_zip(path):
-        return _read_zip(submission, path)
-    if path.suffix.lower() != ".ipynb":
-        submission.note(
-            f"{path.suffix or 'a file without ending'} instead of a notebook",
-            "hand in the .ipynb file, or the zip file that assignment.submit() writes",
-            fatal=True,
-        )
-        return None
-    if path.parent.name == submission.found.student:  # a folder of this student's own
-        _read_beside(submission, path)
-    if path.stat().st_size > MAX_NOTEBOOK:
-        submission.note("the notebook is too large", _SMALLER, fatal=True)
-        return None
-    return path.read_bytes()
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def _read_beside(submission: Submission, notebook: Path) -> None:
-    total = 0
-    for path in sorted(notebook.parent.rglob("*")):
-        if path == notebook or path.is_symlink() or not path.is_file():
-            continue
-        size = path.stat().st_size
-        total += size
-        if size <= MAX_FILE and total <= MAX_ALL_FILES:
-            submission.files.setdefault(path.name, path.read_bytes())
-        else:
-            submission.note(
-                f"{path.name[:80]} is too large and was left out",
-                "hand in only the files that are asked for",
-            )
-
-
-def _read_zip(submission: Submission, path: Path) -> bytes | None:
-    notebook, name = None, ""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry, content in _entries(submission, archive):
-                if entry.lower().endswith(".ipynb"):
-                    if notebook is None:
-                        notebook, name = content, entry
-                    else:
-                        submission.note(
-                            f"two notebooks in the zip file; {name[:80]} was marked",
-                            "hand in one notebook",
-                        )
-                elif entry != MANIFEST:
-                    submission.files.setdefault(entry, content)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        struct.error,
-        NotImplementedError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-    ):
-        submission.note("the zip file is damaged", _AGAIN, fatal=True)
-        return None
-    if notebook is None:
-        submission.note(
-            "no notebook in the zip file",
-            "hand in the zip file that assignment.submit() writes",
-            fatal=True,
-        )
-    return notebook
-
-
-def _entries(
-    submission: Submission, archive: zipfile.ZipFile
-) -> Iterator[tuple[str, bytes]]:
-    """Plain names and contents of a zip file's files; nothing is unpacked to disk."""
-    total = 0
-    for info in sorted(archive.infolist(), key=lambda i: i.filename)[:200]:
-        name = info.filename.replace("\\", "/").rpartition("/")[2]
-        inside = info.filename.split("/")
-        if not name or info.is_dir() or any(part in IGNORED for part in inside):
-            continue
-        most = MAX_NOTEBOOK if name.lower().endswith(".ipynb") else MAX_FILE
-        with archive.open(info) as file:
-            content = file.read(min(most, MAX_NOTEBOOK + MAX_ALL_FILES - total) + 1)
-        total += len(content)
-        if len(content) > most or total > MAX_NOTEBOOK + MAX_ALL_FILES:
-            submission.note(f"{name[:80]} is too large and was left out", _SMALLER)
-            continue
-        yield name, content
-
-
-# ---------------------------------------------------------------------- the notebook
-
-
-def _read_notebook(submission: Submission, content: bytes) -> None:
-    if not content.strip():
-        submission.note("the file is empty", _AGAIN, fatal=True)
-        return
-    text = _decode(submission, content)
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError):
-        submission.note("the notebook is damaged (not JSON)", _AGAIN, fatal=True)
-        return
-    cells = _find_cells(submission, fields)
-    if cells is None:
-        submission.note("not a notebook", _AGAIN, fatal=True)
-        return
-    metadata = fields.get("metadata")
-    _read_metadata(submission, metadata if isinstance(metadata, dict) else {})
-    _read_cells(submission, cells)
-    if not any(source.strip() for source in submission.code):
-        submission.note(
-            "no code in the notebook",
-            "save the notebook with your work in it, and hand in again",
-            fatal=True,
-        )
-
-
-def _decode(submission: Submission, content: bytes) -> str:
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    else:
-        try:
-            return content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            encoding = "latin-1"
-    submission.note(
-        "not UTF-8; letters beyond ASCII may be wrong",
-        "save the notebook in JupyterLab instead of another editor",
+    Returns:
+        How it ended (None: it was stopped), and what it wrote.
+    """
+    request = {**request, "memory": MEMORY, "seconds": CPU_SECONDS}
+    reader = subprocess.Popen(
+        [sys.executable, "-B", str(READER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
-    return content.decode(encoding, "replace")
+    with reader:
+        try:
+            output, _ = reader.communicate(json.dumps(request).encode(), WALL_SECONDS)
+        except subprocess.TimeoutExpired:
+            reader.kill()
+            output, _ = reader.communicate()
+            return None, output
+    return reader.returncode, output
 
 
-def _find_cells(submission: Submission, fields: Any) -> list | None:
-    """The cells of any version of the format, or None."""
-    if not isinstance(fields, dict):
-        return None
-    version = fields.get("nbformat")
-    cells = fields.get("cells")
-    if not isinstance(cells, list) and isinstance(fields.get("worksheets"), list):
-        cells = []
-        for sheet in fields["worksheets"]:
-            part = sheet.get("cells") if isinstance(sheet, dict) else None
-            cells += part if isinstance(part, list) else []
-    if not isinstance(cells, list):
-        return None
-    if version != 4:
-        submission.note(
-            f"an old notebook format ({str(version)[:20]})",
-            "nothing, it was marked all the same; newer JupyterLabs save version 4",
+def _to_submissions(
+    found: Found, rows: list[dict], blob: bytes
+) -> Iterator[Submission]:
+    start = 0
+    for place, row in enumerate(rows):
+        files = {}
+        for name, size in row["files"]:
+            files[name] = blob[start : start + size]
+            start += size
+        own = (
+            replace(found, key=f"{found.key}--{row['assignment']}") if place else found
         )
-    return cells
-
-
-def _read_metadata(submission: Submission, metadata: dict) -> None:
-    facts = metadata.get("flowrl")
-    if isinstance(facts, dict):
-        submission.assignment = str(facts.get("assignment", ""))[:100]
-        variant = facts.get("variant")
-        whole = isinstance(variant, int) and not isinstance(variant, bool)
-        submission.variant = variant if whole and 0 <= variant < 2**32 else None
-    kernel = metadata.get("kernelspec")
-    info = metadata.get("language_info")
-    language = ""
-    if isinstance(kernel, dict):
-        language = str(kernel.get("language") or "")
-    if not language and isinstance(info, dict):
-        language = str(info.get("name") or "")
-    if language.lower() not in PYTHON:
-        submission.note(
-            f"the wrong kernel: {language[:40]}",
-            "choose the Python kernel (Kernel, Change Kernel), run all, save, hand in "
-            "again",
+        yield Submission(
+            found=own,
+            digest=row["digest"],
+            assignment=row["assignment"],
+            variant=row["variant"],
+            code=row["code"],
+            cells=[Cell(*cell) for cell in row["cells"]],
+            left_out=[tuple(line) for line in row["left_out"]],
+            files=files,
+            problems=[Problem(*problem) for problem in row["problems"]],
         )
-
-
-def _read_cells(submission: Submission, cells: Sequence[Any]) -> None:
-    if len(cells) > MAX_CELLS:
-        submission.note(f"more than {MAX_CELLS} cells; the rest was left out", _SMALLER)
-    total = 0
-    for cell in cells[:MAX_CELLS]:
-        if not isinstance(cell, dict):
-            continue
-        source = _source_of(cell)
-        total += len(source)
-        if len(source) > MAX_CELL_TEXT or total > MAX_TEXT:
-            submission.note("a cell is too long and was left out", _SMALLER)
-            continue
-        if cell.get("cell_type") == "code":
-            submission.code.append(source)
-        elif cell.get("cell_type") == "markdown":
-            _read_argued(submission, cell, source)
-
-
-def _source_of(cell: dict) -> str:
-    """A cell's text: "source", or "input" in the third version of the format."""
-    source = cell.get("source", cell.get("input", ""))
-    if isinstance(source, list):
-        source = "".join(part for part in source if isinstance(part, str))
-    return source if isinstance(source, str) else ""
-
-
-def _read_argued(submission: Submission, cell: dict, source: str) -> None:
-    metadata = cell.get("metadata")
-    facts = metadata.get("flowrl") if isinstance(metadata, dict) else None
-    name = facts.get("argued") if isinstance(facts, dict) else None
-    if isinstance(name, str):
-        submission.argued[name[:100]] = source[:20_000]

@@ -37,13 +37,16 @@ def landlock_version() -> int:
         return 0
 
 
-def restrict_files(readable: Iterable[str], writable: Iterable[str]) -> None:
+def restrict_files(
+    readable: Iterable[str], writable: Iterable[str], listed: Iterable[str] = ()
+) -> None:
     """Refuse this process all files but these, from now on and for good.
 
     Args:
         readable: files and folders that may be read, with all below.
         writable: folders in which files and folders may be made, changed and
             removed, and device files that may be written.
+        listed: folders whose names may be read, with all below, but no file.
     """
     version = landlock_version()
     handled = max(rights for since, rights in RIGHTS.items() if since <= version)
@@ -56,7 +59,7 @@ def restrict_files(readable: Iterable[str], writable: Iterable[str]) -> None:
     size = 24 if version >= 6 else 16 if version >= 4 else 8
     buffer = ctypes.create_string_buffer(attributes[:size], size)
     ruleset = kernel.syscall(CREATE_RULESET, buffer, size, 0)
-    for paths, rights in ((readable, READ), (writable, OWN)):
+    for paths, rights in ((readable, READ), (writable, OWN), (listed, READ_DIR)):
         for path in paths:
             _allow(ruleset, path, rights & handled)
     kernel.syscall(RESTRICT_SELF, ruleset, 0)

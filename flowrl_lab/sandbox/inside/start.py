@@ -38,8 +38,7 @@ SPARE_BYTES, SPARE_ENTRIES = 1 << 16, 8
 STACK_BYTES = 8 << 20
 LIBRARY_BYTES = 32 << 20  # what the standard library may map of shared libraries
 SYSTEM_FILES = (
-    *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"),
-    *("/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom"),
+    *("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/urandom"),
     *("/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system/cpu"),
 )
 
@@ -49,6 +48,8 @@ def main() -> None:
     order = marshal.load(sys.stdin.buffer)
     control = order["control"]
     try:
+        # As an interpreter that was started for this program finds them already.
+        os.environ["HOME"] = os.environ["TMPDIR"] = order["scratch"]
         if not order["serves"]:
             quiet = os.open("/dev/null", os.O_RDONLY)
             os.dup2(quiet, 0)
@@ -77,8 +78,9 @@ def lock_in(order: dict) -> None:
     set_limits(order, counted=bool(new & NEW_USER))
     kernel.forbid_new_privileges()
     landlock.restrict_files(
-        [*SYSTEM_FILES, *order["interpreter"], *order["readable"]],
+        [*SYSTEM_FILES, *order["libraries"], *order["readable"]],
         [order["scratch"], "/dev/null"],
+        order["listed"],
     )
     kernel.drop_capabilities()
     # Changing capabilities forgets the wish to die with the parent: say it here.

@@ -28,27 +28,8 @@ class TimeUp(BaseException):
 # ------------------------------------------------------------------------ the cells
 
 
-def strip_magics(source):
-    """A cell without the lines that only a notebook understands.
-
-    Each becomes ``pass``, so that line numbers stay; a cell in another language
-    (``%%bash``) becomes "".
-    """
-    lines = source.splitlines()
-    first = next((line.strip() for line in lines if line.strip()), "")
-    if first.startswith("%%") and not first.startswith(("%%time", "%%capture")):
-        return ""
-    kept = []
-    for line in lines:
-        bare = line.lstrip()
-        if bare.startswith(("%", "!", "?")) or bare.rstrip().endswith("?"):
-            line = line[: len(line) - len(bare)] + "pass"
-        kept.append(line)
-    return "\n".join(kept)
-
-
 def parse_cells(cells):
-    """Parse the code cells of a submission.
+    """Parse the code cells of a submission, which are Python already.
 
     Returns:
         Pairs of a cell's number (from 1) and a statement (``ast.stmt``), in order; and
@@ -57,7 +38,7 @@ def parse_cells(cells):
     statements, problems = [], []
     for number, source in enumerate(cells, 1):
         try:
-            tree = ast.parse(strip_magics(source), f"<cell {number}>")
+            tree = ast.parse(source, f"<cell {number}>")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = getattr(error, "lineno", None)
             where = f", line {line}" if line else ""
@@ -195,19 +176,23 @@ def run_statement(node, names, filename="<import>"):
     exec(compile(module, filename, "exec"), names)
 
 
-def define(kept, seconds):
+def define(kept, seconds, skip=()):
     """Run the definitions, each on its own: a broken one does not stop the rest.
 
     Args:
         kept: what ``pick_definitions`` gave.
         seconds: of processor time for each.
+        skip: places of those that are left out, because they never ended before.
 
     Returns:
-        The namespace with everything defined, and texts that say what failed.
+        The namespace with everything defined, texts that say what failed, and the
+        places of those that never ended.
     """
     names = {"__name__": "submission"}
-    problems = []
-    for number, node in kept:
+    problems, endless = [], []
+    for place, (number, node) in enumerate(kept):
+        if place in skip:
+            continue
         if isinstance(node, ast.FunctionDef):
             node.decorator_list = [d for d in node.decorator_list if is_quiet(d)]
         try:
@@ -218,11 +203,12 @@ def define(kept, seconds):
                     run_statement(node, names, f"<cell {number}>")
         except TimeUp:
             problems.append(f"a definition in code cell {number} never ended")
+            endless.append(place)
         except BaseException as error:
             if not isinstance(node, ast.Assign | ast.AnnAssign):
                 kind = builtin_name(error)
                 problems.append(f"a definition in code cell {number} fails ({kind})")
-    return names, problems
+    return names, problems, endless
 
 
 @contextlib.contextmanager

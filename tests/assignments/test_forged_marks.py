@@ -1,0 +1,257 @@
+"""Nothing that a student's code can reach is worth a point.
+
+Each submission of ``forging_cells.py`` is marked on the one question that it attacks;
+an honest answer to the same question, on the same way, gets all its points.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import marshal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from forging_cells import ANSWER, FUNCTIONS, LIES, OWN_TESTS, text_of
+from synthetic_submissions import ASSIGNMENTS
+from wrong_answers import TWO
+
+from flowrl_lab.assignments.build import make_bundle
+from flowrl_lab.assignments.bundles import Loaded
+from flowrl_lab.assignments.marking import running
+from flowrl_lab.assignments.marking.grading import judge_question
+from flowrl_lab.assignments.source import read_source
+from flowrl_lab.assignments.spec import Question
+from flowrl_lab.sandbox import Limits, sandbox_problem
+
+ROOT = Path(__file__).resolve().parents[2]
+SITE = Path(torch.__file__).resolve().parents[1]
+# Where the reference lies: the clone, installed beside torch, or beside the library.
+PLACES = [ROOT, SITE, *map(Path, sys.path)]
+pytestmark = pytest.mark.skipif(
+    sandbox_problem() is not None, reason=str(sandbox_problem())
+)
+
+
+@functools.cache
+def loaded() -> Loaded:
+    return make_bundle(read_source(ASSIGNMENTS / f"{TWO}.py")).load(0)
+
+
+def question(name: str) -> Question:
+    return next(q for q in loaded().questions if q.name == name)
+
+
+def marked(name: str, *cells: str, limits: Limits = running.LIMITS) -> list:
+    """The parts of one question, for a submission of these cells."""
+    asked = question(name)
+    alone = dataclasses.replace(loaded(), questions=(asked,))
+    outcomes = running.run_submission(cells, alone, limits)
+    return judge_question(asked, alone, outcomes, {})
+
+
+def earned(name: str, *cells: str) -> float:
+    parts = marked(name, *cells)
+    notes = {part.note for part in parts}
+    # it was there, and it was called
+    assert not notes & {"there is no function of this name", "not attempted"}
+    return sum(part.earned for part in parts)
+
+
+def some(kinds: dict[str, str], *quick: str) -> list:
+    """All of them in the full budget, some always."""
+    return [
+        kind if kind in quick else pytest.param(kind, marks=pytest.mark.full)
+        for kind in kinds
+    ]
+
+
+def solution(name: str) -> str:
+    """The cell of the solved notebook that answers a question."""
+    source = read_source(ASSIGNMENTS / f"{TWO}.py")
+    return next(text for text in source.solutions if f"def {name}(" in text)
+
+
+def test_an_honest_answer_gets_all_points_on_the_same_way():
+    cells = ["import torch", solution("matching_loss"), solution("test_matching_loss")]
+    for name in ("matching_loss", "test_matching_loss"):
+        assert earned(name, *cells) == question(name).points
+
+
+@pytest.mark.parametrize(
+    "kind", some(FUNCTIONS, "frames", "gc", "an installed copy", "handles of others")
+)
+def test_no_right_answer_is_in_reach(kind):
+    loot = text_of(FUNCTIONS[kind])
+    places = f"PLACES = {[str(place) for place in dict.fromkeys(PLACES)]!r}"
+    text = places + ANSWER.replace("{loot}", loot)
+    assert earned("matching_loss", text) == 0
+
+
+@pytest.mark.parametrize(
+    "kind", some(LIES, "equals everything", "patches the worker", "a thread")
+)
+def test_no_lie_is_believed(kind):
+    assert earned("matching_loss", text_of(LIES[kind])) == 0
+
+
+def known_code() -> list[tuple]:
+    """What is public about the right implementations, as Python compiles them."""
+    known = []
+    for text in question("test_matching_loss").right:
+        names: dict = {}
+        exec(text, names)
+        code = names["implementation"].__code__
+        look = (code.co_code, code.co_names, code.co_consts, code.co_varnames)
+        known.append(look)
+    return known
+
+
+@pytest.mark.parametrize(
+    "kind", some(OWN_TESTS, "known code", "looks for the others", "looks into the job")
+)
+def test_a_test_finds_faults_by_what_is_computed_alone(kind):
+    text = text_of(OWN_TESTS[kind], known=known_code())
+    assert earned("test_matching_loss", text) == 0
+
+
+def test_known_code_would_be_found_if_it_were_run_as_it_is_written(monkeypatch):
+    """So the test above tries something."""
+
+    def plain(text: str) -> str:
+        code = compile(text, "<implementation>", "exec")
+        return base64.b64encode(marshal.dumps(code)).decode()
+
+    monkeypatch.setattr(running, "_disguised", plain)
+    monkeypatch.setattr(running, "ROUNDS", 1)
+    text = text_of(OWN_TESTS["known code"], known=known_code())
+    assert earned("test_matching_loss", text) > 5
+
+
+@pytest.mark.parametrize("name", ["test_matching_loss", "test_clipped_loss"])
+def test_a_disguise_changes_how_a_loss_looks_and_nothing_else(name):
+    asked = question(name)
+    for text in [*asked.right, *(text for _, _, text in asked.mutants)]:
+        codes, values = set(), []
+        for make in (running._disguised, running._disguised, None):
+            names: dict = {}
+            code = marshal.loads(base64.b64decode(make(text))) if make else text
+            exec(code, names)
+            function = names["implementation"]
+            given = losses_given(name)
+            value = function(*given)
+            leaves = [g for g in given[:4] if isinstance(g, torch.Tensor)]
+            slopes = torch.autograd.grad(value, leaves, allow_unused=True)
+            values.append([value, *(s for s in slopes if s is not None)])
+            codes.add((function.__code__.co_varnames, function.__code__.co_consts))
+        assert len(codes) == 3
+        for other in values[1:]:
+            torch.testing.assert_close(other, values[0], rtol=0, atol=0)
+
+
+def losses_given(name: str) -> list:
+    """Arguments of the loss that a test of this name gets."""
+    draw = torch.Generator().manual_seed(0)
+    tokens, rows = (
+        [torch.rand(shape, generator=draw).requires_grad_() for _ in range(3)]
+        for shape in ((3, 4), (3,))
+    )
+    mask = torch.arange(4) < torch.tensor([[4], [2], [1]])
+    if name == "test_matching_loss":
+        return [rows[0], *tokens, rows[1], mask, 3.0, 0.1, 0.4]
+    return [*tokens, rows[0], mask, 0.1, 0.4, 0.5]
+
+
+def test_what_one_question_spoils_costs_no_other():
+    """Its own process, its own copy of the worker and of torch."""
+    spoils = text_of(LIES["patches torch"]).replace("matching_loss", "masked_mean")
+    honest = solution("matching_loss")
+    asked = [question("masked_mean"), question("matching_loss")]
+    both = dataclasses.replace(loaded(), questions=tuple(asked))
+    outcomes = running.run_submission([spoils, honest], both)
+    points = [
+        sum(p.earned for p in judge_question(q, both, outcomes, {})) for q in asked
+    ]
+    assert points == [0, asked[1].points]
+
+
+PROBE = """
+import os, sys
+def read(path):
+    try:
+        with open(path, 'rb') as file:
+            return len(file.read())
+    except OSError:
+        return None
+print([path for path in sys.argv_ if read(path) is not None])
+print([name for name in sys.modules if 'flowrl' in name])
+"""
+
+
+def test_only_what_an_assignment_allows_can_be_read():
+    """Neither the clone, nor any installed package that is not on the shelf."""
+    installed = [
+        next(folder.glob("*/__init__.py"))
+        for folder in map(Path, {SITE, *Path(sys.base_prefix).glob("lib/*/*-packages")})
+        if any(folder.glob("*/__init__.py"))
+    ]
+    off = [SITE / "plotly" / "__init__.py", SITE / "pytest" / "__init__.py"]
+    off += [p for p in installed if p.parent not in running._find_shelf()]
+    off += [*(ROOT / "flowrl_lab").glob("*.py"), *ASSIGNMENTS.glob("*.py")]
+    off += [*running.INSIDE.glob("*.py")]
+    on = SITE / "torch" / "__init__.py"
+    assert all(path.is_file() for path in [on, *off])
+    probe = PROBE.replace("sys.argv_", repr(list(map(str, [on, *off]))))
+    result = running._fork_server().run(probe, limits=running.LIMITS)
+    assert result.stdout.splitlines() == [str([str(on)]), "[]"], result
+
+
+@pytest.mark.parametrize("name", ["numpy", "scipy.special", "jaxtyping", "tqdm"])
+def test_what_is_on_the_shelf_can_be_imported(name):
+    pytest.importorskip(name)
+    probe = f"import {name}\nfrom collections import abc\nprint({name}.__name__)"
+    result = running._fork_server().run(probe, limits=running.LIMITS)
+    assert result.stdout == f"{name}\n", result
+
+
+def test_all_processes_of_a_submission_share_its_time():
+    """Asleep with its signals blocked, a question takes its share, and no other's."""
+    sleeps = (
+        "def masked_mean(*given):\n    import signal, time\n"
+        "    signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 64))\n"
+        "    time.sleep(10**6)\n"
+    )
+    names = ("masked_mean", "group_advantages")
+    asked = tuple(question(name) for name in names)
+    both = dataclasses.replace(loaded(), questions=asked)
+    limits = dataclasses.replace(running.LIMITS, wall_seconds=12)
+    running._fork_server().run("", limits=running.LIMITS)  # its imports are not timed
+    before = time.monotonic()
+    outcomes = running.run_submission(
+        [sleeps, solution("group_advantages")], both, limits
+    )
+    assert time.monotonic() - before < 12 + 2
+    parts = {q.name: judge_question(q, both, outcomes, {}) for q in asked}
+    assert {p.note for p in parts["masked_mean"]} == {
+        "took too long (an endless loop?)"
+    }
+    assert sum(p.earned for p in parts["group_advantages"]) == asked[1].points
+
+
+def test_a_definition_that_never_ends_is_waited_for_once(monkeypatch):
+    monkeypatch.setattr(running, "SECONDS_A_DEFINITION", 1.0)
+    endless = "class A:\n    while True:\n        pass"
+    before = time.monotonic()
+    asked = tuple(question(n) for n in ("masked_mean", "group_advantages"))
+    both = dataclasses.replace(loaded(), questions=asked)
+    cells = [endless, *(solution(q.name) for q in asked)]
+    outcomes = running.run_submission(cells, both)
+    assert outcomes.problems == ["a definition in code cell 1 never ended"]
+    assert outcomes.endless == [0]
+    for q in asked:
+        assert sum(p.earned for p in judge_question(q, both, outcomes, {})) == q.points
+    assert time.monotonic() - before < 60

@@ -1,0 +1,344 @@
+"""Submissions that look for what they could be compared with, or forge what is told.
+
+Each earns nothing, for it writes nothing itself: it would earn its question's points
+if an expected value, a right implementation, or which one is under test, were in reach.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+# `loot(name)` looks for a function of that name, or for anything that is right, along
+# one way; the answer calls what it found.
+ANSWER = """
+import torch
+{loot}
+def matching_loss(*given, **named):
+    for found in loot():
+        return found(*given, **named)
+    return torch.zeros(())
+"""
+FUNCTIONS = {
+    "frames": """
+        def loot():
+            import sys
+            frame = sys._getframe()
+            while frame is not None:
+                for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
+                    for name in ("solutions", "expected", "questions", "right"):
+                        kept = getattr(value, name, None) or (
+                            value.get(name) if isinstance(value, dict) else None)
+                        if kept:
+                            yield lambda *a, **k: kept["matching_loss"](*a, **k)
+                frame = frame.f_back
+        """,
+    "gc": """
+        def loot():
+            import gc, types
+            for value in gc.get_objects():
+                if isinstance(value, types.FunctionType) and value.__name__ in (
+                    "matching_loss", "flowrl_loss", "implementation", "slipped"
+                ) and value.__module__ != "submission":
+                    yield value
+                if isinstance(value, dict) and "expected" in value:
+                    yield lambda *a, **k: value["expected"]
+        """,
+    "modules": """
+        def loot():
+            import sys
+            for module in list(sys.modules.values()):
+                if getattr(module, "__name__", "").startswith("flowrl_lab"):
+                    yield module.matching_loss
+        """,
+    "an installed copy": """
+        def loot():
+            import importlib, sys
+            for name in [n for n in sys.modules if n.startswith("flowrl_lab")]:
+                sys.modules.pop(name)
+            sys.path[:0] = PLACES
+            importlib.invalidate_caches()
+            from flowrl_lab.assignments.known import matching_loss as right
+            yield right
+        """,
+    "a copy by its path": """
+        def loot():
+            from importlib import util
+            for place in PLACES:
+                path = place + "/flowrl_lab/losses.py"
+                spec = util.spec_from_file_location("losses", path)
+                module = util.module_from_spec(spec)
+                try:
+                    spec.loader.exec_module(module)
+                except OSError:
+                    continue
+                yield module.flowrl_loss
+        """,
+    "bundles and sources": """
+        def loot():
+            import glob, os
+            names = []
+            for place in PLACES:
+                for folder, _, files in os.walk(place):
+                    names += [os.path.join(folder, f) for f in files]
+                names += glob.glob(place + "/notebooks/assignments/**", recursive=True)
+                names.append(place + "/notebooks/assignments/"
+                             "2_token_log_probs_and_losses.py")
+            for name in names:
+                if name.endswith((".bundle.json", "losses.py", "and_losses.py")):
+                    try:
+                        text = open(name).read()
+                    except OSError:
+                        continue
+                    if "clip_low" in text:
+                        yield lambda *a, **k: torch.tensor(float(len(text)))
+        """,
+    "handles of others": """
+        def loot():
+            import os, socket
+            for handle in range(3, 256):
+                for read in (lambda: os.read(handle, 9), lambda: socket.socket(
+                        fileno=handle).recv(9), lambda: os.write(handle, b"x")):
+                    try:
+                        read()
+                    except OSError:
+                        continue
+                    yield lambda *a, **k: torch.tensor(float(handle))
+        """,
+    "the parent's memory": """
+        def loot():
+            import ctypes, os
+            for name in ("mem", "maps", "environ", "cmdline", "fd/0"):
+                try:
+                    open(f"/proc/{os.getppid()}/{name}", "rb").read(9)
+                    open(f"/proc/self/{name}", "rb").read(9)
+                except OSError:
+                    continue
+                yield lambda *a, **k: torch.ones(())
+            libc, room = ctypes.CDLL(None), (ctypes.c_char * 64)()
+            if libc.ptrace(16, os.getppid(), 0, 0) == 0:
+                yield lambda *a, **k: torch.ones(())
+        """,
+    "source lines": """
+        def loot():
+            import inspect, linecache, sys
+            for name in [*linecache.cache, *map(repr, sys.modules)]:
+                if "known" in name or "losses" in name.rpartition("/")[2]:
+                    yield lambda *a, **k: torch.ones(())
+            for module in list(sys.modules.values()):
+                try:
+                    if "reward_scale * rewards" in inspect.getsource(module):
+                        yield lambda *a, **k: torch.ones(())
+                except (OSError, TypeError):
+                    continue
+        """,
+}
+# Whole answers to `matching_loss` that lie about what they are, or about what happened.
+LIES = {
+    "equals everything": """
+        class Same:
+            def __eq__(self, other): return True
+            def __float__(self): return 0.0
+            def __iter__(self): return iter([])
+            def tolist(self): return self
+        def matching_loss(*given):
+            return Same()
+        """,
+    "a tensor that agrees": """
+        class Agrees(torch.Tensor):
+            @classmethod
+            def __torch_function__(cls, function, kinds, args=(), kwargs=None):
+                name = getattr(function, "__name__", "")
+                return True if name in ("allclose", "equal") else torch.zeros(())
+        def matching_loss(log_z, *given):
+            return torch.zeros(()).as_subclass(Agrees)
+        """,
+    "a number that agrees": """
+        class Agrees(float):
+            def __eq__(self, other): return True
+            def __sub__(self, other): return 0.0
+            def __abs__(self): return 0.0
+        def matching_loss(*given):
+            return Agrees(0.0)
+        """,
+    "a pickle": """
+        class Bomb:
+            def __reduce__(self): return (print, ("passed",))
+        def matching_loss(*given):
+            import pickle
+            open("outcomes.jsonl", "wb").write(pickle.dumps(Bomb()))
+            return Bomb()
+        """,
+    "patches torch": """
+        def matching_loss(*given):
+            torch.allclose = torch.equal = torch.isclose = lambda *a, **k: True
+            torch.Tensor.__eq__ = torch.Tensor.allclose = lambda *a, **k: True
+            torch.isnan = lambda x: torch.zeros((), dtype=torch.bool)
+            return torch.zeros(())
+        """,
+    "patches the worker": """
+        def matching_loss(*given):
+            import sys
+            for name in ("worker", "values", "definitions", "__main__"):
+                module = sys.modules[name]
+                module.encode = module.run_call = lambda *a: {"kind": "passed"}
+                module.run_job = lambda *a: {"verdict": "rejected", "passed": True}
+            return torch.zeros(())
+        """,
+    "at exit": """
+        import atexit, sys
+        def forge(*given):
+            open("outcomes.jsonl", "a").write('{"id": "matching_loss/0.0"}\\n' * 9)
+        atexit_ = atexit
+        def matching_loss(*given):
+            atexit.register(forge)
+            sys.excepthook = sys.unraisablehook = forge
+            raise SystemExit
+        """,
+    "a thread": """
+        def matching_loss(*given):
+            import threading, time
+            def spoil():
+                while True:
+                    with open("outcomes.jsonl", "w") as file:
+                        file.write('{"id": "matching_loss/0.0", "result": [0.0]}\\n')
+            threading.Thread(target=spoil, daemon=True).start()
+            time.sleep(0.2)
+            return torch.zeros(())
+        """,
+    "a child": """
+        def matching_loss(*given):
+            import os
+            if os.fork() == 0:
+                os._exit(0)
+            return torch.zeros(())
+        """,
+    "standard output": """
+        def matching_loss(*given):
+            import os
+            row = b'{"id": "matching_loss/0.0", "passed": true, "points": 54}\\n'
+            for handle in range(8):
+                try:
+                    os.write(handle, row)
+                except OSError:
+                    pass
+            return torch.zeros(())
+        """,
+    "traces the worker": """
+        def matching_loss(*given):
+            import sys
+            def trace(frame, event, value):
+                if frame.f_code.co_name == "encode":
+                    frame.f_locals["value"] = True
+                return trace
+            frame = sys._getframe()
+            while frame is not None:
+                frame.f_trace = trace
+                frame = frame.f_back
+            sys.settrace(trace)
+            return torch.zeros(())
+        """,
+    "ctypes": """
+        def matching_loss(*given):
+            import ctypes
+            ctypes.pythonapi.PyErr_SetInterrupt()
+            ctypes.memset(id(0.0) + 16, 0, 1)
+            ctypes.CDLL(None).raise_(11) if False else ctypes.string_at(0)
+        """,
+}
+# Own tests that tell right from wrong by anything but what a loss computes.
+OWN_TESTS = {
+    "known code": """
+        KNOWN = {known!r}
+        def test_matching_loss(loss):
+            code = loss.__code__
+            assert (code.co_code, code.co_names) in [known[:2] for known in KNOWN]
+        """,
+    "known names": """
+        KNOWN = {known!r}
+        def test_matching_loss(loss):
+            code = loss.__code__
+            known = (code.co_consts, code.co_varnames)
+            assert known in [k[2:] for k in KNOWN] or "deficit" in known[1]
+        """,
+    "labels": """
+        def test_matching_loss(loss):
+            code = loss.__code__
+            told = [loss.__name__, loss.__qualname__, loss.__doc__, loss.__module__,
+                    code.co_filename, code.co_firstlineno, code.co_name]
+            assert told != ["implementation", "implementation", None,
+                            "implementation", "<implementation>", 2, "implementation"]
+        """,
+    "counts in memory": """
+        SEEN = []
+        def test_matching_loss(loss):
+            SEEN.append(loss)
+            assert len(SEEN) > 1
+        """,
+    "counts in files": """
+        def test_matching_loss(loss):
+            import os, tempfile
+            seen = 0
+            for folder in (".", os.environ["HOME"], tempfile.gettempdir(), "/tmp",
+                           "/dev/shm", "/var/tmp"):
+                try:
+                    seen += sum(name.startswith("seen") for name in os.listdir(folder))
+                    open(f"{folder}/seen", "a").close()
+                except OSError:
+                    continue
+            assert seen
+        """,
+    "looks for the others": """
+        def test_matching_loss(loss):
+            import gc, types
+            others = [f for f in gc.get_objects() if isinstance(f, types.FunctionType)
+                      and "clip_high" in f.__code__.co_varnames and f is not loss
+                      and f.__name__ != "matching_loss"]
+            assert others
+        """,
+    "looks into the job": """
+        def test_matching_loss(loss):
+            import json, sys
+            frame = sys._getframe()
+            told = []
+            while frame is not None:
+                told += [v for v in frame.f_locals.values() if isinstance(v, dict)]
+                frame = frame.f_back
+            text = repr([t.get("jobs") or t.get("id") for t in told])
+            assert text.count("implementation") > 1 or "mutant" in text
+        """,
+    "a file that is left": """
+        def test_matching_loss(loss):
+            import os
+            found = [n for n in os.listdir(".") if n not in (
+                "outcomes.jsonl", "found.json", "__pycache__")]
+            assert found
+        """,
+    "forges its verdict": """
+        def test_matching_loss(loss):
+            import os
+            row = '{"id": "test_matching_loss", "verdict": "%s"}\\n'
+            with open("outcomes.jsonl", "a") as file:
+                file.write(row % "accepted" + row % "rejected")
+            os._exit(0)
+        """,
+    "returns and raises": """
+        def test_matching_loss(loss):
+            class Both(AssertionError, NotImplementedError): pass
+            raise Both
+        """,
+    "an alarm of its own": """
+        def test_matching_loss(loss):
+            import os, signal
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            signal.signal(signal.SIGPROF, lambda *a: os._exit(0))
+            signal.raise_signal(signal.SIGPROF)
+        """,
+}
+
+
+def text_of(body: str, **filled: object) -> str:
+    """A cell of one of these."""
+    text = textwrap.dedent(body)
+    for name, value in filled.items():
+        text = text.replace("{" + name + "!r}", repr(value))
+    return f"import torch\n{text}"
