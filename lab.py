@@ -552,7 +552,7 @@ def run_tests(python, options, rest):
     environment = build_test_environment(options)
     if not find_paths(rest):
         shutil.rmtree(COPIES, ignore_errors=True)
-        copy = [python, ROOT / "tests" / "notebook_copies.py", COPIES]
+        copy = [python, ROOT / "tests" / "support" / "notebook_copies.py", COPIES]
         if run_command(copy, environment) != 0:
             return 1
     return run_command(command, environment)

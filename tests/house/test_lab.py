@@ -140,7 +140,7 @@ def test_notebooks_are_copied_before_they_are_tested(lab, monkeypatch):
 
     monkeypatch.setattr(lab, "run_command", run)
     assert lab.run_tests("py", *lab.parse_arguments(["test", "--full"])) == 0
-    copy = [str(ROOT / "tests" / "notebook_copies.py"), str(lab.COPIES)]
+    copy = [str(ROOT / "tests" / "support" / "notebook_copies.py"), str(lab.COPIES)]
     assert [command[1] for command in commands] == [copy[0], "-m"]
     assert commands[0][1:] == copy
     commands.clear()

@@ -31,7 +31,7 @@ from flowrl_lab.integrations.colab.export import (
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIRST = ROOT / "notebooks" / "00_start_here.ipynb"
-PINNED = ROOT / "tests" / "colab" / "pip-freeze.txt"
+PINNED = ROOT / "tests" / "integrations" / "colab" / "pip-freeze.txt"
 TORCH = "torch==2.13.0"
 
 
