@@ -53,6 +53,7 @@ class TokenizedTask(Task):
         context: int,
         chat: bool = False,
     ):
+        _check_task(task)
         _check_tokenizer(tokenizer)
         self.task, self.tokenizer, self.chat = task, tokenizer, chat
         self.name, self.vocab_size = task.name, vocab_size
@@ -316,6 +317,20 @@ class TokenizedTask(Task):
             correct=torch.ones(len(listed), dtype=torch.bool),
             groups=torch.tensor([texts.index(text) for text in listed.values()]),
             exhaustive=False,
+        )
+
+
+def _check_task(task: TextTask) -> None:
+    """Check that a task of somebody's own declares what it can."""
+    declared = ("cut", "has_referee", "render", "reward_scale", "stop")
+    missing = [name for name in declared if not hasattr(task, name)]
+    if missing:
+        name = type(task).__name__
+        raise bad_input(
+            "task",
+            f"({name}) lacks {', '.join(missing)}",
+            "what flowrl_lab.tasks.text.TextTask declares",
+            f"class {name}(TextTask), which has defaults for all but stop",
         )
 
 

@@ -512,7 +512,7 @@ def test_progress_says_what_is_left():
     now[0] += 30  # ten fresh steps in 30 s: the other twenty take 60 s
     line.update(20, "reward 0.5")
     assert stream.getvalue() == (
-        "[############............]  50%  20/40  1 min 0 s left  reward 0.5\n"
+        "[############............]  50%  20/40  60 s left  reward 0.5\n"
     )
 
 

@@ -359,7 +359,9 @@ def test_gradient_noise_refuses_what_makes_no_sense():
     even, rewards = double([0.5, 0.5]).log(), double([0.0, 1.0])
     with pytest.raises(ValueError, match="log_z"):
         gradient_noise(even, even, rewards, math.nan, reward_scale=1.0)
-    with pytest.raises(ValueError, match=r"sum to 0\.5"):
+    with pytest.raises(
+        ValueError, match=r"ranges from 0\.5 to 0\.5; expected a sum of 1"
+    ):
         half = even - math.log(2)
         gradient_noise(half, even, rewards, 0.0, reward_scale=1.0)
     with pytest.raises(ValueError, match="log_probs"):
@@ -417,7 +419,7 @@ def test_flows_survive_rewards_that_underflow():
 @pytest.mark.bad_input
 def test_flows_refuse_a_list_that_is_not_complete():
     ids, ref, rewards, mask = texts_of_different_length()
-    with pytest.raises(ValueError, match=r"sum to 0\.55"):
+    with pytest.raises(ValueError, match=r"ranges from 0\.55 to 0\.55; expected"):
         exact_log_flows(ids[:2], ref[:2], rewards[:2], mask[:2], reward_scale=2.0)
     with pytest.raises(ValueError, match="completion_ids"):
         exact_log_flows(ids[:, :1], ref, rewards, mask, reward_scale=2.0)

@@ -21,7 +21,7 @@ from flowrl_lab.policies.loading import load_language_model, pick_dtype
 from flowrl_lab.policies.self_check import Ways
 from flowrl_lab.policies.wheel import SMOLLM2, ModelWheel, cache_folder, unpack_model
 from flowrl_lab.tasks.open_sets import QUESTIONS, OpenSets
-from flowrl_lab.tasks.text import Scored
+from flowrl_lab.tasks.text import Scored, TextTask
 from flowrl_lab.tasks.tokenized import TokenizedTask
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.run import Run
@@ -362,7 +362,7 @@ def test_a_prompt_longer_than_the_context_is_said_before_the_run():
         make_task(context=50)
 
 
-class Own:
+class Own(TextTask):
     """A learner's task, with a reward that can go wrong, and a long stop string."""
 
     name, stop, max_completion_tokens = "own", ("END",), 12
@@ -414,6 +414,7 @@ def test_each_end_that_a_model_declares_ends_a_completion(tmp_path, eos_token, e
     assert loaded.tokenizer.pad_token_id not in ends
     own = Own(lambda text: Scored(float(text == "yes"), text == "yes", text))
     own.stop = ()
+    own.has_referee = True
     own.answer_texts = lambda _prompt: ("yes",)
     task = TokenizedTask(own, loaded.tokenizer, vocab_size=259, context=1024)
     word = loaded.tokenizer("yes", add_special_tokens=False)["input_ids"]
@@ -465,3 +466,17 @@ def test_questions_are_checked():
         OpenSets().prompts("test")
     assert QUESTIONS["A prime number"](97) and not QUESTIONS["A prime number"](1)
     assert sum(map(QUESTIONS["A prime number"], range(1, 100))) == 25
+
+
+@pytest.mark.bad_input
+def test_a_task_that_declares_nothing_is_told_what_to_inherit():
+    class Bare:
+        name, stop, max_completion_tokens = "bare", ("END",), 12
+
+        def prompts(self, _split):
+            return ("say a:",)
+
+    with pytest.raises(
+        ValueError, match=r"lacks .*render.*Fix: class Bare\(TextTask\)"
+    ):
+        TokenizedTask(Bare(), build_tokenizer(), vocab_size=300, context=100)
