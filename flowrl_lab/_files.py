@@ -204,6 +204,7 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def read_json(path: Path) -> dict:
+    """What ``write_json`` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
