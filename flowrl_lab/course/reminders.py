@@ -96,10 +96,9 @@ def _after_cell(result) -> None:
         return
     text = remind(result.error_in_exec, get_ipython().user_ns, _notebook_file())
     if text:
-        html = (
-            f'<div style="border-left:5px solid #0072B2;padding:.4em 1em">{text}</div>'
-        )
-        show({"text/html": html, "text/plain": text})
+        style = "border-left:5px solid #0072B2;padding:.4em 1em"
+        page = f'<div style="{style}">{escape(text)}</div>'
+        show({"text/html": page, "text/plain": text})
 
 
 def _notebook_file() -> Path | None:
