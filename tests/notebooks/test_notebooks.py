@@ -41,7 +41,6 @@ OLD_EXERCISES = {
     "03_trajectory_balance",
     "04_token_log_probs",
     "05_reward_maximisers",
-    "06_flowrl_loss",
     "09_lora_llm",
 }
 
