@@ -6,6 +6,7 @@ import copy
 import html
 import importlib
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl_lab.course.given import brief, describe_inputs
+from flowrl_lab.course.given import COLUMNS, brief, describe_inputs
 from flowrl_lab.course.showing import ShownOnce, markup_to_html, markup_to_text
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 
@@ -96,8 +97,9 @@ class Result(ShownOnce):
     def __str__(self) -> str:
         sign = {"passed": "✓", "failed": "✗"}.get(self.status, "○")
         lines = [f"{sign} {self.name}: {self.status}"]
-        lines += f"{markup_to_text(self.message)}\n{self.details}".splitlines()
-        return "\n  ".join(lines)
+        for line in markup_to_text(self.message).splitlines():
+            lines += textwrap.wrap(line, COLUMNS)
+        return "\n  ".join(lines + self.details.splitlines())
 
     __repr__ = __str__
 

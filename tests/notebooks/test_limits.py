@@ -22,7 +22,6 @@ TOO_LONG = {
     "03_trajectory_balance",
     "04_token_log_probs",
     "05_reward_maximisers",
-    "06_flowrl_loss",
     "07_tiny_lm_maths",
     "10_measuring_diversity",
     "11_ablations_and_limits",
@@ -31,7 +30,6 @@ NO_NEXT = {
     "03_trajectory_balance",
     "04_token_log_probs",
     "05_reward_maximisers",
-    "06_flowrl_loss",
     "07_tiny_lm_maths",
     "08_tiny_lm_code",
     "09_lora_llm",
@@ -51,15 +49,17 @@ def cells_of(path: Path, kind: str) -> list[str]:
 
 
 def count_words(text: str) -> int:
-    """Words as a reader counts them: a formula is one, and so is a link's text."""
+    """Words as a reader counts them: a formula is one, a picture none."""
     text = re.sub(r"\$\$.*?\$\$", " formula ", text, flags=re.DOTALL)
     text = re.sub(r"\$[^$\n]+\$", "formula", text)
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
     return len(re.findall(r"\S*\w\S*", text))
 
 
 def test_words_are_counted_as_a_reader_does():
     assert count_words("**Predict:** is $a + b$ more than [two words](x.md)?") == 7
+    assert count_words("![a picture](x.svg) here") == 1
     assert count_words("One\n\n$$x = 1\\\\\ny = 2$$\n\n- two · three") == 4
 
 
