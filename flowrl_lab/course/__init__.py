@@ -8,11 +8,12 @@ from flowrl_lab.course.predictions import answer, outcome, predict, predicted
 from flowrl_lab.course.quizzing import quiz
 from flowrl_lab.course.using import use
 from flowrl_lab.plots.pictures import Picture, draw_curves, draw_distributions
-from flowrl_lab.plots.word_pictures import draw_pictures
+from flowrl_lab.plots.word_pictures import LivePictures, draw_pictures
 
 __all__ = [
     "EXERCISES",
     "Exercise",
+    "LivePictures",
     "Mistake",
     "Picture",
     "Result",
