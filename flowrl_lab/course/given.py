@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["brief", "describe_inputs"]
+__all__ = ["COLUMNS", "brief", "describe_inputs"]
 
 MOST_NUMBERS = 48  # of one tensor, before only its shape and range are given
-COLUMNS = 96
+COLUMNS = 96  # of a printed line
 
 
 def describe_inputs(

@@ -16,7 +16,7 @@ import torch
 from flowrl_lab._validation import bad_input
 from flowrl_lab.course.checking import judge, load_solution
 from flowrl_lab.course.exercises import EXERCISES
-from flowrl_lab.course.given import describe_inputs
+from flowrl_lab.course.given import COLUMNS, describe_inputs
 from flowrl_lab.course.ledger import open_ledger, progress_path
 
 __all__ = ["LearnersError", "note_verdict", "read_source", "unguarded", "use"]
@@ -64,7 +64,8 @@ def use(name: str, *, library: bool = False) -> Callable:
         )
     mine, why = (None, "as you asked") if library else _find_mine(name)
     if mine is None:
-        print(textwrap.shorten(f"{name}: the library's ({why})", 100, placeholder=" …"))
+        said = f"{name}: the library's ({why})"
+        print(textwrap.fill(said, COLUMNS, subsequent_indent="    "))
         return load_solution(EXERCISES[name])
     print(f"{name}: yours{why}")
     return _guarded(name, mine)
@@ -77,7 +78,7 @@ def note_verdict(name: str, function: Callable, status: str) -> None:
         _checked[progress_path(), name] = passed
 
 
-def unguarded(function: Callable) -> Callable:
+def unguarded(function: object) -> object:
     """The learner's function itself, of one that `use` has given out."""
     return getattr(function, "_learners", function)
 
