@@ -40,7 +40,6 @@ MIN_EXERCISES = 3
 OLD_EXERCISES = {
     "04_token_log_probs",
     "05_reward_maximisers",
-    "06_flowrl_loss",
     "09_lora_llm",
 }
 
