@@ -8,6 +8,7 @@ from flowrl_lab.course.predictions import answer, outcome, predict, predicted
 from flowrl_lab.course.quizzing import quiz
 from flowrl_lab.course.using import use
 from flowrl_lab.plots.pictures import Picture, draw_curves, draw_distributions
+from flowrl_lab.plots.tabulate import Table
 from flowrl_lab.plots.word_pictures import draw_pictures
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Picture",
     "Result",
     "Reveal",
+    "Table",
     "answer",
     "check",
     "draw_curves",

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+import html
+import re
+
 from flowrl_lab.plots.live import in_notebook
 
-__all__ = ["ShownOnce", "show"]
+__all__ = ["ShownOnce", "markup_to_html", "markup_to_text", "show"]
+
+# What the course's messages hold of Markdown: `code`, and *stress* on whole words.
+CODE = re.compile(r"`([^`\n]+)`")
+STRESS = re.compile(r"(?<![\w*])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])")
+
+
+def markup_to_html(text: str) -> str:
+    """A message with its code and its stress as HTML, and the rest escaped."""
+    parts = CODE.split(html.escape(text, quote=False))
+    parts[1::2] = [f"<code>{code}</code>" for code in parts[1::2]]
+    parts[::2] = [STRESS.sub(r"<em>\1</em>", part) for part in parts[::2]]
+    return "".join(parts).replace("\n", "<br>")
+
+
+def markup_to_text(text: str) -> str:
+    """A message as plain text, without the marks."""
+    parts = CODE.split(text)
+    parts[::2] = [STRESS.sub(r"\1", part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def show(bundle: dict[str, object], metadata: dict | None = None) -> None:
