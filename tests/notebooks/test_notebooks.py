@@ -42,7 +42,6 @@ OLD_EXERCISES = {
     "04_token_log_probs",
     "05_reward_maximisers",
     "06_flowrl_loss",
-    "09_lora_llm",
 }
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
