@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from llm_models import write_stand_in
 from trained_copy import write_trained_copy
 
 from flowrl_lab.policies.loading import fetch_model
@@ -37,20 +38,33 @@ def run_notebook(folder: Path, **environment: str) -> str:
     )
 
 
-@pytest.mark.full
-@pytest.mark.slow
-def test_it_trains_three_runs_and_leaves_an_adapter(tmp_path):
-    fetch_model("smollm2-135m")
-    said = run_notebook(tmp_path)
+def check_trained(folder: Path, said: str) -> None:
+    """Three runs of three steps were trained live, and one left an adapter."""
     assert "live: smollm2-135m is here" in said
     assert "in the library" in said and said.count("gradients differ by") == 2
     assert "step 3/3" in said and "tokens/s" in said
     for name in ("grpo", "flowrl", "kl_reinforce"):
-        run = Run.load(tmp_path / "runs" / f"llm_live_{name}")
+        run = Run.load(folder / "runs" / f"llm_live_{name}")
         assert run.step == 3 and run.config.policy == "hf_lm"
         assert len(run.records) == 4
-    written = {file.name for file in (tmp_path / "my_adapter").iterdir()}
+    written = {file.name for file in (folder / "my_adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "README.md"} <= written
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_it_trains_three_runs_and_leaves_an_adapter(tmp_path):
+    fetch_model("smollm2-135m")
+    check_trained(tmp_path, run_notebook(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_live_way_with_a_tiny_model_in_the_place_of_the_real_one(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("FLOWRL_CACHE", str(tmp_path / "cache"))
+    write_stand_in(tmp_path / "cache")
+    check_trained(tmp_path, run_notebook(tmp_path))
 
 
 @pytest.mark.slow
