@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "gather-replay": "record",
     "export-adapter": "export_adapter",
     "colab": "colab",
+    "book": "book",
     "export": "export",
     "assign": "assign",
 }
