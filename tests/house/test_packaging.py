@@ -66,7 +66,7 @@ def find_imports(path: Path) -> set[str]:
     if path.is_relative_to(ROOT / "tests"):
         beside |= {other.stem for other in (ROOT / "tests").glob("*.py")}
     benchmarks = {other.stem for other in (ROOT / "benchmarks").glob("*.py")}
-    own = {"flowrl_lab", "benchmarks", "lab", *beside, *benchmarks}
+    own = {"flowrl_lab", "benchmarks", "drawings", "lab", *beside, *benchmarks}
     return names - set(sys.stdlib_module_names) - own
 
 
