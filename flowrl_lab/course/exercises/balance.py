@@ -116,6 +116,17 @@ TRAJECTORY_BALANCE_LOSS = Exercise(
             ),
         ),
         Mistake(
+            "plus log π_ref",
+            "You added log π_ref. At balance log Z + log π = β r + log π_ref, so the "
+            "reference is subtracted, as β r is.",
+            lambda log_z, policy, ref, rewards, *, reward_scale, reduction="mean": (
+                _reduce(
+                    _delta(log_z, policy, -ref, rewards, reward_scale).square(),
+                    reduction,
+                )
+            ),
+        ),
+        Mistake(
             "no reference",
             "log π_ref is missing: this loss pulls the policy to e^(βr)/Z, and "
             "forgets everything the reference knew.",
@@ -256,6 +267,13 @@ VARGRAD_LOSS = Exercise(
             "fixed: use ref_sequence_log_probs.detach().",
             lambda policy, ref, rewards, size, *, reward_scale, reduction="mean": (
                 _spread(policy - ref - reward_scale * rewards, size, reduction)
+            ),
+        ),
+        Mistake(
+            "plus log π_ref",
+            "You added log π_ref: s = log π − log π_ref − β r.",
+            lambda policy, ref, rewards, size, *, reward_scale, reduction="mean": (
+                _spread(_scores(policy, -ref, rewards, reward_scale), size, reduction)
             ),
         ),
         Mistake(
