@@ -65,8 +65,8 @@ def load_language_model(
     Args:
         name: "smollm2-135m" (needs no hub), a folder with a model in safetensors or
             one GGUF file, or a name on the hub such as "Qwen/Qwen2.5-0.5B-Instruct".
-            A folder with a LoRA adapter, or "smollm2-135m-formulas", is its base with
-            the adapter merged into the weights.
+            A folder with a LoRA adapter is its base with the adapter merged into the
+            weights.
         dtype: of the frozen weights; "auto" is float32 on a CPU, and on a GPU
             bfloat16 where it is native, else float16.
         device: where to put it.

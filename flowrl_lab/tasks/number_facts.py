@@ -3,7 +3,9 @@
     A multiple of 7: 42        A number between 30 and 50 that ends in 4: 44
 
 Each kind of question has parameters.  Some values of them are never trained on: what
-is judged is whether a rule was learned, and how many of its answers are in use.
+is judged is whether a rule was learned, and how many of its answers are in use.  The
+kinds were chosen by how often untrained SmolLM2-135M is right on training questions:
+a quarter of the time over all, and hardly ever with two conditions on a multiple.
 """
 
 from __future__ import annotations
@@ -44,14 +46,6 @@ FACTS: dict[str, tuple[Sequence[tuple[int, ...]], Callable[..., bool]]] = {
     "A number whose digits add up to {}": (
         [(s,) for s in range(3, 16)],
         lambda n, s: n // 10 + n % 10 == s,
-    ),
-    "A multiple of {} larger than {}": (
-        [(k, a) for k in (3, 4, 6, 7, 8, 9) for a in (20, 40)],
-        lambda n, k, a: n % k == 0 and n > a,
-    ),
-    "A multiple of {} between {} and {}": (
-        [(k, a, a + 40) for k in (3, 4, 5, 6, 8) for a in (10, 30, 50)],
-        lambda n, k, a, b: n % k == 0 and a < n < b,
     ),
     "A number larger than {} that ends in {}": (
         [(a, d) for a in (20, 40) for d in range(1, 10)],
@@ -101,18 +95,15 @@ class NumberFacts(FewShotTask):
     def __init__(self, facts: Sequence[str] = tuple(FACTS)):
         facts = (facts,) if isinstance(facts, str) else facts
         check_items("facts", facts, str, "kinds of question")
+        shown = {question for question, _ in self.examples}
         train, heldout = [], []
         for fact in facts:
             check_choice("facts", fact, FACTS)
-            asked = sorted((fact.format(*v) for v in FACTS[fact][0]), key=_order)
-            asked = [question for question in asked if question not in self._shown]
-            heldout += asked[: len(asked) // 3]
-            train += asked[len(asked) // 3 :]
+            asked = {fact.format(*values) for values in FACTS[fact][0]} - shown
+            third = len(asked) // 3
+            heldout += sorted(asked, key=_order)[:third]
+            train += sorted(asked, key=_order)[third:]
         super().__init__(sorted(train, key=_order), sorted(heldout, key=_order))
-
-    @property
-    def _shown(self) -> set[str]:
-        return {question for question, _ in self.examples}
 
     def answer_texts(self, prompt: str) -> tuple[str, ...]:
         """Every right answer, in rising order."""

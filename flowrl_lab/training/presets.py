@@ -98,7 +98,6 @@ _NUMBER_FACTS = {
 }
 _FORMULAS = {
     **_NUMBER_FACTS,
-    "model": "smollm2-135m-formulas",
     "prompts_per_step": 6,
     "num_generations": 12,
 }
