@@ -1,6 +1,6 @@
 """Code for a real language model: write an expression in x from three examples.
 
-    f(0)=1, f(1)=3, f(2)=5: f(x)=2*x+1
+    f(0)=1, f(1)=3, f(10)=21: f(x)=2*x+1
 
 Operands are x and digits, joined by ``+ - *``: up to three of them, or four if x is
 among them twice.  Every expression that gives the three values is right, however it
@@ -23,8 +23,8 @@ from flowrl_lab.tasks.few_shot import FewShotTask, no_question
 
 __all__ = ["Formulas", "evaluate_formula", "list_formulas"]
 
-INPUTS = (0, 1, 2)
-LARGEST = 99  # of the values that a question shows
+INPUTS = (0, 1, 10)  # in base ten, f(10) often shows what f is made of
+LARGEST = 199  # of the values that a question shows
 FEWEST, MOST = 12, 32  # right answers of a question
 
 Values = tuple[int, ...]
@@ -82,7 +82,7 @@ def list_formulas() -> dict[str, tuple[str, ...]]:
 
 
 def make_question(values: Values) -> str:
-    """``f(0)=1, f(1)=3, f(2)=5: f(x)``."""
+    """``f(0)=1, f(1)=3, f(10)=21: f(x)``."""
     shown = (f"f({x})={value}" for x, value in zip(INPUTS, values, strict=True))
     return f"{', '.join(shown)}: f(x)"
 
