@@ -12,6 +12,7 @@ import pytest
 from colours import contrast
 
 from drawings.__main__ import DRAWINGS, FOLDER
+from drawings.machine import CHAPTERS
 from drawings.sheet import COLORS, PAPER, WIDTH, Sheet
 
 EMBEDDED = re.compile(r"!\[([^\]]*)\]\(drawings/(\w+)\.svg\)")
@@ -66,3 +67,15 @@ def test_the_course_shows_its_drawings_with_words_for_who_cannot_see_them():
     for alt, name in shown:
         assert len(alt) > 20, name
         assert name in DRAWINGS
+
+
+def test_the_map_shows_the_notebooks_in_their_order():
+    words = {n: word for _, books in CHAPTERS.values() for n, word in books.items()}
+    stems = {
+        int(path.name[:2]): path.stem for path in NOTEBOOKS if path.name[:2] != "00"
+    }
+    assert words.keys() == stems.keys()
+    topics = {"target": "reward", "log Z": "partition", "the loss": "loss"}
+    for number, word in words.items():
+        topic = topics.get(word, word.split()[-1].rstrip("s").lower())
+        assert topic in stems[number], (number, word)
