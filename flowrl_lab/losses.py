@@ -596,23 +596,26 @@ def dapo_loss(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
+    ref_log_probs: Float[Tensor, "B T"] | None = None,
+    kl_coef: float = 0.0,
     reduction: str = "mean",
 ) -> Float[Tensor, "*reduced"]:
     """DAPO: GRPO that lets unlikely tokens rise further, and skips idle groups.
 
         L = mean over the tokens of informative groups of
-            -min(ρA, clip(ρ, 1-ε_low, 1+ε_high) A),   ε_high > ε_low
+            -min(ρA, clip(ρ, 1-ε_low, 1+ε_high) A) + c k3,   ε_high > ε_low
 
     A group is informative if its samples differ in advantage.  The clip acts only
     once π has left π_old: give a batch several updates, or "clip-higher" is idle.
 
-    Source: DAPO (arXiv 2503.14476) Eq. 8 (clip-higher, token mean).  Its dynamic
-    sampling draws new prompts until every group is informative; here the idle ones
-    are left out of the mean, so that the sampling budget stays that of the others.
+    Source: DAPO (arXiv 2503.14476) Eq. 8 (clip-higher, token mean), which has no KL
+    penalty: c is 0 unless it is asked for.  Its dynamic sampling draws new prompts
+    until every group is informative; here the idle ones are left out of the mean, so
+    that the sampling budget stays that of the others.
 
     Args:
-        log_probs, old_log_probs, completion_mask, clip_low, clip_high: as in
-            :func:`reinforce_pp_loss`.
+        log_probs, old_log_probs, completion_mask, clip_low, clip_high,
+            ref_log_probs, kl_coef: as in :func:`reinforce_pp_loss`.
         advantages: one per sequence, ``group_normalized``; detached.
         num_generations: G; the samples of a prompt are contiguous.
         reduction: "mean", or "none" for each sequence's part of that mean.
@@ -622,12 +625,13 @@ def dapo_loss(
         ``log_probs``.
 
     Raises:
-        ValueError: bad tensors or numbers, groups that do not divide B.
+        ValueError: bad tensors or numbers, groups that do not divide B, kl_coef > 0
+            without ref_log_probs.
     """
     _check_reduction(reduction)
     per_token = _counted_surrogate(
         log_probs, old_log_probs, advantages, completion_mask, clip_low, clip_high
-    )
+    ) + _kl_penalty(log_probs, ref_log_probs, completion_mask, kl_coef)
     check_tensor(
         "advantages", advantages, completion_mask.shape[:1], "[B]: one per sequence"
     )
@@ -649,6 +653,8 @@ def ppo_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     dual_clip: float | None = 3.0,
+    ref_log_probs: Float[Tensor, "B T"] | None = None,
+    kl_coef: float = 0.0,
     values: Float[Tensor, "B T"] | None = None,
     old_values: Float[Tensor, "B T"] | None = None,
     returns: Float[Tensor, "B T"] | None = None,
@@ -660,14 +666,14 @@ def ppo_loss(
 
         l = -min(ρA, clip(ρ, 1-ε_low, 1+ε_high) A),   l <- min(l, -cA) where A < 0
         v = max((V - R)², (clip(V, V_old ± value_clip) - R)²)
-        L = mean over tokens of l + value_coef v
+        L = mean over tokens of l + c k3 + value_coef v
 
     Source: PPO (arXiv 1707.06347) Eq. 7 and 9; dual clip c: arXiv 1912.09729
     Eq. 5; token mean, c = 3 and value clip as in verl.
 
     Args:
         log_probs, old_log_probs, advantages, completion_mask, clip_low,
-            clip_high: as in :func:`reinforce_pp_loss`.
+            clip_high, ref_log_probs, kl_coef: as in :func:`reinforce_pp_loss`.
         dual_clip: c, above 1: bounds the loss of a bad token that became likely;
             None leaves it out.
         values: V now; the value loss is left out without it.
@@ -681,7 +687,8 @@ def ppo_loss(
         Scalar, or [B].  Gradients flow to ``log_probs`` and ``values``.
 
     Raises:
-        ValueError: bad tensors or numbers, values without returns.
+        ValueError: bad tensors or numbers, values without returns, kl_coef > 0
+            without ref_log_probs.
     """
     _check_reduction(reduction)
     per_token = _counted_surrogate(
@@ -693,6 +700,9 @@ def ppo_loss(
         per_token = torch.where(
             bad < 0, torch.minimum(per_token, -dual_clip * bad), per_token
         )
+    per_token = per_token + _kl_penalty(
+        log_probs, ref_log_probs, completion_mask, kl_coef
+    )
     if values is not None:
         check_number("value_coef", value_coef)
         per_token = per_token + value_coef * _value_errors(

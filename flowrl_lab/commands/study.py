@@ -28,11 +28,15 @@ def add_parser(commands) -> None:
     add_many_runs(study)
     add("--out", type=Path, metavar="FOLDER", help="where results go")
     add("--resume", action="store_true", help=RESUME)
+    small = "with --protocol: a part of it, in under 20 minutes"
+    add("--small", action="store_true", help=small)
     publish = "add the runs to data/results; what is there already stays as it is"
     add("--publish", action="store_true", help=publish)
     instead = study.add_mutually_exclusive_group().add_argument
     listed = "the cells, and what is stored of them"
     instead("--list", action="store_true", help=listed)
+    protocol = "data/study/PROTOCOL.md: search, sweep and tables, stage by stage"
+    instead("--protocol", action="store_true", help=protocol)
     tuned = "the searches by which cells were tuned"
     instead("--tune", action="store_true", help=tuned)
     again = (
@@ -50,6 +54,9 @@ def run_study(args: argparse.Namespace) -> int:
     if args.check:
         (cell,) = _one_cell(load_cells([args.check]), args.check)
         return _check(cell, parse_seeds(args.seeds)[0])
+    if args.protocol:
+        _check_options(args)
+        return _protocol(args)
     cells = load_cells(parse_specs(args.only))
     if args.list:
         return _list(cells)
@@ -170,6 +177,84 @@ def _tune(args: argparse.Namespace, cells: list) -> int:
         said += [_describe_try(study, row) for row in rows]
     print("\n".join(said))
     return FAILED if outcome.failed else DONE
+
+
+def _protocol(args: argparse.Namespace) -> int:
+    """``--protocol``: search, choose, sweep, a stage after the other; then tables."""
+    from flowrl_lab.measuring.protocol import load_protocol
+
+    protocol = load_protocol(small=args.small)
+    _refuse_other_version(protocol, args.out)
+    work = _ProtocolWork(protocol, args)
+    for families in protocol.stages():
+        for part in ("search", "report"):
+            if not work.do(part, families):
+                work.write()
+                print(f"Go on with: {command_to_go_on(args)}")
+                return INTERRUPTED
+    work.write()
+    return FAILED if work.failed else DONE
+
+
+def _refuse_other_version(protocol, out: Path) -> None:
+    """A folder belongs to one version of the protocol, whole or small."""
+    from flowrl_lab._files import read_json, write_json
+
+    mine = {"protocol": protocol.version, "small": protocol.small}
+    path = out / "protocol.json"
+    if path.is_file() and (found := read_json(path)) != mine:
+        raise ValueError(
+            f"{out} holds runs of {found}; this is {mine}. Runs of two versions are "
+            "not mixed. Fix: name a new folder."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, mine)
+
+
+class _ProtocolWork:
+    """The protocol's runs, as far as they are done, and what they say."""
+
+    def __init__(self, protocol, args: argparse.Namespace):
+        self.protocol, self.out, self.args = protocol, args.out, args
+        self.curves: list = []
+        self.failed = False
+        self._left = protocol.count_runs() * protocol.settings["steps"]
+
+    def do(self, part: str, families: list[str]) -> bool:
+        """Search, or sweep, some families; False if somebody asked to stop."""
+        from flowrl_lab.measuring.protocol import (
+            choose,
+            gather_curves,
+            plan_report,
+            plan_search,
+        )
+
+        if part == "search":
+            jobs = plan_search(self.protocol, families, self.out)
+        else:
+            chosen = choose(self.protocol, self.curves)
+            jobs = plan_report(self.protocol, families, chosen, self.out)
+        self._left -= sum(job.config.steps for job in jobs)
+        print(f"{part}: {', '.join(families)}")
+        outcome = work_off(jobs, self.args.jobs, others=self._left)
+        for job, reason in outcome.failed:
+            print(f"failed: {job.folder.name}: {reason}", file=sys.stderr)
+        self.failed = self.failed or bool(outcome.failed)
+        self.curves += gather_curves(self.protocol, part, jobs)
+        return not outcome.interrupted and not outcome.failed
+
+    def write(self) -> None:
+        """The runs, a line each, and their tables."""
+        from flowrl_lab.measuring.fronts import protocol_table
+        from flowrl_lab.measuring.protocol import add_curves, curves_path
+
+        for task in self.protocol.tasks:
+            mine = [curve for curve in self.curves if curve.task == task]
+            add_curves(self.out / "curves" / f"{task}.jsonl", mine)
+            if self.args.publish:
+                added = add_curves(curves_path(task), mine)
+                print(f"{added} runs added to {curves_path(task)}")
+            print(f"\n{task}\n{protocol_table(self.protocol, mine)}")
 
 
 def _describe_try(study: str, row: dict) -> str:

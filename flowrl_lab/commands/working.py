@@ -7,8 +7,13 @@ from collections.abc import Sequence
 __all__ = ["work_off"]
 
 
-def work_off(jobs: Sequence, workers: int):
+def work_off(jobs: Sequence, workers: int, *, others: int = 0):
     """Train all jobs, ``workers`` at a time, saying how far and how long still.
+
+    Args:
+        jobs: what to train.
+        workers: runs at a time.
+        others: steps that come after these jobs, for the time left.
 
     Returns:
         The ``runner.Outcome``.
@@ -18,7 +23,7 @@ def work_off(jobs: Sequence, workers: int):
     from flowrl_lab.measuring.runner import run_jobs
 
     done = [job.config.steps if is_finished(job.folder) else 0 for job in jobs]
-    total = sum(job.config.steps for job in jobs)
+    total = sum(job.config.steps for job in jobs) + others
     progress = ProgressLine(total, done=sum(done))
 
     def report(index: int, step: int) -> None:

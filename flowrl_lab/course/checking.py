@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl_lab.course.showing import ShownOnce
+from flowrl_lab.course.given import brief, describe_inputs
+from flowrl_lab.course.showing import ShownOnce, markup_to_html, markup_to_text
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 
 __all__ = [
@@ -31,6 +32,7 @@ Outputs = dict[str, Tensor]
 
 # Loose enough for float32 working, tight enough that no known mistake slips by.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+SHOWN_NUMBERS = 8  # of a wrong result, before only the first wrong one is named
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,22 @@ class Result(ShownOnce):
         status: "passed", "failed" or "not attempted".
         message: the explanation.
         mistake: the known mistake's name, or "".
+        details: the case that showed it: what came out, and the inputs.
+        folded: HTML below it, such as the hint and the solution.
     """
 
     name: str
     status: str
     message: str
     mistake: str = ""
+    details: str = ""
+    folded: str = ""
 
     def __str__(self) -> str:
         sign = {"passed": "✓", "failed": "✗"}.get(self.status, "○")
-        return f"{sign} {self.name}: {self.status}\n  {self.message}"
+        lines = [f"{sign} {self.name}: {self.status}"]
+        lines += f"{markup_to_text(self.message)}\n{self.details}".splitlines()
+        return "\n  ".join(lines)
 
     __repr__ = __str__
 
@@ -98,12 +106,17 @@ class Result(ShownOnce):
             "passed": ("#009E73", "✓"),
             "failed": ("#D55E00", "✗"),
         }.get(self.status, ("#808080", "○"))
-        message = html.escape(self.message).replace("\n", "<br>")
+        details = ""
+        if self.details:
+            details = (
+                '<pre style="white-space:pre-wrap;margin:.4em 0 0">'
+                f"{html.escape(self.details)}</pre>"
+            )
         return (
             f'<div role="status" style="border-left:5px solid {colour};'
             'padding:.4em 1em;margin:.3em 0">'
             f"<b>{sign} {html.escape(self.name)}: {self.status}</b>"
-            f"<br>{message}</div>"
+            f"<br>{markup_to_html(self.message)}{details}{self.folded}</div>"
         )
 
     def _repr_mimebundle_(self, **_options) -> dict:
@@ -130,20 +143,37 @@ def judge(exercise: Exercise, function: Callable, seconds: float) -> Result:
                 "run the cell, and check again.",
             )
         if problem:
-            return Result(exercise.name, "failed", problem)
+            inputs = _describe_case(exercise, case)
+            return Result(exercise.name, "failed", problem, details=inputs)
         outputs.append(output)
+    return _compare_all(exercise, cases, outputs)
+
+
+def _compare_all(
+    exercise: Exercise, cases: list[Case], outputs: list[Outputs]
+) -> Result:
+    """The verdict on what a function has given for every case."""
     solution = load_solution(exercise)
     expected = [_call(exercise, solution, case) for case in cases]
     wrong = [_compare(o, e) for o, e in zip(outputs, expected, strict=True)]
     if not any(wrong):
         message = f"All {len(cases)} cases agree with {exercise.solution}."
         return Result(exercise.name, "passed", message)
-    mistake = _find_mistake(exercise, cases, outputs)
-    if mistake is not None:
-        return Result(exercise.name, "failed", mistake.message, mistake.name)
     first = next(i for i, message in enumerate(wrong) if message)
     where = f"Case {first + 1} of {len(cases)}: {wrong[first]}"
-    return Result(exercise.name, "failed", where)
+    inputs = _describe_case(exercise, cases[first])
+    mistake = _find_mistake(exercise, cases, outputs)
+    if mistake is not None:
+        details = f"{where}\n{inputs}"
+        return Result(exercise.name, "failed", mistake.message, mistake.name, details)
+    where += _find_pattern(outputs, expected)
+    return Result(exercise.name, "failed", where, details=inputs)
+
+
+def _describe_case(exercise: Exercise, case: Case) -> str:
+    """The inputs of a case, under the names that they have in the solution."""
+    names = inspect.signature(load_solution(exercise)).parameters
+    return describe_inputs(list(names), *case)
 
 
 def _run(
@@ -225,10 +255,44 @@ def _compare_one(what: str, output: Tensor, expected: Tensor) -> str:
         return ""
     if what != "result":
         return (
-            f"the value is right, but its {what} is {_brief(output)}, expected "
-            f"{_brief(expected)}. What must be detached, and what must not?"
+            f"the value is right, but its {what} is {brief(output)}, expected "
+            f"{brief(expected)}. What must be detached, and what must not?"
         )
-    return f"you got {_brief(output)}, expected {_brief(expected)}."
+    return _say_difference(output, expected)
+
+
+def _say_difference(output: Tensor, expected: Tensor) -> str:
+    """Both values; of a large tensor the first number that differs, and where."""
+    if output.numel() <= SHOWN_NUMBERS:
+        return f"you got {brief(output)}, expected {brief(expected)}."
+    wrong = ~torch.isclose(output, expected, **TOLERANCE)
+    place = wrong.nonzero()[0].tolist()
+    mine, right = output[tuple(place)].item(), expected[tuple(place)].item()
+    return (
+        f"{int(wrong.sum())} of {wrong.numel()} numbers differ; the first, at "
+        f"{place}: you got {mine:.4g}, expected {right:.4g}."
+    )
+
+
+def _find_pattern(outputs: list[Outputs], expected: list[Outputs]) -> str:
+    """What all wrong numbers have in common with the right ones, in words."""
+    mine = [output["result"].flatten() for output in outputs]
+    right = [output["result"].flatten() for output in expected]
+    if any(a.shape != b.shape for a, b in zip(mine, right, strict=True)):
+        return ""
+    got, wanted = torch.cat(mine), torch.cat(right)
+    if len(got) < 2 or not (got.isfinite() & wanted.isfinite()).all():
+        return ""
+    shift, factor = (got - wanted).mean(), (got @ wanted) / (wanted @ wanted)
+    if torch.allclose(got, wanted, **TOLERANCE):  # only its gradients differ
+        return ""
+    if torch.allclose(got, wanted + shift, **TOLERANCE):
+        return f" Everywhere yours is {shift:+.4g} off: a term too many, or missing?"
+    if torch.allclose(got, factor * wanted, **TOLERANCE):
+        if abs(factor + 1) < 1e-3:
+            return " Everywhere the sign is turned round."
+        return f" Everywhere yours is {factor:.4g} times as large."
+    return ""
 
 
 def _find_mistake(
@@ -277,10 +341,3 @@ def _same(before: Any, after: Any) -> bool:
     if isinstance(before, tuple | list):
         return all(_same(a, b) for a, b in zip(before, after, strict=True))
     return True
-
-
-def _brief(values: Tensor) -> str:
-    flat = [f"{v:.4g}" for v in values.flatten()[:4].tolist()]
-    if values.ndim == 0:
-        return flat[0]
-    return f"[{', '.join(flat)}{', …' if values.numel() > 4 else ''}]"

@@ -7,6 +7,7 @@ import html
 from flowrl_lab.course.checking import load_solution
 from flowrl_lab.course.exercises import EXERCISES
 from flowrl_lab.course.pasting import pasteable_source
+from flowrl_lab.course.showing import markup_to_html, markup_to_text
 
 __all__ = ["Reveal", "hint_and_solution"]
 
@@ -25,12 +26,13 @@ class Reveal:
         self.hint, self.source, self.where = hint, source, where
 
     def __repr__(self) -> str:
-        return f"Hint: {self.hint}\nSolution: print(….source), or read {self.where}"
+        hint = markup_to_text(self.hint)
+        return f"Hint: {hint}\nSolution: print(….source), or read {self.where}"
 
     def _repr_html_(self) -> str:
         return (
-            f"<details><summary>Hint</summary><p>{html.escape(self.hint)}</p></details>"
-            "<details><summary>Solution: "
+            f"<details><summary>Hint</summary><p>{markup_to_html(self.hint)}</p>"
+            "</details><details><summary>Solution: "
             f"<code>{html.escape(self.where)}</code></summary>"
             f"<pre>{html.escape(self.source)}</pre></details>"
         )

@@ -291,7 +291,7 @@ def _differences_of_running(config: ExperimentConfig) -> list[Difference]:
             "run it several times",
         ),
         Difference(
-            "eval_every, eval_prompts, watch_prompt",
+            "eval_every, eval_prompts, eval_split, watch_prompt",
             f"exact, on {config.eval_prompts} held-out prompts, one of them watched "
             f"({config.watch_prompt or 'the first'})",
             f"every {config.eval_every} steps too, on samples of all of heldout.jsonl",

@@ -5,7 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["html_table", "markdown_table", "text_table"]
+__all__ = ["Table", "html_table", "markdown_table", "text_table"]
+
+
+class Table:
+    """A table that a notebook shows: numbers to the right, wide ones scroll.
+
+    Attributes:
+        caption: what it shows, in words.
+        rows: cells as text; the head is the first row.
+    """
+
+    def __init__(
+        self, caption: str, head: Sequence[str], rows: Iterable[Sequence[object]]
+    ):
+        self.caption = caption
+        self.rows = [[str(cell) for cell in row] for row in (head, *rows)]
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{text_table(self.rows)}"
+
+    def _repr_html_(self) -> str:
+        # JupyterLab, Colab and a code host each style tables; alignment is ours.
+        table = html_table(self.caption, self.rows[0], self.rows[1:])
+        table = table.replace("<caption>", f"<caption style='{LEFT};padding:.3em 0'>")
+        table = table.replace('<th scope="row">', f"<th scope='row' style='{LEFT}'>")
+        return f"<div style='{SCROLLED}'>{table}</div>"
+
+
+LEFT = "text-align:left;white-space:nowrap"
+SCROLLED = "overflow-x:auto;font-variant-numeric:tabular-nums"
 
 
 def text_table(rows: Iterable[Sequence[str]], *, numbers: bool = True) -> str:

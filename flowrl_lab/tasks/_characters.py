@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowrl_lab._validation import check_choice
 from flowrl_lab.tasks.base import Task
 from flowrl_lab.types import AnswerSet, PromptBatch
 
@@ -34,6 +35,10 @@ class CharacterTask(Task):
     def _split(self, heldout: bool) -> tuple[str, ...]:
         raise NotImplementedError
 
+    def _half(self, second: bool) -> tuple[str, ...]:
+        """Every other held-out prompt; together the halves are all of them."""
+        return self.prompts("heldout")[second::2]
+
     def _check_prompt(self, prompt: str) -> None:
         """ValueError, with a fix, for what is no prompt of this task."""
         raise NotImplementedError
@@ -43,13 +48,15 @@ class CharacterTask(Task):
         raise NotImplementedError
 
     def prompts(self, split: str) -> tuple[str, ...]:
-        """All prompts of ``"train"`` or ``"heldout"``, in a fixed shuffled order."""
-        if split not in ("train", "heldout"):
-            raise ValueError(
-                f"split is {split!r}; expected 'train' or 'heldout'. "
-                "Fix: choose one of the two."
-            )
-        return self._split(split == "heldout")
+        """The prompts of ``split``, in a fixed shuffled order.
+
+        ``"train"``, ``"heldout"``, or one of the two halves of the latter:
+        ``"validation"``, to choose settings on, and ``"test"``, to report.
+        """
+        check_choice("split", split, ("train", "heldout", "validation", "test"))
+        if split in ("train", "heldout"):
+            return self._split(split == "heldout")
+        return self._half(split == "test")
 
     @functools.cached_property
     def _positions(self) -> dict[str, int]:

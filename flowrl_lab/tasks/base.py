@@ -46,7 +46,11 @@ class Task(Protocol):
     characters: str = ""
 
     def prompts(self, split: str) -> tuple[str, ...]:
-        """All prompts of ``split``: ``"train"`` or ``"heldout"``."""
+        """All prompts of ``split``: ``"train"`` or ``"heldout"``.
+
+        Tasks on which settings are chosen cut the latter in two, ``"validation"`` and
+        ``"test"``; the others refuse these two.
+        """
 
     def render(self, prompt: str) -> str:
         """The prompt as a model reads it."""

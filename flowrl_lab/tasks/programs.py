@@ -230,10 +230,9 @@ def _is_heldout(meaning: Meaning) -> bool:
 
 
 @functools.cache
-def _split(heldout: bool) -> tuple[str, ...]:
+def _prompts_for(functions: tuple[Meaning, ...]) -> tuple[str, ...]:
     prompts = itertools.chain.from_iterable(
-        draw_prompts(meaning, PROMPTS_PER_FUNCTION)
-        for meaning in task_meanings(heldout)
+        draw_prompts(meaning, PROMPTS_PER_FUNCTION) for meaning in functions
     )
     # A fixed shuffle, so that the first k prompts are a fair sample of all.
     return tuple(sorted(prompts, key=lambda p: hashlib.sha256(p.encode()).hexdigest()))
@@ -274,7 +273,11 @@ class Programs(CharacterTask):
         return {"binary": 0.0, "graded": PLAUSIBLE_REWARD, "examples": 1.0}[self.reward]
 
     def _split(self, heldout: bool) -> tuple[str, ...]:
-        return _split(heldout)
+        return _prompts_for(task_meanings(heldout))
+
+    def _half(self, second: bool) -> tuple[str, ...]:
+        """Of every other held-out function: no function is in both halves."""
+        return _prompts_for(task_meanings(True)[second::2])
 
     def _check_prompt(self, prompt: str) -> None:
         parse_prompt(prompt)

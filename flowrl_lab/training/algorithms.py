@@ -311,6 +311,8 @@ def _dapo(batch: Batch, output: PolicyOutput, _log_z: None, algorithm: Algorithm
         rollout.num_generations,
         clip_low=algorithm.config.clip_low,
         clip_high=algorithm.config.clip_high,
+        ref_log_probs=rollout.ref_log_probs,
+        kl_coef=algorithm.config.kl_coef,
     )
     return LossParts(loss)
 
@@ -324,6 +326,8 @@ def _ppo(batch: Batch, output: PolicyOutput, _log_z: None, algorithm: Algorithm)
         rollout.completion_mask,
         clip_low=algorithm.config.clip_low,
         clip_high=algorithm.config.clip_high,
+        ref_log_probs=rollout.ref_log_probs,
+        kl_coef=algorithm.config.kl_coef,
         values=algorithm.modules["critic"](output.states),
         old_values=batch.old_values,
         returns=batch.returns,

@@ -33,6 +33,7 @@ CHOICES = {
     "log_z_features": ("last", "mean"),
     "dtype": ("auto", "float32", "float16", "bfloat16"),
     "prompt_format": ("plain", "chat"),
+    "eval_split": ("heldout", "validation", "test"),
     "on_bad_update": ("stop", "skip"),
 }
 WHOLE = {
@@ -98,14 +99,16 @@ class ExperimentConfig:
         log_z_features: prompt features of Z_φ: "last" prompt token, or "mean".
         clip_low: lower clip ε of importance ratios.
         clip_high: upper clip ε.
-        kl_coef: weight of the KL penalty to the reference (GRPO, REINFORCE++,
-            kl_reinforce).
+        kl_coef: weight of the KL penalty to the reference (all but the flow losses,
+            which have β for it).
         entropy_coef: weight of an entropy bonus, any algorithm.
         pass_k: k of the algorithm "pass_at_k".
         lora_rank: rank of the LoRA adapter.
         lora_alpha: its scale.
         eval_every: steps between exact evaluations.
-        eval_prompts: held-out prompts to evaluate on (fewer if there are fewer).
+        eval_prompts: prompts of that split to evaluate on (fewer if there are fewer).
+        eval_split: which prompts judge the run: "heldout", or one half of them,
+            "validation" (to choose settings on) or "test" (to report).
         watch_prompt: whose distribution the records carry; empty takes the first.
         device: "cpu", "cuda", "mps", or "auto".
         micro_batch: completions in one pass at most; 0 is all at once. It changes
@@ -149,6 +152,7 @@ class ExperimentConfig:
     lora_alpha: float = 32.0
     eval_every: int = 10
     eval_prompts: int = 32
+    eval_split: str = "heldout"
     watch_prompt: str = ""
     device: str = "cpu"
     model: str = "smollm2-135m"

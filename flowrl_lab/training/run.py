@@ -214,10 +214,10 @@ class Run:
 
     @property
     def referee(self) -> Referee:
-        """The exact judge on the run's held-out prompts, made on first use."""
+        """The exact judge on the run's prompts of ``eval_split``, made on first use."""
         if self._referee is None:
-            prompts = self.task.prompts("heldout")[: self.config.eval_prompts]
-            self._referee = self._make_referee(prompts)
+            prompts = self.task.prompts(self.config.eval_split)
+            self._referee = self._make_referee(prompts[: self.config.eval_prompts])
         return self._referee
 
     def _make_referee(self, prompts: Sequence[str]) -> Referee:
@@ -231,7 +231,8 @@ class Run:
 
     def _watch(self) -> Snapshot:
         """The watched prompt's distribution; it is judged only if it is held out."""
-        prompt = self.config.watch_prompt or self.task.prompts("heldout")[0]
+        judged = self.task.prompts(self.config.eval_split)
+        prompt = self.config.watch_prompt or judged[0]
         if prompt in self.referee.answers:
             return self.referee.snapshot(prompt)
         if self._watcher is None:

@@ -16,6 +16,9 @@ import nbformat
 import pytest
 from notebook_copies import write_copies
 
+from flowrl_lab.course import EXERCISES
+from flowrl_lab.course.checking import load_solution
+
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -39,10 +42,14 @@ def run_exercises(path: Path, write: Callable) -> dict[str, str]:
         mark = cell.metadata.get("flowrl", {})
         if "exercise" in mark:
             learners = write(cell)
-            names[learners.__name__] = learners
+            name = learners.__name__
+            names[name] = learners
         elif cell.source.startswith("check("):
-            result = eval(cell.source, names)
+            call, _, rest = cell.source.partition("\n")
+            result = eval(call, names)
             verdicts[result.name] = f"{result.status} {result.mistake}".strip()
+            exec(rest, names)  # use: the library's takes over
+            assert not rest or names[name] is load_solution(EXERCISES[result.name])
         elif cell.source.startswith("hint_and_solution("):
             assert eval(cell.source, names).hint
         else:

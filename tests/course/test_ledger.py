@@ -269,7 +269,8 @@ def test_checks_record_verdicts_and_the_mistakes_name(own):
         raise NotImplementedError
 
     exercise = EXERCISES["kl_divergence"]
-    for function in (stub, exercise.mistakes[0].wrong, load_solution(exercise)):
+    solution = load_solution(exercise)
+    for function in (stub, exercise.mistakes[0].wrong, lambda *a: solution(*a)):
         check("kl_divergence", function)
     check("no_such_exercise", torch.add)
     check("kl_divergence", torch.add, exercises={})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -180,7 +181,8 @@ def test_conda_users_get_the_same():
     python, pip, from_pip = environment["dependencies"]
     assert python == f"python{PROJECT['requires-python']}"
     assert pip == "pip"
-    (line,) = from_pip["pip"]
+    torch, line = from_pip["pip"]
+    assert torch == f"--extra-index-url {load_launcher().TORCH_CPU_INDEX}"
     match = re.fullmatch(r"-e \.\[(.+)\]", line)
     assert match, line
     assert set(match[1].split(",")) == set(load_launcher().EXTRAS["test"])
@@ -225,6 +227,47 @@ def test_everything_that_may_be_left_behind_is_ignored():
         assert result.returncode == 0, name
 
 
+def test_the_public_workflow_runs_what_ci_runs():
+    """It cannot run here, so it is held to `.ci/run` and to the launcher's command."""
+    text = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
+    job = yaml.safe_load(text)["jobs"]["test"]
+    matrix = job["strategy"]["matrix"]
+    assert {name.split("-")[0] for name in matrix["system"]} == {
+        *("ubuntu", "macos", "windows")
+    }
+    lowest = SpecifierSet(PROJECT["requires-python"])
+    assert all(Version(python) in lowest for python in matrix["python"])
+    assert min(matrix["python"], key=Version) == "3.11"
+    commands = {step["if"]: step["run"] for step in job["steps"] if "run" in step}
+    assert commands["runner.os == 'Linux'"] == "bash .ci/run"
+    elsewhere = commands["runner.os != 'Linux'"].removeprefix("python")
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert elsewhere.strip() in ci
+
+
+def test_containers_set_up_with_the_launcher():
+    docker = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    steps = [line.split(maxsplit=1) for line in docker.splitlines() if line.strip()]
+    assert ["RUN", "python3 lab.py setup"] in steps
+    assert docker.index("USER student") < docker.index("lab.py setup\n")
+    (first,) = re.findall(r"/lab/tree/(\S+\.ipynb)", docker)
+    assert (ROOT / "notebooks" / first).exists(), first
+    (image,) = [step[1] for step in steps if step[0] == "FROM"]
+    assert Version(image.split(":")[1].split("-")[0]) in SpecifierSet(
+        PROJECT["requires-python"]
+    )
+    dev = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    assert dev["postCreateCommand"] == "python3 lab.py setup"
+
+
+def test_the_citation_names_this_version():
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cff["version"] == PROJECT["version"]
+    assert cff["license"] == PROJECT["license"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {PROJECT['version']}" in changes
+
+
 def test_the_command_of_the_package_exists():
     module, _, function = PROJECT["scripts"]["flowrl-lab"].partition(":")
     source = (ROOT / (module.replace(".", "/") + ".py")).read_text()
@@ -232,10 +275,28 @@ def test_the_command_of_the_package_exists():
     assert function in names
 
 
+PAGES = ("*.md", "docs/*.md", "benchmarks/*.md", "data/*/*.md", ".github/*.md")
+
+
+@pytest.mark.parametrize(
+    "page",
+    sorted(page for pattern in PAGES for page in ROOT.glob(pattern)),
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_the_links_of_a_page_lead_to_files(page):
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_readme_is_short_enough_to_be_read():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+
+
 def test_the_readme_names_files_that_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
-    assert links
+    links = []
     tree = text.partition("## Where things are")[2].split("```")[1]
     for line in tree.strip().splitlines():
         indent = len(line) - len(line.lstrip())

@@ -119,6 +119,21 @@ def test_links_become_words_and_the_glossary_comes_along(exported):
         assert "### effective number" in cells[-1].source
 
 
+def test_drawings_travel_inside_the_text(tmp_path, wheel, monkeypatch):
+    monkeypatch.setattr(
+        "flowrl_lab.integrations.colab.export.build_wheel", lambda: wheel
+    )
+    (tmp_path / "drawings").mkdir()
+    (tmp_path / "drawings" / "a.svg").write_bytes(b"<svg/>")
+    text = "![one](drawings/a.svg) and ![two](drawings/gone.svg)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    out = export_notebook(tmp_path / "a.ipynb", tmp_path / "out" / "a.ipynb")
+    data = base64.b64encode(b"<svg/>").decode()
+    wanted = f"![one](data:image/svg+xml;base64,{data}) and two"
+    assert nbformat.read(out, as_version=4).cells[1].source == wanted
+
+
 @pytest.mark.bad_input
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(
     tmp_path, capsys

@@ -29,11 +29,10 @@ def add_solutions(notebook: nbformat.NotebookNode) -> int:
         exercise = cell.metadata.get("flowrl", {}).get("exercise", exercise)
         if exercise and cell.source.startswith(f'check("{exercise}",'):
             count += 1
+            solution = hint_and_solution(exercise).source
             cells += [
                 _demand(cell.source, "not attempted", f"left-alone-{count}"),
-                new_code_cell(
-                    hint_and_solution(exercise).source, id=f"solution-{count}"
-                ),
+                new_code_cell(solution, id=f"solution-{count}"),
                 _demand(cell.source, "passed", f"solved-{count}"),
             ]
     notebook.cells = cells
@@ -41,7 +40,9 @@ def add_solutions(notebook: nbformat.NotebookNode) -> int:
 
 
 def _demand(check: str, status: str, name: str) -> nbformat.NotebookNode:
-    source = f"verdict = {check}\nassert verdict.status == {status!r}, verdict"
+    """The cell once more, its verdict held; what follows runs on with that function."""
+    call, _, rest = check.partition("\n")
+    source = f"verdict = {call}\nassert verdict.status == {status!r}, verdict\n{rest}"
     return new_code_cell(source, id=name)
 
 

@@ -26,7 +26,8 @@ __all__ = ["export_notebook", "git_badge", "select_data"]
 
 ROOT = Path(__file__).resolve().parents[3]
 EXTRAS = ("lm", "metrics", "notebooks")
-LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+LINK = re.compile(r"!?\[([^\]]+)\]\(([^)\s]+)\)")
+DRAWING = re.compile(r"(?<=\]\()[\w./-]+\.svg(?=\))")
 TITLE = "#@title Set up flowrl_lab: run this cell first"
 # Words in a notebook that stand for data which it does not name.
 WORDS_FOR = {"explorer": ("RunScrubber", "run_scrubber", "landscape_runs")}
@@ -69,6 +70,7 @@ def export_notebook(
         digest = hashlib.sha256(payload).hexdigest()
         text = base64.b85encode(payload).decode()
         ending = f"PAYLOAD = {text!r}\nbring = lambda: unpack(PAYLOAD, {digest!r})"
+    _inline_drawings(notebook, path.parent)
     _inline_links(notebook)
     notebook.cells.insert(0, _first_cell(ending))
     notebook.metadata["accelerator"] = "GPU"  # Colab then offers one
@@ -199,6 +201,21 @@ def _pack(wheel: tuple[str, bytes], files: list[Path]) -> bytes:
 
 
 # ------------------------------------------------------------------------- links
+
+
+def _inline_drawings(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Drawings beside the notebook travel inside its text."""
+
+    def inline(match: re.Match) -> str:
+        path = folder / match[0]
+        if not path.is_file():
+            return match[0]  # a link to nothing becomes words below
+        data = base64.b64encode(path.read_bytes()).decode()
+        return f"data:image/svg+xml;base64,{data}"
+
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = DRAWING.sub(inline, cell.source)
 
 
 def _inline_links(notebook: nbformat.NotebookNode) -> None:

@@ -1,0 +1,227 @@
+"""What the protocol's runs say: tables, tests, and accuracy against variety."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flowrl_lab.measuring.protocol import CellKey, Chosen, Curve, Protocol, choose
+from flowrl_lab.measuring.tables import Spread
+from flowrl_lab.plots.tabulate import text_table
+
+__all__ = [
+    "Moment",
+    "Test",
+    "correct_by_holm",
+    "moments",
+    "planned_tests",
+    "protocol_table",
+    "spread_of",
+    "untrained",
+    "welch_p",
+]
+
+TABLE = {
+    "accuracy": ("accuracy", 3),
+    "effective_answers": ("effective answers", 1),
+    "pass@64": ("pass@64", 3),
+    "kl_target_policy": ("KL(p*‖π)", 2),
+    "kl_policy_target": ("KL(π‖p*), of right answers", 2),
+}
+
+
+def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p of Welch's test: how likely so large a difference is by chance.
+
+    Two samples without any spread: 1 if they are equal, else 0.
+    """
+    from scipy.stats import ttest_ind
+
+    if min(len(first), len(second)) < 2:
+        raise ValueError(
+            f"got {len(first)} and {len(second)} values; expected two or more each. "
+            "Fix: compare cells with several seeds."
+        )
+    if len({*first}) == len({*second}) == 1:
+        return 1.0 if first[0] == second[0] else 0.0
+    return float(ttest_ind(first, second, equal_var=False).pvalue)
+
+
+def correct_by_holm(ps: Sequence[float]) -> list[float]:
+    """Holm's corrected p of each of several tests, in their order.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
+    """
+    corrected, worst = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        worst = max(worst, min(1.0, (len(ps) - rank) * ps[place]))
+        corrected[place] = worst
+    return corrected
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A cell of the report at one step: a value of each seed.
+
+    Attributes:
+        cell, step: where.
+        curves: the runs, seeds in rising order.
+    """
+
+    cell: CellKey
+    step: int
+    curves: tuple[Curve, ...]
+
+    def values(self, figure: str) -> list[float]:
+        """The figure of each seed."""
+        return [curve.at(figure, self.step) for curve in self.curves]
+
+
+def spread_of(moment: Moment, figure: str) -> Spread:
+    """Mean and sample standard deviation over seeds."""
+    values = moment.values(figure)
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return Spread(statistics.fmean(values), deviation, len(values))
+
+
+def moments(
+    protocol: Protocol, curves: Iterable[Curve], when: str
+) -> dict[CellKey, Moment]:
+    """The complete cells of one task's report, at ``when``: "chosen" or "end".
+
+    A cell that lacks a seed, or whose family's search is incomplete, is left out.
+    """
+    curves = list(curves)
+    chosen = choose(protocol, curves)
+    found = {}
+    for cell, runs in _complete(protocol, curves).items():
+        choice = chosen.get((runs[0].task, cell.family))
+        if choice is not None:
+            step = choice.step if when == "chosen" else runs[0].steps[-1]
+            found[cell] = Moment(cell, step, tuple(runs))
+    return found
+
+
+def _complete(
+    protocol: Protocol, curves: Sequence[Curve]
+) -> dict[CellKey, list[Curve]]:
+    """Cells of the report that have every seed, in the protocol's order."""
+    wanted, found = sorted(protocol.report["seeds"]), {}
+    for family in protocol.families:
+        for cell in protocol.cells(family):
+            runs = [c for c in curves if c.part == "report" and c.cell == cell]
+            runs.sort(key=lambda run: run.seed)
+            if [run.seed for run in runs] == wanted:
+                found[cell] = runs
+    return found
+
+
+def untrained(curves: Iterable[Curve]) -> dict[str, float]:
+    """The figures before training, which all runs on a split share."""
+    first = next(curve for curve in curves if curve.part == "report")
+    return {name: values[0] for name, values in first.figures.items()}
+
+
+@dataclass(frozen=True)
+class Test:
+    """One planned comparison, two-sided.
+
+    Attributes:
+        first, second: what is compared; ``second`` is "untrained" or a cell.
+        figure: on which figure.
+        when: "chosen" or "end".
+        difference: mean of the first minus that of the second.
+        p: uncorrected.
+        p_holm: corrected with all planned tests of its kind.
+    """
+
+    first: str
+    second: str
+    figure: str
+    when: str
+    difference: float
+    p: float
+    p_holm: float = math.nan
+
+    __test__ = False  # no test of pytest's
+
+
+def planned_tests(protocol: Protocol, curves: Iterable[Curve]) -> list[Test]:
+    """The tests that PROTOCOL.md names, on one task's runs, corrected.
+
+    Raises:
+        ValueError: a cell that is to be compared is incomplete: the correction
+            counts all tests, so they are made together or not at all.
+    """
+    curves, plan, found = list(curves), protocol.comparisons, []
+    for when in plan["moments"]:
+        cells = {str(k): m for k, m in moments(protocol, curves, when).items()}
+        missing = {name for pair in plan["pairs"] for name in pair} - set(cells)
+        if missing:
+            raise ValueError(
+                f"the cells {sorted(missing)} are incomplete, so the planned tests "
+                "cannot be made. Fix: finish the protocol's runs."
+            )
+        found += [
+            _compare(cells[a], cells[b], figure, when)
+            for a, b in plan["pairs"]
+            for figure in plan["figures"]
+        ]
+    return _corrected(found)
+
+
+def _compare(first: Moment, second: Moment, figure: str, when: str) -> Test:
+    a, b = first.values(figure), second.values(figure)
+    difference = statistics.fmean(a) - statistics.fmean(b)
+    if figure == "effective_answers":  # a factor, not a difference
+        a, b = ([math.log(value) for value in values] for values in (a, b))
+    p = welch_p(a, b)
+    return Test(str(first.cell), str(second.cell), figure, when, difference, p)
+
+
+def _corrected(tests: list[Test]) -> list[Test]:
+    from dataclasses import replace
+
+    corrected = correct_by_holm([test.p for test in tests])
+    return [replace(t, p_holm=p) for t, p in zip(tests, corrected, strict=True)]
+
+
+def protocol_table(protocol: Protocol, curves: Sequence[Curve]) -> str:
+    """One task's complete cells at both moments, the untrained model first.
+
+    Below it: what is incomplete, by name.
+    """
+    if not any(curve.part == "report" for curve in curves):
+        done = len(curves)
+        return f"{done} runs of the search; no cell of the report is complete yet"
+    rows = [["", "rate", "step", *(heading for heading, _ in TABLE.values())]]
+    start = untrained(curves)
+    rows.append(
+        ["untrained", "", "0", *(f"{start[k]:.{d}f}" for k, (_, d) in TABLE.items())]
+    )
+    chosen = choose(protocol, curves)
+    for when in ("chosen", "end"):
+        rows += [
+            _row(moment, chosen) for moment in moments(protocol, curves, when).values()
+        ]
+    return "\n".join([text_table(rows), *_incomplete(protocol, curves)])
+
+
+def _row(moment: Moment, chosen: Mapping[tuple[str, str], Chosen]) -> list[str]:
+    rate = chosen[moment.curves[0].task, moment.cell.family].learning_rate
+    spreads = [(spread_of(moment, key), digits) for key, (_, digits) in TABLE.items()]
+    cells = [f"{s.mean:.{d}f} ± {s.deviation:.{d}f}" for s, d in spreads]
+    return [str(moment.cell), f"{rate:g}", str(moment.step), *cells]
+
+
+def _incomplete(protocol: Protocol, curves: Sequence[Curve]) -> list[str]:
+    complete = moments(protocol, curves, "end")
+    missing = [
+        str(cell)
+        for family in protocol.families
+        for cell in protocol.cells(family)
+        if cell not in complete
+    ]
+    return [f"incomplete, not shown: {', '.join(missing)}"] if missing else []

@@ -1,0 +1,81 @@
+"""The drawings are what their code makes, and can be read in both themes."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nbformat
+import pytest
+from colours import contrast
+
+from drawings.__main__ import DRAWINGS, FOLDER
+from drawings.machine import CHAPTERS
+from drawings.sheet import COLORS, PAPER, WIDTH, Sheet
+
+EMBEDDED = re.compile(r"!\[([^\]]*)\]\(drawings/(\w+)\.svg\)")
+NOTEBOOKS = sorted(FOLDER.parent.glob("*.ipynb"))
+
+
+def embedded(path: Path) -> list[tuple[str, str]]:
+    """(alt text, name) of the drawings in a notebook's text."""
+    cells = nbformat.read(path, as_version=4).cells
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
+    return EMBEDDED.findall("\n".join(texts))
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_the_file_is_what_the_code_makes(name):
+    kept = (FOLDER / f"{name}.svg").read_text(encoding="utf-8")
+    assert kept == DRAWINGS[name]().svg(), "run: python -m drawings"
+
+
+def test_no_file_is_left_over():
+    assert {path.stem for path in FOLDER.iterdir()} == set(DRAWINGS)
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_drawing_says_itself_in_words_and_large_enough(name):
+    root = ElementTree.fromstring((FOLDER / f"{name}.svg").read_text("utf-8"))
+    assert root.get("viewBox").split()[2] == str(WIDTH)
+    assert len(root.get("aria-label")) > 60
+    sizes = [int(node.get("font-size", "15")) for node in root.iter()]
+    assert min(sizes) >= 14  # 12 pixels where a page leaves it 600
+
+
+def test_words_stand_out_on_paper_and_on_every_tint_of_their_own():
+    for theme, (words, other) in product((0, 1), product(COLORS, COLORS)):
+        text = COLORS[words][theme][0]
+        assert contrast(text, PAPER[theme][0]) >= 4.5, (words, theme)
+        if words in (other, "ink"):
+            tint = COLORS[other][theme][1]
+            assert contrast(text, tint) >= 4.5, (words, other, theme)
+
+
+def test_a_sheet_escapes_what_is_written_on_it():
+    sheet = Sheet(50, "t", 'a "b" <c> & d')
+    sheet.text(10, 20, [("x < 1", "blue"), " & y"])
+    root = ElementTree.fromstring(sheet.svg())
+    assert root.get("aria-label") == 'a "b" <c> & d'
+    assert "".join(root.itertext()).endswith("x < 1 & y\n")
+
+
+def test_the_course_shows_its_drawings_with_words_for_who_cannot_see_them():
+    shown = [found for path in NOTEBOOKS for found in embedded(path)]
+    for alt, name in shown:
+        assert len(alt) > 20, name
+        assert name in DRAWINGS
+
+
+def test_the_map_shows_the_notebooks_in_their_order():
+    words = {n: word for _, books in CHAPTERS.values() for n, word in books.items()}
+    stems = {
+        int(path.name[:2]): path.stem for path in NOTEBOOKS if path.name[:2] != "00"
+    }
+    assert words.keys() == stems.keys()
+    topics = {"target": "reward", "log Z": "partition", "the loss": "loss"}
+    for number, word in words.items():
+        topic = topics.get(word, word.split()[-1].rstrip("s").lower())
+        assert topic in stems[number], (number, word)
