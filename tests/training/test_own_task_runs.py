@@ -77,7 +77,7 @@ def test_the_call_of_the_page_trains_both_live():
 
 def test_the_page_says_what_runs(monkeypatch, tmp_path, capsys):
     """Each block of the page, on a tiny model; the first is the whole call."""
-    text = (ROOT / "notebooks" / "your_own_task.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "your_own_task.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     assert len([line for line in blocks[0].splitlines() if line.strip()]) <= 15
     small = {"model": model_folder(), "lora_rank": 2, "steps": 1}
@@ -110,7 +110,6 @@ def test_train_and_race_take_the_task_beside_the_config():
     assert run.config.task == "test_own_task_runs:TASK"
     assert next(run).step == 0
     assert run.fork(steps=2).config.task == run.config.task
-    assert run.fork(task="landscape", policy="auto").task.name == "landscape"
 
 
 # ------------------------------------------------------------------- measured groups
@@ -188,8 +187,8 @@ def test_a_saved_run_finds_its_task_again(tmp_path, monkeypatch):
     for _ in range(3):
         next(run)
     run.save(tmp_path / "run")
-    rest = [record.reward for record in run]
     again = load_for_evaluation(tmp_path / "run")
+    rest = [record.reward for record in run]
     assert again.config.task == "test_own_task_runs:TASK"
     assert again._floor == run.records[0].floor
     assert [record.reward for record in again] == rest
