@@ -287,7 +287,7 @@ def cells_trace(panel: CellsPanel, box: Box) -> dict:
     names = [escape(label) for label in panel.labels] + [""] * empty
     levels = np.append(panel.levels, np.full(empty, np.nan))
     probs = np.append(panel.probs, np.full(empty, np.nan))
-    gap = 2 if columns <= 16 else 0.5
+    gap = panel.gap(columns)
     return {
         "type": "heatmap",
         "name": panel.run,

@@ -8,6 +8,7 @@ draws the same ones without any library.  Nothing here imports a plotting packag
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -182,7 +183,8 @@ class CellsPanel:
     """A distribution over answers: one cell an answer, lit by its probability.
 
     ``style`` is None for the target.  ``labels`` and ``probs`` have one entry for
-    each cell; a cell may stand for several answers where there are very many.
+    each cell; a cell may stand for several answers where there are very many.  In a
+    ``picture`` the cells are the pixels of a square, row by row.
     """
 
     title: str
@@ -192,6 +194,11 @@ class CellsPanel:
     probs: np.ndarray
     floor: float
     note: str
+    picture: bool = False
+
+    def gap(self, columns: int) -> float:
+        """Pixels between two cells: none where thousands of lines would be a mesh."""
+        return 0.0 if self.picture else 2.0 if columns <= 16 else 0.5
 
     @property
     def levels(self) -> np.ndarray:
@@ -201,6 +208,8 @@ class CellsPanel:
     def grid(self, width: float, height: float) -> tuple[int, int]:
         """Rows and columns that make the cells of a ``width``×``height`` box square."""
         count = max(1, len(self.probs))
+        if self.picture:
+            return math.isqrt(count), math.isqrt(count)
         columns = min(count, max(1, round(np.sqrt(count * width / height))))
         return -(-count // columns), columns
 

@@ -270,7 +270,7 @@ def draw_cells(panel: CellsPanel, box: Box) -> str:
     rows, columns = panel.grid(box.width, box.height)
     wide, high = box.width / columns, box.height / rows
     lights = (panel.levels - math.log10(panel.floor)) / -math.log10(panel.floor)
-    gap = 2 if columns <= 16 else 0.5
+    gap = panel.gap(columns)
     cell = f"h{num(wide - gap)}v{num(high - gap)}h-{num(wide - gap)}z"
     corners = [
         f"M{num(box.left + (i % columns) * wide)} {num(box.top + i // columns * high)}"
@@ -289,8 +289,10 @@ def draw_cells(panel: CellsPanel, box: Box) -> str:
     buckets: dict[int, list[str]] = {}
     for corner, light in zip(corners, lights, strict=True):
         buckets.setdefault(round(light * COLOUR_LEVELS), []).append(corner + cell)
+    # crisp edges: without them hairlines shine through between touching cells
+    crisp = "" if gap else ' shape-rendering="crispEdges"'
     parts += [
-        f'<path d="{"".join(paths)}" fill="{viridis(level / COLOUR_LEVELS)}"/>'
+        f'<path d="{"".join(paths)}" fill="{viridis(level / COLOUR_LEVELS)}"{crisp}/>'
         for level, paths in buckets.items()
     ]
     return "".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -468,15 +469,29 @@ def test_questions_are_checked():
     assert sum(map(QUESTIONS["A prime number"], range(1, 100))) == 25
 
 
+class Bare:
+    """What a task must have, and nothing else; it inherits nothing."""
+
+    name, stop, max_completion_tokens = "bare", ("END",), 12
+
+    def prompts(self, _split):
+        return ("say a:",)
+
+    def score(self, _prompt, completion):
+        return Scored(float(completion == "a"), completion == "a", "", {})
+
+
+def test_a_task_needs_no_more_than_has_no_default():
+    task = TokenizedTask(Bare(), build_tokenizer(), vocab_size=300, context=100)
+    assert task.reward_scale is None and not task.has_referee
+    assert task.task.render("say a:") == "say a:"
+    assert copy.deepcopy(task.task).score("say a:", "a").reward == 1.0
+
+
 @pytest.mark.bad_input
-def test_a_task_that_declares_nothing_is_told_what_to_inherit():
-    class Bare:
-        name, stop, max_completion_tokens = "bare", ("END",), 12
+def test_a_task_is_told_what_it_lacks():
+    class Less(Bare):
+        score = property()  # as if there were none
 
-        def prompts(self, _split):
-            return ("say a:",)
-
-    with pytest.raises(
-        ValueError, match=r"lacks .*render.*Fix: class Bare\(TextTask\)"
-    ):
-        TokenizedTask(Bare(), build_tokenizer(), vocab_size=300, context=100)
+    with pytest.raises(ValueError, match=r"\(Less\) lacks score.*Fix: add score to"):
+        TokenizedTask(Less(), build_tokenizer(), vocab_size=300, context=100)
