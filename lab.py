@@ -518,11 +518,7 @@ def write_workspace(folder):
     workspaces.mkdir(parents=True, exist_ok=True)
     path = workspaces / WORKSPACE_FILE
     if not path.exists():
-        left = {"collapsed": False, "visible": True, "current": "table-of-contents"}
-        layout = {"left": left, "relativeSizes": [0.27, 0.73, 0.0]}
-        data = {"data": {"layout-restorer:data": layout}}
-        text = json.dumps({**data, "metadata": {"id": "default"}})
-        path.write_text(text, encoding="utf-8")
+        shutil.copyfile(ROOT / ".jupyter" / "workspace.json", path)
     return workspaces
 
 
