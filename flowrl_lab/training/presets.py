@@ -142,7 +142,7 @@ _OWN = {
         "num_generations": 16,
         "learning_rate": 2e-4,
         "lr_schedule": "linear",
-        "log_z_learning_rate": 1e-2,
+        "log_z_learning_rate": 3e-3,
         "log_z_start": "batch",
         "reward_scale": 6.0,
         "on_bad_update": "skip",

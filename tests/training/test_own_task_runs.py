@@ -75,6 +75,9 @@ def test_the_call_of_the_page_trains_both_live():
     assert low <= panels["sampled/idle"].marks[0][1] <= high
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings.*")
 def test_the_page_says_what_runs(monkeypatch, tmp_path, capsys):
     """Each block of the page, on a tiny model; the first is the whole call."""
     text = (ROOT / "docs" / "your_own_task.md").read_text(encoding="utf-8")
