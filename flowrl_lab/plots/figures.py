@@ -294,6 +294,8 @@ def cells_trace(panel: CellsPanel, box: Box) -> dict:
         # nested lists: a two-dimensional NaN has no place in a widget's message
         "z": to_plain(levels.reshape(rows, columns)),
         "text": np.array(names, dtype=object).reshape(rows, columns),
+        # plotly picks black or white, whichever is read better on the cell's colour
+        "texttemplate": "%{text}" if panel.names_fit(box.width, box.height) else "",
         "customdata": to_plain(probs.reshape(rows, columns)),
         "coloraxis": "coloraxis",
         "xgap": gap,

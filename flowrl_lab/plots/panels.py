@@ -213,6 +213,12 @@ class CellsPanel:
         columns = min(count, max(1, round(np.sqrt(count * width / height))))
         return -(-count // columns), columns
 
+    def names_fit(self, width: float, height: float) -> bool:
+        """Whether every answer can be written into its cell."""
+        rows, columns = self.grid(width, height)
+        letters = max(map(len, self.labels), default=0)
+        return width / columns >= 7 * letters + 8 and height / rows >= 18
+
 
 @dataclass(frozen=True)
 class Page:

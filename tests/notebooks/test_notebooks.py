@@ -40,7 +40,6 @@ MIN_EXERCISES = 3
 OLD_EXERCISES = {
     "04_token_log_probs",
     "05_reward_maximisers",
-    "09_lora_llm",
 }
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
