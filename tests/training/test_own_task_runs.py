@@ -15,7 +15,10 @@ from llm_models import model_folder
 import flowrl_lab
 from flowrl_lab import LivePlot, data_path, preset, race, text_task, train
 from flowrl_lab.integrations.adapters import export_adapter
+from flowrl_lab.integrations.task_scores import load_scorer
 from flowrl_lab.integrations.trackers import numbers_of
+from flowrl_lab.integrations.trl_task import task_for_trl
+from flowrl_lab.integrations.verl import export_verl
 from flowrl_lab.measuring.judged import evaluate_run, load_for_evaluation
 from flowrl_lab.metrics import GROUP_MEASURES
 from flowrl_lab.tasks.text import RewardError
@@ -260,3 +263,43 @@ def test_a_module_may_hold_several_tasks(monkeypatch):
     chosen = config("two_tasks:second", steps=1)
     assert chosen.task == config(module.second).task == "two_tasks:second"
     assert Run(chosen).task.prompts("train") == tuple(PROMPTS[1:])
+
+
+# --------------------------------------------------------------------- other engines
+
+
+def test_verl_gets_the_task_by_its_import_path(tmp_path):
+    export_verl(config(), tmp_path / "verl")
+    reward = (tmp_path / "verl" / "reward.py").read_text(encoding="utf-8")
+    assert "load_scorer('test_own_task_runs:TASK'" in reward
+    rows = (tmp_path / "verl" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(row)["prompt"][0]["content"] for row in rows] == PROMPTS
+    compute_score = load_scorer("test_own_task_runs:TASK")
+    assert compute_score("digits", "7\nand more", PROMPTS[0]) == 1.0
+    assert compute_score("digits", "x7", PROMPTS[0]) == 0.0
+    nowhere = text_task(PROMPTS, digits, max_completion_tokens=4)
+    with pytest.raises(ValueError, match=r"'__main__:digits' was made in a notebook"):
+        export_verl(config(nowhere), tmp_path / "other")
+
+
+def test_trl_gets_messages_columns_and_the_same_reward():
+    messages = [{"role": "user", "content": "A number:"}]
+
+    def right(completions, completion_ids, wanted, **_more):
+        texts = [one[0]["content"] for one in completions]
+        assert len(completion_ids) == len(texts)
+        return [float(t == w) for t, w in zip(texts, wanted, strict=True)]
+
+    rows = [{"prompt": messages, "wanted": "7"}]
+    task = text_task(rows, right, stop="\n", max_completion_tokens=4)
+    parts = task_for_trl(task, tokenizer=object())
+    (row,) = parts["train_dataset"]
+    assert row["prompt"] == messages
+    given = [[{"role": "assistant", "content": "7\nmore"}], [{"content": "8"}]]
+    found = parts["reward_funcs"](
+        prompts=[messages] * 2,
+        completions=given,
+        completion_ids=[[1, 2], [3]],
+        task_prompt=[row["task_prompt"]] * 2,
+    )
+    assert found == [1.0, 0.0]
