@@ -8,6 +8,7 @@ else is done.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import warnings
 from collections.abc import Collection
@@ -184,6 +185,11 @@ def _find(name: str) -> tuple[str, str, str]:
         raise ValueError(
             f"model is {name!r}, and there is no such folder. Fix: name a folder with "
             f"a model, {WHEEL_NAME!r}, or a model of the hub (owner/name)."
+        )
+    if "/" not in name and difflib.get_close_matches(name.lower(), [WHEEL_NAME]):
+        raise ValueError(
+            f"model is {name!r}, which is no folder and no owner/name of the hub. Fix: "
+            f"did you mean {WHEEL_NAME!r}?"
         )
     return name, HUB, name
 

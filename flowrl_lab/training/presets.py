@@ -10,7 +10,9 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+from flowrl_lab.tasks.own import place_of
 from flowrl_lab.tasks.real import TEXT_TASKS
+from flowrl_lab.tasks.text import TextTask
 from flowrl_lab.training.config import ExperimentConfig
 
 __all__ = ["PRESETS", "VARIANTS", "preset"]
@@ -159,14 +161,32 @@ _TEXT = {
 # (gsm8k needs the path of its file, so it has no setting that works everywhere)
 PRESETS |= {name: _TEXT for name in TEXT_TASKS if name != "gsm8k"}
 
+# A task of your own, named by its import path: a start, for a small model on a CPU.
+_OWN = {
+    "all": {
+        "prompts_per_step": 4,
+        "num_generations": 16,
+        "learning_rate": 2e-4,
+        "lr_schedule": "linear",
+        "log_z_learning_rate": 3e-3,
+        "log_z_start": "batch",
+        "reward_scale": 6.0,
+        "on_bad_update": "skip",
+        "max_residual": 500.0,
+    },
+    "full": {"steps": 60, "eval_every": 5},
+    "quick": {"steps": 15, "eval_every": 5},
+    "kl_reinforce": {"kl_coef": 1 / 6},
+}
+
 
 def preset(
-    task: str, variant: str, *, budget: str = "full", **overrides: Any
+    task: str | TextTask, variant: str, *, budget: str = "full", **overrides: Any
 ) -> ExperimentConfig:
     """The recommended config of ``variant`` on ``task``.
 
     Args:
-        task: key of ``PRESETS``.
+        task: key of ``PRESETS``, or a task of your own, or its import path.
         variant: key of ``VARIANTS``: an algorithm, or "flowrl_paper".
         budget: "full", or "quick" (fewer steps; the effect still shows).
         overrides: settings to change on top.
@@ -174,10 +194,12 @@ def preset(
     Raises:
         ValueError: an unknown task, variant, budget or setting.
     """
-    _check("task", task, PRESETS)
+    task = task if isinstance(task, str) else place_of(task)
+    if ":" not in task:
+        _check("task", task, PRESETS)
     _check("variant", variant, VARIANTS)
     _check("budget", budget, ("full", "quick"))
-    table = PRESETS[task]
+    table = PRESETS.get(task, _OWN)
     settings = {
         "task": task,
         **table["all"],
