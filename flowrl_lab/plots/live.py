@@ -57,7 +57,10 @@ class LivePlot:
     figure is finished.
 
     Args:
-        metrics: fields of ``StepRecord`` or ``ExactReport``, or ``"pass@K"``.
+        metrics: fields of ``StepRecord`` or ``ExactReport``, or ``"pass@K"``; or what
+            a batch's groups show without a list of answers, ``"sampled/distinct"``
+            and others of ``metrics.GROUP_MEASURES``, beside the level that as many
+            samples of the untrained policy have.
         solution_map: draw each run's distribution over the watched prompt's
             answers beside the target.
         title: headline.
@@ -98,6 +101,7 @@ class LivePlot:
         self.width = width
         self.backend = choose_backend(backend)
         self.records: list[StepRecord] = []
+        self.interrupted = False  # by ■: then later cells may miss what they expect
         self._history = History(self.metrics)
         self._status = "waiting for the first step"
         self._canvas: _Canvas = _CANVASES[self.backend]()
@@ -143,6 +147,7 @@ class LivePlot:
         self._status = ending_text(self._history, seconds, kind)
         self._canvas.close(*self._drawing())
         if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.interrupted = True
             print(f"{self._status}: {len(self.records)} records kept in plot.records")
             return True
         return False

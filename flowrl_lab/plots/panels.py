@@ -8,6 +8,7 @@ draws the same ones without any library.  Nothing here imports a plotting packag
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.metrics import effective_number
+from flowrl_lab.metrics import GROUP_MEASURES, effective_number
 from flowrl_lab.plots.tabulate import text_table
 from flowrl_lab.types import ExactReport, Snapshot, StepRecord
 
@@ -106,11 +107,13 @@ TITLES = {
     "log_z_rmse": "error of log Z (RMS), nats",
     "num_prompts": "prompts evaluated",
 }
+TITLES |= {f"sampled/{name}": words for name, words in GROUP_MEASURES.items()}
 PASS_AT = re.compile(r"pass@([1-9]\d*)\Z")
 NOT_A_CURVE = {"run", "algorithm", "seed", "step", "steps", "exact", "snapshot"}
-NOT_A_CURVE |= {"samples", "parts", "note"}
+NOT_A_CURVE |= {"samples", "parts", "note", "sampled", "floor"}
 STEP_METRICS = tuple(f.name for f in fields(StepRecord) if f.name not in NOT_A_CURVE)
 EXACT_METRICS = tuple(f.name for f in fields(ExactReport) if f.name != "pass_at_k")
+SAMPLED_METRICS = tuple(f"sampled/{name}" for name in GROUP_MEASURES)
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,8 @@ class CellsPanel:
     """A distribution over answers: one cell an answer, lit by its probability.
 
     ``style`` is None for the target.  ``labels`` and ``probs`` have one entry for
-    each cell; a cell may stand for several answers where there are very many.
+    each cell; a cell may stand for several answers where there are very many.  In a
+    ``picture`` the cells are the pixels of a square, row by row.
     """
 
     title: str
@@ -190,6 +194,11 @@ class CellsPanel:
     probs: np.ndarray
     floor: float
     note: str
+    picture: bool = False
+
+    def gap(self, columns: int) -> float:
+        """Pixels between two cells: none where thousands of lines would be a mesh."""
+        return 0.0 if self.picture else 2.0 if columns <= 16 else 0.5
 
     @property
     def levels(self) -> np.ndarray:
@@ -199,8 +208,16 @@ class CellsPanel:
     def grid(self, width: float, height: float) -> tuple[int, int]:
         """Rows and columns that make the cells of a ``width``×``height`` box square."""
         count = max(1, len(self.probs))
+        if self.picture:
+            return math.isqrt(count), math.isqrt(count)
         columns = min(count, max(1, round(np.sqrt(count * width / height))))
         return -(-count // columns), columns
+
+    def names_fit(self, width: float, height: float) -> bool:
+        """Whether every answer can be written into its cell."""
+        rows, columns = self.grid(width, height)
+        letters = max(map(len, self.labels), default=0)
+        return width / columns >= 7 * letters + 8 and height / rows >= 18
 
 
 @dataclass(frozen=True)
@@ -219,7 +236,8 @@ def check_metrics(metrics: Sequence[str], *, solution_map: bool = False) -> tupl
     """Check metric names before anything is trained.
 
     Args:
-        metrics: fields of ``StepRecord`` or ``ExactReport``, or ``"pass@K"``.
+        metrics: fields of ``StepRecord`` or ``ExactReport``, ``"pass@K"``, or
+            ``"sampled/..."`` of ``metrics.GROUP_MEASURES``.
         solution_map: whether a map will be drawn; without one, at least one metric
             is needed.
 
@@ -236,7 +254,7 @@ def check_metrics(metrics: Sequence[str], *, solution_map: bool = False) -> tupl
             "a tuple of names",
             f"write metrics=({metrics!r},)",
         )
-    known = [*STEP_METRICS, *EXACT_METRICS]
+    known = [*STEP_METRICS, *EXACT_METRICS, *SAMPLED_METRICS]
     for name in metrics:
         if name in known or PASS_AT.match(str(name)):
             continue
@@ -268,6 +286,8 @@ def metric_value(record: StepRecord, metric: str) -> float | None:
     """A metric's value in a record; None where the record was not evaluated."""
     if metric in STEP_METRICS:
         return float(getattr(record, metric))
+    if metric in SAMPLED_METRICS:
+        return record.sampled.get(metric.partition("/")[2])
     if record.exact is None:
         return None
     match = PASS_AT.match(metric)
@@ -355,6 +375,7 @@ class History:
         self.runs: dict[str, str] = {}
         self.progress: dict[tuple[str, int], tuple[int, int, int]] = {}
         self.snapshots: dict[str, Snapshot] = {}
+        self.floors: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
         self.columns: dict[str, dict[tuple[str, int], tuple[list, list]]] = {
             metric: {} for metric in self.metrics
         }
@@ -371,8 +392,18 @@ class History:
             if value is not None:
                 steps.append(record.step)
                 values.append(value)
+        if record.floor:
+            self.floors[key] = record.floor
         if record.snapshot is not None:
             self.snapshots[record.run] = record.snapshot
+
+    def floor(self, metric: str) -> tuple[tuple[str, float], ...]:
+        """The level of a sampled measure before training, mean over the runs."""
+        name = metric.removeprefix("sampled/")
+        found = [f[name][0] for f in self.floors.values() if name in f]
+        if metric not in SAMPLED_METRICS or not found:
+            return ()
+        return (("untrained", float(np.mean(found))),)
 
     @classmethod
     def of(cls, records: Iterable[StepRecord], metrics: Sequence[str]) -> History:
@@ -409,6 +440,8 @@ def line_panel(
         series.append(Series(key[0], styles[key[0]], x[keep], y[keep]))
         values.append(y)
         end = max(end, history.progress[key][2], *steps[-1:])
+    marks = history.floor(metric)
+    values.append(np.array([height for _, height in marks]))
     return LinePanel(
         title=metric_title(metric) + (" (log axis)" if log_y else ""),
         metric=metric,
@@ -416,6 +449,7 @@ def line_panel(
         series=tuple(series),
         x_range=(-0.01 * end, 1.01 * end),
         y_range=curve_range(np.concatenate(values), log_y),
+        marks=marks,
     )
 
 

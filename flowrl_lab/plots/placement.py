@@ -27,6 +27,7 @@ WIDTH = 830.0  # fits a cell of JupyterLab on a 1280-pixel screen
 HEADER_LINE = 24
 CURVE_HEIGHT = 190.0
 STATES_HEIGHT = 150.0
+CELLS_HEIGHT, PICTURE_SIDE = 170.0, 320.0
 LABEL_GAP = 13
 MAX_END_LABELS = 8
 
@@ -117,12 +118,17 @@ def place_maps(page: Page, top: float, width: float) -> list[Box]:
     if not page.maps:
         return []
     cells = isinstance(page.maps[0], CellsPanel)
-    per_row = split_row(len(page.maps), 5 if cells else 4)
+    picture = cells and page.maps[0].picture
+    per_row = split_row(len(page.maps), 3 if picture else 5 if cells else 4)
     margins = (12.0, 12.0) if cells else (44.0, 10.0)
     spots = place_row(len(page.maps), per_row, width, margins)
-    height = min(spots[0][2], 170.0) if cells else STATES_HEIGHT
+    most = PICTURE_SIDE if picture else CELLS_HEIGHT
+    height = min(spots[0][2], most) if cells else STATES_HEIGHT
     slot = height + (64 if cells else 96)
-    return [Box(x, top + 44 + row * slot, w, height) for row, x, w in spots]
+    return [
+        Box(x, top + 44 + row * slot, height if picture else w, height)
+        for row, x, w in spots
+    ]
 
 
 def place_page(page: Page, *, width: int | float = WIDTH) -> Placement:

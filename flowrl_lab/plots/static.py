@@ -35,6 +35,7 @@ DASHES |= {"longdash": "13 5", "longdashdot": "13 4 2 4"}
 MARKERS_SHOWN = 8
 TITLED_CELLS = 128
 COLOUR_LEVELS = 32
+LIGHT_CELL = 0.45  # of the scale: from here on black is read better than white
 
 
 def viridis(fraction: float) -> str:
@@ -270,7 +271,7 @@ def draw_cells(panel: CellsPanel, box: Box) -> str:
     rows, columns = panel.grid(box.width, box.height)
     wide, high = box.width / columns, box.height / rows
     lights = (panel.levels - math.log10(panel.floor)) / -math.log10(panel.floor)
-    gap = 2 if columns <= 16 else 0.5
+    gap = panel.gap(columns)
     cell = f"h{num(wide - gap)}v{num(high - gap)}h-{num(wide - gap)}z"
     corners = [
         f"M{num(box.left + (i % columns) * wide)} {num(box.top + i // columns * high)}"
@@ -284,16 +285,36 @@ def draw_cells(panel: CellsPanel, box: Box) -> str:
                 corners, lights, panel.labels, panel.probs, strict=True
             )
         ]
-        return "".join(parts)
+        return "".join(parts) + draw_names(panel, lights, box)
     # many cells: one path for each of a few colours keeps the picture small
     buckets: dict[int, list[str]] = {}
     for corner, light in zip(corners, lights, strict=True):
         buckets.setdefault(round(light * COLOUR_LEVELS), []).append(corner + cell)
+    # crisp edges: without them hairlines shine through between touching cells
+    crisp = "" if gap else ' shape-rendering="crispEdges"'
     parts += [
-        f'<path d="{"".join(paths)}" fill="{viridis(level / COLOUR_LEVELS)}"/>'
+        f'<path d="{"".join(paths)}" fill="{viridis(level / COLOUR_LEVELS)}"{crisp}/>'
         for level, paths in buckets.items()
     ]
     return "".join(parts)
+
+
+def draw_names(panel: CellsPanel, lights: np.ndarray, box: Box) -> str:
+    """Each answer in its cell, black on bright ones; nothing where cells are small."""
+    if not panel.names_fit(box.width, box.height):
+        return ""
+    rows, columns = panel.grid(box.width, box.height)
+    wide, high = box.width / columns, box.height / rows
+    return "".join(
+        text(
+            box.left + (i % columns + 0.5) * wide - 1,
+            box.top + (i // columns + 0.5) * high + 3,
+            name,
+            anchor="middle",
+            color="#000" if lights[i] > LIGHT_CELL else "#fff",
+        )
+        for i, name in enumerate(panel.labels)
+    )
 
 
 def draw_scale(floor: float, box: Box) -> str:

@@ -101,6 +101,17 @@ def test_landscape_is_curves_over_the_target() -> None:
     assert isinstance(unnumbered.maps[0], CellsPanel)
 
 
+@pytest.mark.parametrize("short", [True, False])
+def test_answers_are_written_into_cells_that_have_room(short: bool) -> None:
+    records = make_race(size=25, landscape=short)  # "23", or "23*5<9 & 23"
+    figure = figure_from_records(records, solution_map=True)
+    cells = [trace for trace in figure["data"] if trace["type"] == "heatmap"]
+    assert {trace["texttemplate"] for trace in cells} == {"%{text}" if short else ""}
+    svg = svg_from_records(records, solution_map=True)
+    words = [e.text for e in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert words.count("23") == (len(cells) if short else 0)
+
+
 def test_seeds_share_a_colour_and_one_legend_entry() -> None:
     records = [make_record(i, seed=s) for s in (0, 1) for i in range(3)]
     figure = figure_from_records(records)
