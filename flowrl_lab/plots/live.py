@@ -12,12 +12,13 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from torch import Tensor
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.plots.figures import bundle_from_page, plotly_figure
+from flowrl_lab.plots.figures import THEME, bundle_from_page, plotly_figure
 from flowrl_lab.plots.panels import (
     ALWAYS_LOG,
     History,
@@ -68,6 +69,8 @@ class LivePlot:
         backend: ``"widget"`` (live, needs anywidget in the front end), ``"svg"``
             (live anywhere), ``"static"`` (one figure at the end), ``"auto"``.
         width: pixels.
+        picture: a task's ``picture``, if its answers are the pixels of one: the
+            solution map is then that picture.
 
     Raises:
         ValueError: for an unknown metric or back end, before anything is trained.
@@ -84,6 +87,7 @@ class LivePlot:
         max_rate_hz: int | float = 5.0,
         backend: str = "auto",
         width: int | float = WIDTH,
+        picture: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.metrics = check_metrics(metrics, solution_map=solution_map)
         if not max_rate_hz > 0:
@@ -96,6 +100,7 @@ class LivePlot:
         self.log_y = tuple(log_y)
         self.max_rate_hz = max_rate_hz
         self.width = width
+        self.picture = picture
         self.backend = choose_backend(backend)
         self.records: list[StepRecord] = []
         self._history = History(self.metrics)
@@ -156,6 +161,7 @@ class LivePlot:
             solution_map=self.solution_map,
             target_label=self.target_label,
             log_y=self.log_y,
+            picture=self.picture,
         )
 
     def bundle(self) -> dict:
@@ -263,7 +269,9 @@ class _WidgetCanvas(_SvgCanvas):
         from IPython.display import display
 
         figure = plotly_figure(page, placement)
-        self._widget = go.FigureWidget(figure)
+        # the style sheet stays in the page, for the finished figure too
+        kind = type("ThemedFigure", (go.FigureWidget,), {"_css": THEME})
+        self._widget = kind(figure)
         self._sent = figure
         self._handle = display(self._widget, display_id=True)
 
@@ -322,7 +330,7 @@ def move_data(widget, sent: dict, figure: dict) -> None:
     before, after = sent["layout"], figure["layout"]
     pairs = zip(before["annotations"], after["annotations"], strict=True)
     for number, (old, new) in enumerate(pairs):
-        for key in ("text", "y"):
+        for key in ("text", "x", "y"):
             if old[key] != new[key]:
                 widget.layout.annotations[number][key] = new[key]
     for name, axis in after.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -42,6 +42,8 @@ __all__ = [
 MAX_POINTS = 500
 MAX_CELLS = 1024
 MIN_STATES = 50
+# Curves over a log axis: what lies more decades below the top is out of sight.
+LOG_DECADES = 6.0
 ALWAYS_LOG = ("kl_policy_target", "kl_target_policy")
 
 
@@ -115,12 +117,16 @@ EXACT_METRICS = tuple(f.name for f in fields(ExactReport) if f.name != "pass_at_
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: a run (and seed) seen through one metric."""
+    """One curve: a run (and seed) seen through one metric.
+
+    ``labels``, if any, are words beside its points.
+    """
 
     run: str
     style: RunStyle
     x: np.ndarray
     y: np.ndarray
+    labels: tuple[str, ...] = ()
 
     @property
     def last(self) -> float:
@@ -152,6 +158,16 @@ class LinePanel:
             value = np.log10(value) if value > 0 else low
         return float(np.clip((value - low) / (high - low), 0.0, 1.0))
 
+    def ends(self) -> dict[str, float]:
+        """run -> where its longest curve ends: 0 at the left, 1 at the right."""
+        (low, high), found = self.x_range, {}
+        for curve in self.series:
+            reached = curve.x[np.isfinite(curve.y)]
+            if len(reached):
+                place = float((reached[-1] - low) / (high - low))
+                found[curve.run] = max(place, found.get(curve.run, 0.0))
+        return found
+
     def last_values(self) -> dict[str, tuple[RunStyle, float]]:
         """run -> its style and last value (mean over seeds where there are some)."""
         found: dict[str, tuple[RunStyle, list[float]]] = {}
@@ -163,7 +179,11 @@ class LinePanel:
 
 @dataclass(frozen=True)
 class StatesPanel:
-    """A distribution over numbered states, drawn over the target in grey."""
+    """A distribution over states, drawn over the target in grey.
+
+    Many states are a landscape; few, or such as have ``names``, are bars, since
+    nothing lies between them.
+    """
 
     title: str
     run: str
@@ -173,6 +193,17 @@ class StatesPanel:
     target: np.ndarray
     y_max: float
     note: str
+    names: tuple[str, ...] = ()
+    x_title: str = "state"
+
+    @property
+    def as_bars(self) -> bool:
+        return bool(self.names) or len(self.states) < MIN_STATES
+
+    @property
+    def x_range(self) -> tuple[float, float]:
+        air = 0.5 if self.as_bars else 0.0
+        return float(self.states[0]) - air, float(self.states[-1]) + air
 
 
 @dataclass(frozen=True)
@@ -181,6 +212,7 @@ class CellsPanel:
 
     ``style`` is None for the target.  ``labels`` and ``probs`` have one entry for
     each cell; a cell may stand for several answers where there are very many.
+    ``columns`` is fixed where the cells are the pixels of a picture.
     """
 
     title: str
@@ -190,6 +222,7 @@ class CellsPanel:
     probs: np.ndarray
     floor: float
     note: str
+    columns: int = 0
 
     @property
     def levels(self) -> np.ndarray:
@@ -199,6 +232,8 @@ class CellsPanel:
     def grid(self, width: float, height: float) -> tuple[int, int]:
         """Rows and columns that make the cells of a ``width``×``height`` box square."""
         count = max(1, len(self.probs))
+        if self.columns:
+            return -(-count // self.columns), self.columns
         columns = min(count, max(1, round(np.sqrt(count * width / height))))
         return -(-count // columns), columns
 
@@ -383,18 +418,44 @@ class History:
         return history
 
 
-def curve_range(values: np.ndarray, log_y: bool) -> tuple[float, float]:
-    """A y range that shows all finite values with some air; log10 units if log."""
+def curve_range(
+    values: np.ndarray, log_y: bool, *, from_zero: bool = True
+) -> tuple[float, float]:
+    """A y range that shows all finite values with some air; log10 units if log.
+
+    Heights above 0 that are not all alike stand on 0; a log axis has at most
+    ``LOG_DECADES``.
+    """
     values = values[np.isfinite(values)]
     if log_y:
         values = np.log10(values[values > 0])
     if not len(values):
         return (-1.0, 0.0) if log_y else (0.0, 1.0)
     low, high = float(values.min()), float(values.max())
+    if log_y:
+        low = max(low, high - LOG_DECADES)
+    elif from_zero and 0 < low < 0.5 * high:
+        low = 0.0
     least = 1.0 if log_y else max(1e-3, 0.02 * abs(high))
     missing = max(0.0, least - (high - low)) / 2
     air = 0.06 * max(high - low, least)
     return low - missing - air, high + missing + air
+
+
+def axis_title(
+    title: str, values: np.ndarray, y_range: tuple[float, float], log_y: bool
+) -> str:
+    """A panel's title, with what the eye could mistake about its axis."""
+    if not log_y:
+        cut = y_range[0] > 0 and bool(np.isfinite(values).any())
+        return f"{title} (axis from {y_range[0]:.2g})" if cut else title
+    seen = values[np.isfinite(values)]
+    remark = "log axis"
+    if (seen <= 0).any():
+        remark += ", zeros left out"
+    if ((seen > 0) & (seen < 10.0 ** y_range[0])).any():
+        remark += f", cut at {10.0 ** y_range[0]:.0e}"
+    return f"{title} ({remark})"
 
 
 def line_panel(
@@ -409,13 +470,15 @@ def line_panel(
         series.append(Series(key[0], styles[key[0]], x[keep], y[keep]))
         values.append(y)
         end = max(end, history.progress[key][2], *steps[-1:])
+    every = np.concatenate(values)
+    y_range = curve_range(every, log_y)
     return LinePanel(
-        title=metric_title(metric) + (" (log axis)" if log_y else ""),
+        title=axis_title(metric_title(metric), every, y_range, log_y),
         metric=metric,
         log_y=log_y,
         series=tuple(series),
         x_range=(-0.01 * end, 1.01 * end),
-        y_range=curve_range(np.concatenate(values), log_y),
+        y_range=y_range,
     )
 
 
@@ -492,16 +555,48 @@ def colour_floor(target: np.ndarray) -> float:
     return 10.0 ** float(np.clip(np.round(np.log10(typical / 30)), -6, -2))
 
 
+def picture_panels(
+    labels: Sequence[str],
+    target: np.ndarray,
+    runs: dict[str, tuple[RunStyle, np.ndarray]],
+    target_label: str,
+    picture: Callable[[torch.Tensor], torch.Tensor],
+) -> tuple[CellsPanel, ...]:
+    """The target and each run as the picture whose pixels the answers are."""
+    places = picture(torch.arange(len(labels)).double()).long()
+    order, columns = places.flatten().numpy(), places.shape[1]
+    names = tuple(labels[place] for place in order)
+    floor = colour_floor(target)
+    return tuple(
+        CellsPanel(
+            alive_text(probs),
+            name,
+            style,
+            names,
+            np.nan_to_num(np.asarray(probs, dtype=float))[order],
+            floor,
+            f"probability of all: {probs.sum():.3f}",
+            columns,
+        )
+        for name, (style, probs) in {target_label: (None, target), **runs}.items()
+    )
+
+
 def map_panels(
     snapshots: dict[str, Snapshot],
     styles: dict[str, RunStyle],
     target_label: str,
+    picture: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[StatesPanel | CellsPanel, ...]:
     """One panel for each run, after the target for answers that are cells."""
     shown = {run: snap for run, snap in snapshots.items() if len(snap.labels)}
     if not shown:
         return ()
     first = next(iter(shown.values()))
+    if picture is not None:
+        runs = {run: (styles[run], np.asarray(s.probs)) for run, s in shown.items()}
+        target = np.asarray(first.target_probs)
+        return picture_panels(first.labels, target, runs, target_label, picture)
     if all(is_landscape(snapshot) for snapshot in shown.values()):
         return tuple(
             states_panel(run, styles[run], snapshot, target_label)
@@ -526,6 +621,7 @@ def build_page(
     solution_map: bool = False,
     target_label: str = "target p*",
     log_y: Sequence[str] = ALWAYS_LOG,
+    picture: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Page:
     """Everything a figure shows, from the columns so far.
 
@@ -536,6 +632,8 @@ def build_page(
         solution_map: add each run's latest snapshot, and the target.
         target_label: what the target is called.
         log_y: metrics drawn on a log axis.
+        picture: lays a number for each answer out in two dimensions, where answers
+            are the pixels of a picture; the map is then that picture.
 
     Returns:
         The page, for ``figures.plotly_figure`` and ``svg.draw_svg``.
@@ -544,7 +642,7 @@ def build_page(
     maps: tuple = ()
     map_title = ""
     if solution_map:
-        maps = map_panels(history.snapshots, styles, target_label)
+        maps = map_panels(history.snapshots, styles, target_label, picture)
         prompts = dict.fromkeys(s.prompt for s in history.snapshots.values())
         map_title = f"solution map of {', '.join(prompts)}" if maps else ""
     return Page(

@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.plots.figures import bundle_from_page
-from flowrl_lab.plots.panels import (
-    CellsPanel,
-    Page,
-    alive_text,
-    colour_floor,
-    run_styles,
-)
+from flowrl_lab.plots.panels import Page, picture_panels, run_styles
 from flowrl_lab.plots.pictures import Picture
-from flowrl_lab.plots.placement import place_page
 from flowrl_lab.tasks.strings import Strings
 
-__all__ = ["WordPicture", "draw_pictures"]
-
-PANEL_WIDTH = 184  # leaves a square, so that a square picture keeps its shape
-SCALE_WIDTH = 680.0
-
-
-class WordPicture(Picture):
-    """Pictures side by side, each as wide as it is high."""
-
-    def _repr_mimebundle_(self, **_formats) -> dict:
-        placement = place_page(self.page, width=PANEL_WIDTH * len(self.page.maps))
-        # the colour scale and its remark may need more room than the pictures
-        placement = replace(placement, width=max(placement.width, SCALE_WIDTH))
-        bundle = bundle_from_page(self.page, placement)
-        return {**bundle, "text/plain": repr(self)}
+__all__ = ["draw_pictures"]
 
 
 def draw_pictures(
@@ -76,26 +54,16 @@ def draw_pictures(
         )
     styles = run_styles([(name, name) for name in curves])
     labels = task.answers(task.prompts("train")[0]).labels
-    places = task.picture(_numbers(target)).flatten().tolist()
-    words = tuple(labels[int(place)] for place in places)
-    floor = colour_floor(target.detach().double().exp().cpu().numpy())
-    panels = []
     for name, log_probs in {target_label: target, **curves}.items():
-        probs = task.picture(log_probs.detach().double().cpu().exp()).flatten().numpy()
-        panels.append(
-            CellsPanel(
-                alive_text(probs),
-                name,
-                styles.get(name),
-                words,
-                probs,
-                floor,
-                f"probability of all: {probs.sum():.3f}",
+        if tuple(log_probs.shape) != (len(labels),):
+            raise bad_input(
+                *(name, f"has shape {tuple(log_probs.shape)}", f"[{len(labels)}]"),
+                "one log-probability for each word",
             )
-        )
-    return WordPicture(Page(title, "", tuple(styles.items()), (), tuple(panels), ""))
+    runs = {name: (styles[name], _probs(log_p)) for name, log_p in curves.items()}
+    maps = picture_panels(labels, _probs(target), runs, target_label, task.picture)
+    return Picture(Page(title, "", tuple(styles.items()), (), maps, ""))
 
 
-def _numbers(values: Tensor) -> Tensor:
-    """0, 1, …: the place of each word in the list."""
-    return values.new_ones(values.shape).cumsum(0).double().cpu() - 1
+def _probs(log_probs: Tensor) -> np.ndarray:
+    return log_probs.detach().double().exp().cpu().numpy()

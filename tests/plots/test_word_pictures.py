@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from fake_records import make_record, make_snapshot
 
 from flowrl_lab.course import draw_pictures
+from flowrl_lab.plots.live import LivePlot
 from flowrl_lab.tasks.strings import Strings
 
 
@@ -34,6 +36,32 @@ def test_each_pixel_is_its_word(task):
         assert goal["customdata"][at[0]][at[1]] == pytest.approx(target[n].exp().item())
     assert bundle["image/svg+xml"].startswith("<svg")
     assert "flowrl: " in repr(picture) and repr(picture).startswith("both")
+
+
+def test_a_picture_is_large_and_its_pixels_touch():
+    wide = Strings(length=6, alphabet=4, blobs=2, train_prompts=1, heldout_prompts=0)
+    even = torch.zeros(4096).log_softmax(0)
+    bundle = draw_pictures(wide, even, {"flowrl": even})._repr_mimebundle_()
+    figure = bundle["application/vnd.plotly.v1+json"]
+    for trace in figure["data"]:
+        assert (len(trace["z"]), trace["xgap"], trace["ygap"]) == (64, 0, 0)
+    left, right = figure["layout"]["xaxis"]["domain"]
+    side = (right - left) * figure["layout"]["width"]
+    assert side >= 320 and side % 64 == pytest.approx(0)
+    assert len(bundle["image/svg+xml"]) < 150_000
+
+
+def test_a_live_map_is_the_same_picture(task):
+    snapshot = make_snapshot(1.0, size=81)
+    records = [make_record(0, snapshot=snapshot)]
+    plot = LivePlot((), solution_map=True, picture=task.picture, backend="static")
+    plot.update(records[0])
+    target, run = plot.page().maps
+    places = task.picture(torch.arange(81.0)).long().flatten()
+    assert run.columns == target.columns == 9
+    for panel, probs in ((target, snapshot.target_probs), (run, snapshot.probs)):
+        assert panel.probs.tolist() == [probs[n] for n in places]
+    assert run.labels == tuple(snapshot.labels[n] for n in places)
 
 
 @pytest.mark.bad_input
