@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "report": "report",
     "record": "record",
     "gather-replay": "record",
+    "fetch-model": "fetch_model",
     "export-adapter": "export_adapter",
     "colab": "colab",
     "export": "export",

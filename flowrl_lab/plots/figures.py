@@ -37,7 +37,7 @@ from flowrl_lab.plots.placement import (
     mark_labels,
     place_page,
 )
-from flowrl_lab.plots.static import cell_gap, draw_svg, log_ticks
+from flowrl_lab.plots.static import draw_svg, log_ticks
 from flowrl_lab.types import StepRecord
 
 __all__ = [
@@ -328,13 +328,15 @@ def cells_trace(panel: CellsPanel, box: Box) -> dict:
     names = [escape(label) for label in panel.labels] + [""] * empty
     levels = np.append(panel.levels, np.full(empty, np.nan))
     probs = np.append(panel.probs, np.full(empty, np.nan))
-    gap = cell_gap(columns)
+    gap = panel.gap(columns)
     return {
         "type": "heatmap",
         "name": panel.run,
         # nested lists: a two-dimensional NaN has no place in a widget's message
         "z": to_plain(levels.reshape(rows, columns)),
         "text": np.array(names, dtype=object).reshape(rows, columns),
+        # plotly picks black or white, whichever is read better on the cell's colour
+        "texttemplate": "%{text}" if panel.names_fit(box.width, box.height) else "",
         "customdata": to_plain(probs.reshape(rows, columns)),
         "coloraxis": "coloraxis",
         "xgap": gap,

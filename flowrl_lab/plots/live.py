@@ -12,10 +12,9 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from torch import Tensor
 
 from flowrl_lab._validation import bad_input
 from flowrl_lab.plots.figures import THEME, bundle_from_page, plotly_figure
@@ -69,8 +68,6 @@ class LivePlot:
         backend: ``"widget"`` (live, needs anywidget in the front end), ``"svg"``
             (live anywhere), ``"static"`` (one figure at the end), ``"auto"``.
         width: pixels.
-        picture: a task's ``picture``, if its answers are the pixels of one: the
-            solution map is then that picture.
 
     Raises:
         ValueError: for an unknown metric or back end, before anything is trained.
@@ -87,7 +84,6 @@ class LivePlot:
         max_rate_hz: int | float = 5.0,
         backend: str = "auto",
         width: int | float = WIDTH,
-        picture: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.metrics = check_metrics(metrics, solution_map=solution_map)
         if not max_rate_hz > 0:
@@ -100,9 +96,9 @@ class LivePlot:
         self.log_y = tuple(log_y)
         self.max_rate_hz = max_rate_hz
         self.width = width
-        self.picture = picture
         self.backend = choose_backend(backend)
         self.records: list[StepRecord] = []
+        self.interrupted = False  # by ■: then later cells may miss what they expect
         self._history = History(self.metrics)
         self._status = "waiting for the first step"
         self._canvas: _Canvas = _CANVASES[self.backend]()
@@ -148,6 +144,7 @@ class LivePlot:
         self._status = ending_text(self._history, seconds, kind)
         self._canvas.close(*self._drawing())
         if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.interrupted = True
             print(f"{self._status}: {len(self.records)} records kept in plot.records")
             return True
         return False
@@ -161,7 +158,6 @@ class LivePlot:
             solution_map=self.solution_map,
             target_label=self.target_label,
             log_y=self.log_y,
-            picture=self.picture,
         )
 
     def bundle(self) -> dict:

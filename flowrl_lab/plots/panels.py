@@ -8,8 +8,9 @@ draws the same ones without any library.  Nothing here imports a plotting packag
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -211,8 +212,8 @@ class CellsPanel:
     """A distribution over answers: one cell an answer, lit by its probability.
 
     ``style`` is None for the target.  ``labels`` and ``probs`` have one entry for
-    each cell; a cell may stand for several answers where there are very many.
-    ``columns`` is fixed where the cells are the pixels of a picture.
+    each cell; a cell may stand for several answers where there are very many.  In a
+    ``picture`` the cells are the pixels of a square, row by row.
     """
 
     title: str
@@ -222,7 +223,13 @@ class CellsPanel:
     probs: np.ndarray
     floor: float
     note: str
-    columns: int = 0
+    picture: bool = False
+
+    def gap(self, columns: int) -> float:
+        """Pixels between two cells: none where thousands of lines would be a mesh."""
+        if self.picture or columns > 32:
+            return 0.0
+        return 2.0 if columns <= 16 else 0.5
 
     @property
     def levels(self) -> np.ndarray:
@@ -232,10 +239,16 @@ class CellsPanel:
     def grid(self, width: float, height: float) -> tuple[int, int]:
         """Rows and columns that make the cells of a ``width``×``height`` box square."""
         count = max(1, len(self.probs))
-        if self.columns:
-            return -(-count // self.columns), self.columns
+        if self.picture:
+            return math.isqrt(count), math.isqrt(count)
         columns = min(count, max(1, round(np.sqrt(count * width / height))))
         return -(-count // columns), columns
+
+    def names_fit(self, width: float, height: float) -> bool:
+        """Whether every answer can be written into its cell."""
+        rows, columns = self.grid(width, height)
+        letters = max(map(len, self.labels), default=0)
+        return width / columns >= 7 * letters + 8 and height / rows >= 18
 
 
 @dataclass(frozen=True)
@@ -555,48 +568,16 @@ def colour_floor(target: np.ndarray) -> float:
     return 10.0 ** float(np.clip(np.round(np.log10(typical / 30)), -6, -2))
 
 
-def picture_panels(
-    labels: Sequence[str],
-    target: np.ndarray,
-    runs: dict[str, tuple[RunStyle, np.ndarray]],
-    target_label: str,
-    picture: Callable[[torch.Tensor], torch.Tensor],
-) -> tuple[CellsPanel, ...]:
-    """The target and each run as the picture whose pixels the answers are."""
-    places = picture(torch.arange(len(labels)).double()).long()
-    order, columns = places.flatten().numpy(), places.shape[1]
-    names = tuple(labels[place] for place in order)
-    floor = colour_floor(target)
-    return tuple(
-        CellsPanel(
-            alive_text(probs),
-            name,
-            style,
-            names,
-            np.nan_to_num(np.asarray(probs, dtype=float))[order],
-            floor,
-            f"probability of all: {probs.sum():.3f}",
-            columns,
-        )
-        for name, (style, probs) in {target_label: (None, target), **runs}.items()
-    )
-
-
 def map_panels(
     snapshots: dict[str, Snapshot],
     styles: dict[str, RunStyle],
     target_label: str,
-    picture: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[StatesPanel | CellsPanel, ...]:
     """One panel for each run, after the target for answers that are cells."""
     shown = {run: snap for run, snap in snapshots.items() if len(snap.labels)}
     if not shown:
         return ()
     first = next(iter(shown.values()))
-    if picture is not None:
-        runs = {run: (styles[run], np.asarray(s.probs)) for run, s in shown.items()}
-        target = np.asarray(first.target_probs)
-        return picture_panels(first.labels, target, runs, target_label, picture)
     if all(is_landscape(snapshot) for snapshot in shown.values()):
         return tuple(
             states_panel(run, styles[run], snapshot, target_label)
@@ -621,7 +602,6 @@ def build_page(
     solution_map: bool = False,
     target_label: str = "target p*",
     log_y: Sequence[str] = ALWAYS_LOG,
-    picture: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> Page:
     """Everything a figure shows, from the columns so far.
 
@@ -632,8 +612,6 @@ def build_page(
         solution_map: add each run's latest snapshot, and the target.
         target_label: what the target is called.
         log_y: metrics drawn on a log axis.
-        picture: lays a number for each answer out in two dimensions, where answers
-            are the pixels of a picture; the map is then that picture.
 
     Returns:
         The page, for ``figures.plotly_figure`` and ``svg.draw_svg``.
@@ -642,7 +620,7 @@ def build_page(
     maps: tuple = ()
     map_title = ""
     if solution_map:
-        maps = map_panels(history.snapshots, styles, target_label, picture)
+        maps = map_panels(history.snapshots, styles, target_label)
         prompts = dict.fromkeys(s.prompt for s in history.snapshots.values())
         map_title = f"solution map of {', '.join(prompts)}" if maps else ""
     return Page(

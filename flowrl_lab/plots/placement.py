@@ -27,10 +27,9 @@ WIDTH = 830.0  # fits a cell of JupyterLab on a 1280-pixel screen
 HEADER_LINE = 24
 CURVE_HEIGHT = 190.0
 STATES_HEIGHT = 150.0
+CELLS_HEIGHT, PICTURE_SIDE = 170.0, 320.0
 LABEL_GAP = 13
 MAX_END_LABELS = MARKERS_SHOWN = 8
-LARGEST_PICTURE = 400.0
-BIG_MAP = 1024  # cells; with more, pixels: two panels in a row
 
 
 @dataclass(frozen=True)
@@ -125,29 +124,25 @@ def place_maps(page: Page, top: float, width: float) -> list[Box]:
     if not page.maps:
         return []
     cells = isinstance(page.maps[0], CellsPanel)
-    big = cells and len(page.maps[0].probs) > BIG_MAP
-    per_row = split_row(len(page.maps), (2 if big else 4) if cells else 3)
+    picture = cells and page.maps[0].picture
+    per_row = split_row(len(page.maps), 2 if picture else 4 if cells else 3)
     margins = (12.0, 12.0) if cells else (44.0, 10.0)
     spots = place_row(len(page.maps), per_row, width, margins)
-    height = min(spots[0][2], 170.0) if cells else STATES_HEIGHT
-    if cells and page.maps[0].columns:
-        spots, height = place_pixels(page.maps[0], spots)
+    most = PICTURE_SIDE if picture else CELLS_HEIGHT
+    height = min(spots[0][2], most) if cells else STATES_HEIGHT
+    if picture:
+        height = whole_pixels(page.maps[0], height)
     slot = height + (64 if cells else 96)
-    return [Box(x, top + 44 + row * slot, w, height) for row, x, w in spots]
-
-
-def place_pixels(
-    panel: CellsPanel, spots: list[tuple[int, float, float]]
-) -> tuple[list[tuple[int, float, float]], float]:
-    """A picture's spots and height in whole screen pixels for each cell.
-
-    Otherwise neighbours would be of different sizes, with seams between them.
-    """
-    rows, columns = panel.grid(1.0, 1.0)
-    side = max(1, int(min(spots[0][2], LARGEST_PICTURE) // max(rows, columns)))
     return [
-        (row, float(round(x)), float(side * columns)) for row, x, _ in spots
-    ], float(side * rows)
+        Box(x, top + 44 + row * slot, height if picture else w, height)
+        for row, x, w in spots
+    ]
+
+
+def whole_pixels(panel: CellsPanel, side: float) -> float:
+    """The side of a picture with equally large cells, of whole screen pixels each."""
+    rows, _ = panel.grid(1.0, 1.0)
+    return float(rows * max(1, int(side) // rows))
 
 
 def place_page(page: Page, *, width: int | float = WIDTH) -> Placement:

@@ -46,6 +46,7 @@ DASHES = {"solid": "", "dash": "8 5", "dot": "2 3", "dashdot": "8 4 2 4"}
 DASHES |= {"longdash": "13 5", "longdashdot": "13 4 2 4"}
 TITLED_CELLS = 128
 COLOUR_LEVELS = 32
+LIGHT_CELL = 0.45  # of the scale: from here on black is read better than white
 
 
 def viridis(fraction: float) -> str:
@@ -329,7 +330,7 @@ def draw_cells(panel: CellsPanel, box: Box) -> str:
     rows, columns = panel.grid(box.width, box.height)
     wide, high = box.width / columns, box.height / rows
     lights = (panel.levels - math.log10(panel.floor)) / -math.log10(panel.floor)
-    gap = cell_gap(columns)
+    gap = panel.gap(columns)
     corners = [
         f"M{num(box.left + (i % columns) * wide)} {num(box.top + i // columns * high)}"
         for i in range(len(lights))
@@ -343,37 +344,53 @@ def draw_cells(panel: CellsPanel, box: Box) -> str:
                 corners, lights, panel.labels, panel.probs, strict=True
             )
         ]
-        return "".join(parts)
-    # many cells: one path for each of a few colours, and one piece for equal
-    # neighbours, keep the picture small
+        return "".join(parts) + draw_names(panel, lights, box)
+    # many cells: one path for each of a few colours, and one piece for touching
+    # equal neighbours, keep the picture small
     levels = [round(light * COLOUR_LEVELS) for light in lights]
     buckets: dict[int, list[str]] = {}
-    for start, end in equal_runs(levels, columns):
+    for start, end in equal_runs(levels, columns, touching=not gap):
         across = num((end - start) * wide - gap)
         piece = f"{corners[start]}h{across}v{num(high - gap)}h-{across}z"
         buckets.setdefault(levels[start], []).append(piece)
+    # crisp edges: without them hairlines shine through between touching cells
+    crisp = "" if gap else ' shape-rendering="crispEdges"'
     parts += [
-        f'<path d="{"".join(paths)}" fill="{viridis(level / COLOUR_LEVELS)}" '
-        'shape-rendering="crispEdges"/>'
+        f'<path d="{"".join(paths)}" fill="{viridis(level / COLOUR_LEVELS)}"{crisp}/>'
         for level, paths in buckets.items()
     ]
     return "".join(parts)
 
 
-def cell_gap(columns: int) -> float:
-    """Pixels between cells: none where they are pixels themselves."""
-    return 2.0 if columns <= 16 else 0.5 if columns <= 32 else 0.0
-
-
-def equal_runs(levels: list[int], columns: int) -> list[tuple[int, int]]:
-    """Start and end of neighbours in one row with one level; single with a gap."""
+def equal_runs(
+    levels: list[int], columns: int, *, touching: bool
+) -> list[tuple[int, int]]:
+    """Start and end of neighbours in one row with one level; else of single cells."""
     runs, start = [], 0
     for place in range(1, len(levels) + 1):
         ended = place == len(levels) or levels[place] != levels[start]
-        if ended or place % columns == 0 or cell_gap(columns):
+        if ended or place % columns == 0 or not touching:
             runs.append((start, place))
             start = place
     return runs
+
+
+def draw_names(panel: CellsPanel, lights: np.ndarray, box: Box) -> str:
+    """Each answer in its cell, black on bright ones; nothing where cells are small."""
+    if not panel.names_fit(box.width, box.height):
+        return ""
+    rows, columns = panel.grid(box.width, box.height)
+    wide, high = box.width / columns, box.height / rows
+    return "".join(
+        text(
+            box.left + (i % columns + 0.5) * wide - 1,
+            box.top + (i // columns + 0.5) * high + 3,
+            name,
+            anchor="middle",
+            color="#000" if lights[i] > LIGHT_CELL else "#fff",
+        )
+        for i, name in enumerate(panel.labels)
+    )
 
 
 def draw_scale(floor: float, box: Box) -> str:

@@ -3,17 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.plots.panels import Page, picture_panels, run_styles
+from flowrl_lab.plots.live import LivePlot
+from flowrl_lab.plots.panels import (
+    CellsPanel,
+    Page,
+    RunStyle,
+    alive_text,
+    colour_floor,
+    run_styles,
+)
 from flowrl_lab.plots.pictures import Picture
 from flowrl_lab.tasks.strings import Strings
 
-__all__ = ["draw_pictures"]
+__all__ = ["LivePictures", "draw_pictures"]
+
+
+class LivePictures(LivePlot):
+    """A live plot whose map shows each run's words as the picture that they are.
+
+    Args:
+        task: a strings task whose picture is as wide as it is high.
+        metrics: panels of curves above the pictures; none if empty.
+        options: of ``LivePlot``.
+
+    Raises:
+        ValueError: as of ``LivePlot``; a picture that is not square.
+    """
+
+    def __init__(self, task: Strings, metrics: tuple[str, ...] = (), **options):
+        _check_square(task)
+        self.task = task
+        super().__init__(metrics, solution_map=True, **options)
+
+    def page(self) -> Page:
+        """What the figure shows now: the curves, the target, each run's picture."""
+        page, shown = super().page(), self._history.snapshots
+        if not shown:
+            return page
+        first = next(iter(shown.values()))
+        probs = {run: snapshot.probs for run, snapshot in shown.items()}
+        panels = _panels(
+            self.task, first.target_probs, probs, dict(page.legend), self.target_label
+        )
+        return replace(page, maps=panels, map_title="")
 
 
 def draw_pictures(
@@ -45,6 +85,18 @@ def draw_pictures(
         raise bad_input(
             "curves", f"has {len(curves)} entries", "1 to 4", "draw them in two cells"
         )
+    _check_square(task)
+    styles = run_styles([(name, name) for name in curves])
+    goal, *probs = (
+        values.detach().double().exp().cpu().numpy()
+        for values in (target, *curves.values())
+    )
+    found = dict(zip(curves, probs, strict=True))
+    panels = _panels(task, goal, found, styles, target_label)
+    return Picture(Page(title, "", tuple(styles.items()), (), panels, ""))
+
+
+def _check_square(task: Strings) -> None:
     if task.width != task.height:
         raise bad_input(
             "task",
@@ -52,18 +104,33 @@ def draw_pictures(
             "a square picture",
             "use an even length",
         )
-    styles = run_styles([(name, name) for name in curves])
+
+
+def _panels(
+    task: Strings,
+    target: np.ndarray,
+    runs: Mapping[str, np.ndarray],
+    styles: Mapping[str, RunStyle],
+    target_label: str,
+) -> tuple[CellsPanel, ...]:
+    """One picture for the target and one for each run, pixels row by row."""
     labels = task.answers(task.prompts("train")[0]).labels
-    for name, log_probs in {target_label: target, **curves}.items():
-        if tuple(log_probs.shape) != (len(labels),):
-            raise bad_input(
-                *(name, f"has shape {tuple(log_probs.shape)}", f"[{len(labels)}]"),
-                "one log-probability for each word",
+    places = task.picture(torch.arange(task.num_words).double()).flatten().long()
+    words = tuple(labels[place] for place in places.tolist())
+    floor = colour_floor(target)
+    panels = []
+    for name, values in {target_label: target, **runs}.items():
+        probs = task.picture(torch.as_tensor(values)).flatten().numpy()
+        panels.append(
+            CellsPanel(
+                alive_text(probs),
+                name,
+                styles.get(name),
+                words,
+                probs,
+                floor,
+                f"probability of all: {probs.sum():.3f}",
+                picture=True,
             )
-    runs = {name: (styles[name], _probs(log_p)) for name, log_p in curves.items()}
-    maps = picture_panels(labels, _probs(target), runs, target_label, task.picture)
-    return Picture(Page(title, "", tuple(styles.items()), (), maps, ""))
-
-
-def _probs(log_probs: Tensor) -> np.ndarray:
-    return log_probs.detach().double().exp().cpu().numpy()
+        )
+    return tuple(panels)

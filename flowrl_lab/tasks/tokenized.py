@@ -53,7 +53,7 @@ class TokenizedTask(Task):
         context: int,
         chat: bool = False,
     ):
-        _check_task(task)
+        task = _complete(task)
         _check_tokenizer(tokenizer)
         self.task, self.tokenizer, self.chat = task, tokenizer, chat
         self.name, self.vocab_size = task.name, vocab_size
@@ -320,18 +320,38 @@ class TokenizedTask(Task):
         )
 
 
-def _check_task(task: TextTask) -> None:
-    """Check that a task of somebody's own declares what it can."""
-    declared = ("cut", "has_referee", "render", "reward_scale", "stop")
-    missing = [name for name in declared if not hasattr(task, name)]
+class _WithDefaults:
+    """A task of somebody's own, and ``TextTask``'s defaults for what it left out."""
+
+    def __init__(self, task) -> None:
+        self._task = task
+
+    def __getattr__(self, name: str):
+        if name.startswith("_"):  # while a copy of this is made, there is no task yet
+            raise AttributeError(name)
+        if not hasattr(self._task, name) and hasattr(TextTask, name):
+            default = getattr(TextTask, name)
+            return default.__get__(self) if callable(default) else default
+        return getattr(self._task, name)
+
+
+def _complete(task) -> TextTask:
+    """``task`` with all that ``TextTask`` declares.
+
+    Raises:
+        ValueError: it lacks what has no default.
+    """
+    needed = ("name", "prompts", "score", "stop", "max_completion_tokens")
+    missing = [name for name in needed if not hasattr(task, name)]
     if missing:
         name = type(task).__name__
         raise bad_input(
             "task",
             f"({name}) lacks {', '.join(missing)}",
-            "what flowrl_lab.tasks.text.TextTask declares",
-            f"class {name}(TextTask), which has defaults for all but stop",
+            f"{', '.join(needed)}, as flowrl_lab.tasks.text.TextTask describes them",
+            f"add {missing[0]} to class {name}",
         )
+    return task if isinstance(task, TextTask) else _WithDefaults(task)
 
 
 def _check_tokenizer(tokenizer) -> None:

@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from fake_records import make_record, make_snapshot
 
-from flowrl_lab.course import draw_pictures
-from flowrl_lab.plots.live import LivePlot
+from flowrl_lab.course import LivePictures, draw_pictures
+from flowrl_lab.evaluation import Referee
+from flowrl_lab.plots.placement import place_page
+from flowrl_lab.policies.tabular import TabularPolicy
 from flowrl_lab.tasks.strings import Strings
+from flowrl_lab.training.records import make_record
 
 
 @pytest.fixture(scope="module")
@@ -38,30 +40,39 @@ def test_each_pixel_is_its_word(task):
     assert "flowrl: " in repr(picture) and repr(picture).startswith("both")
 
 
-def test_a_picture_is_large_and_its_pixels_touch():
-    wide = Strings(length=6, alphabet=4, blobs=2, train_prompts=1, heldout_prompts=0)
-    even = torch.zeros(4096).log_softmax(0)
-    bundle = draw_pictures(wide, even, {"flowrl": even})._repr_mimebundle_()
-    figure = bundle["application/vnd.plotly.v1+json"]
-    for trace in figure["data"]:
-        assert (len(trace["z"]), trace["xgap"], trace["ygap"]) == (64, 0, 0)
-    left, right = figure["layout"]["xaxis"]["domain"]
-    side = (right - left) * figure["layout"]["width"]
-    assert side >= 320 and side % 64 == pytest.approx(0)
-    assert len(bundle["image/svg+xml"]) < 150_000
+@pytest.mark.parametrize("runs", [1, 2, 3])
+def test_pictures_are_square_and_their_pixels_touch(runs):
+    task = Strings(length=6, alphabet=4, train_prompts=1, heldout_prompts=0)
+    flat = torch.zeros(4096).log_softmax(0)
+    picture = draw_pictures(task, flat, {f"run {i}": flat for i in range(runs)})
+    boxes = [box for _, box in place_page(picture.page).maps]
+    assert len({(box.left, box.top) for box in boxes}) == runs + 1
+    for box in boxes:
+        assert box.width == box.height >= 240
+        assert box.width % 64 == 0  # pixels of one size
+    bundle = picture._repr_mimebundle_()
+    for trace in bundle["application/vnd.plotly.v1+json"]["data"]:
+        assert trace["xgap"] == trace["ygap"] == 0
+    assert "crispEdges" in bundle["image/svg+xml"]
+    assert len(bundle["image/svg+xml"]) < 50_000  # equal neighbours are one piece
 
 
-def test_a_live_map_is_the_same_picture(task):
-    snapshot = make_snapshot(1.0, size=81)
-    records = [make_record(0, snapshot=snapshot)]
-    plot = LivePlot((), solution_map=True, picture=task.picture, backend="static")
-    plot.update(records[0])
+def test_a_live_plot_shows_each_runs_words_as_they_are_now(task):
+    policy = TabularPolicy(task)
+    judge = Referee(policy, task, ["picture 0"])
+    first = judge.snapshot("picture 0")
+    policy.logits.data[0, 0, 2] = 5.0  # the first letter is nearly always c
+    second = judge.snapshot("picture 0")
+    with LivePictures(task, ("reward",)) as plot:
+        assert plot.page().maps == ()
+        for step, snapshot in enumerate((first, second)):
+            plot.update(make_record("TB", step, 1, reward=0.5, snapshot=snapshot))
     target, run = plot.page().maps
-    places = task.picture(torch.arange(81.0)).long().flatten()
-    assert run.columns == target.columns == 9
-    for panel, probs in ((target, snapshot.target_probs), (run, snapshot.probs)):
-        assert panel.probs.tolist() == [probs[n] for n in places]
-    assert run.labels == tuple(snapshot.labels[n] for n in places)
+    assert (target.run, target.style, run.run) == ("target p*", None, "TB")
+    probs = torch.tensor(run.probs).view(9, 9)
+    assert probs.sum() == pytest.approx(1)
+    assert probs[:, 6:].sum() > 0.98  # c: the right third of the picture
+    assert "alive" in plot.bundle()["text/plain"]
 
 
 @pytest.mark.bad_input
@@ -74,3 +85,5 @@ def test_what_cannot_be_drawn_is_refused(task):
     flat = torch.zeros(27).log_softmax(0)
     with pytest.raises(ValueError, match="square"):
         draw_pictures(oblong, flat, {"a": flat})
+    with pytest.raises(ValueError, match="square"):
+        LivePictures(oblong)
