@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "study": "study",
     "evaluate": "evaluate",
     "doctor": "doctor",
+    "notebooks": "notebooks",
     "pretrain": "pretrain",
     "collect": "recorded_runs",
     "recorded": "recorded_runs",

@@ -57,7 +57,10 @@ class LivePlot:
     figure is finished.
 
     Args:
-        metrics: fields of ``StepRecord`` or ``ExactReport``, or ``"pass@K"``.
+        metrics: fields of ``StepRecord`` or ``ExactReport``, or ``"pass@K"``; or what
+            a batch's groups show without a list of answers, ``"sampled/distinct"``
+            and others of ``metrics.GROUP_MEASURES``, beside the level that as many
+            samples of the untrained policy have.
         solution_map: draw each run's distribution over the watched prompt's
             answers beside the target.
         title: headline.

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.metrics import effective_number
+from flowrl_lab.metrics import GROUP_MEASURES, effective_number
 from flowrl_lab.plots.tabulate import text_table
 from flowrl_lab.types import ExactReport, Snapshot, StepRecord
 
@@ -107,11 +107,13 @@ TITLES = {
     "log_z_rmse": "error of log Z (RMS), nats",
     "num_prompts": "prompts evaluated",
 }
+TITLES |= {f"sampled/{name}": words for name, words in GROUP_MEASURES.items()}
 PASS_AT = re.compile(r"pass@([1-9]\d*)\Z")
 NOT_A_CURVE = {"run", "algorithm", "seed", "step", "steps", "exact", "snapshot"}
-NOT_A_CURVE |= {"samples", "parts", "note"}
+NOT_A_CURVE |= {"samples", "parts", "note", "sampled", "floor"}
 STEP_METRICS = tuple(f.name for f in fields(StepRecord) if f.name not in NOT_A_CURVE)
 EXACT_METRICS = tuple(f.name for f in fields(ExactReport) if f.name != "pass_at_k")
+SAMPLED_METRICS = tuple(f"sampled/{name}" for name in GROUP_MEASURES)
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,8 @@ def check_metrics(metrics: Sequence[str], *, solution_map: bool = False) -> tupl
     """Check metric names before anything is trained.
 
     Args:
-        metrics: fields of ``StepRecord`` or ``ExactReport``, or ``"pass@K"``.
+        metrics: fields of ``StepRecord`` or ``ExactReport``, ``"pass@K"``, or
+            ``"sampled/..."`` of ``metrics.GROUP_MEASURES``.
         solution_map: whether a map will be drawn; without one, at least one metric
             is needed.
 
@@ -251,7 +254,7 @@ def check_metrics(metrics: Sequence[str], *, solution_map: bool = False) -> tupl
             "a tuple of names",
             f"write metrics=({metrics!r},)",
         )
-    known = [*STEP_METRICS, *EXACT_METRICS]
+    known = [*STEP_METRICS, *EXACT_METRICS, *SAMPLED_METRICS]
     for name in metrics:
         if name in known or PASS_AT.match(str(name)):
             continue
@@ -283,6 +286,8 @@ def metric_value(record: StepRecord, metric: str) -> float | None:
     """A metric's value in a record; None where the record was not evaluated."""
     if metric in STEP_METRICS:
         return float(getattr(record, metric))
+    if metric in SAMPLED_METRICS:
+        return record.sampled.get(metric.partition("/")[2])
     if record.exact is None:
         return None
     match = PASS_AT.match(metric)
@@ -370,6 +375,7 @@ class History:
         self.runs: dict[str, str] = {}
         self.progress: dict[tuple[str, int], tuple[int, int, int]] = {}
         self.snapshots: dict[str, Snapshot] = {}
+        self.floors: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
         self.columns: dict[str, dict[tuple[str, int], tuple[list, list]]] = {
             metric: {} for metric in self.metrics
         }
@@ -386,8 +392,18 @@ class History:
             if value is not None:
                 steps.append(record.step)
                 values.append(value)
+        if record.floor:
+            self.floors[key] = record.floor
         if record.snapshot is not None:
             self.snapshots[record.run] = record.snapshot
+
+    def floor(self, metric: str) -> tuple[tuple[str, float], ...]:
+        """The level of a sampled measure before training, mean over the runs."""
+        name = metric.removeprefix("sampled/")
+        found = [f[name][0] for f in self.floors.values() if name in f]
+        if metric not in SAMPLED_METRICS or not found:
+            return ()
+        return (("untrained", float(np.mean(found))),)
 
     @classmethod
     def of(cls, records: Iterable[StepRecord], metrics: Sequence[str]) -> History:
@@ -424,6 +440,8 @@ def line_panel(
         series.append(Series(key[0], styles[key[0]], x[keep], y[keep]))
         values.append(y)
         end = max(end, history.progress[key][2], *steps[-1:])
+    marks = history.floor(metric)
+    values.append(np.array([height for _, height in marks]))
     return LinePanel(
         title=metric_title(metric) + (" (log axis)" if log_y else ""),
         metric=metric,
@@ -431,6 +449,7 @@ def line_panel(
         series=tuple(series),
         x_range=(-0.01 * end, 1.01 * end),
         y_range=curve_range(np.concatenate(values), log_y),
+        marks=marks,
     )
 
 

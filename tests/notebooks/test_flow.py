@@ -106,7 +106,7 @@ def spoil(value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, torch.Tensor):
-        return value * 1.5 + 0.25 if value.is_floating_point() else value + 1
+        return 0.25 - 1.5 * value if value.is_floating_point() else value + 1
     if isinstance(value, int | float):
         return value * 2 + 1
     if isinstance(value, tuple | list):
@@ -142,6 +142,7 @@ def test_enough_functions_flow_on():
     assert len({flow.values[0].name for flow in FLOWS}) >= AT_LEAST
 
 
+@pytest.mark.bad_input  # as a learner runs it: without the checks of annotations
 @pytest.mark.parametrize("flow", FLOWS)
 def test_a_later_cell_shows_other_numbers_with_another_function(flow, monkeypatch):
     monkeypatch.setenv("FLOWRL_BUDGET", "quick")

@@ -483,8 +483,12 @@ def test_a_task_without_prompts_is_refused():
 def test_questions_are_checked():
     with pytest.raises(ValueError, match="A prime numbr"):
         OpenSets(questions=["A prime numbr"])
-    with pytest.raises(ValueError, match="split is 'test'"):
-        OpenSets().prompts("test")
+    with pytest.raises(ValueError, match="`split` is 'dev'"):
+        OpenSets().prompts("dev")
+    with pytest.raises(ValueError, match="each question once"):
+        OpenSets(questions=["A prime number", "A prime number"])
+    with pytest.raises(ValueError, match="questions that are not trained on"):
+        OpenSets(heldout=["A prime number"])
     assert QUESTIONS["A prime number"](97) and not QUESTIONS["A prime number"](1)
     assert sum(map(QUESTIONS["A prime number"], range(1, 100))) == 25
 
