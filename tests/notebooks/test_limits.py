@@ -30,7 +30,6 @@ NO_NEXT = {
     "09_lora_llm",
     "10_measuring_diversity",
     "11_ablations_and_limits",
-    "12_scale_out",
 }
 BARE_ASSERTS = NO_NEXT | {"04_token_log_probs"}
 
