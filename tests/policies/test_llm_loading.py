@@ -506,7 +506,7 @@ class Bare:
 
 
 def test_a_task_needs_no_more_than_has_no_default():
-    task = TokenizedTask(Bare(), build_tokenizer(), vocab_size=300, context=100)
+    task = make_task(Bare())
     assert task.reward_scale is None and not task.has_referee
     assert task.task.render("say a:") == "say a:"
     assert copy.deepcopy(task.task).score("say a:", "a").reward == 1.0
@@ -518,4 +518,4 @@ def test_a_task_is_told_what_it_lacks():
         score = property()  # as if there were none
 
     with pytest.raises(ValueError, match=r"\(Less\) lacks score.*Fix: add score to"):
-        TokenizedTask(Less(), build_tokenizer(), vocab_size=300, context=100)
+        make_task(Less())
