@@ -8,19 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowrl_lab.measuring.protocol import CellKey, Chosen, Curve, Protocol, choose
+from flowrl_lab.measuring.significance import Test, compare_values, corrected
 from flowrl_lab.measuring.tables import Spread
 from flowrl_lab.plots.tabulate import text_table
 
 __all__ = [
     "Moment",
-    "Test",
-    "correct_by_holm",
     "moments",
     "planned_tests",
     "protocol_table",
     "spread_of",
     "untrained",
-    "welch_p",
 ]
 
 TABLE = {
@@ -30,35 +28,6 @@ TABLE = {
     "kl_target_policy": ("KL(p*‖π)", 2),
     "kl_policy_target": ("KL(π‖p*), of right answers", 2),
 }
-
-
-def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p of Welch's test: how likely so large a difference is by chance.
-
-    Two samples without any spread: 1 if they are equal, else 0.
-    """
-    from scipy.stats import ttest_ind
-
-    if min(len(first), len(second)) < 2:
-        raise ValueError(
-            f"got {len(first)} and {len(second)} values; expected two or more each. "
-            "Fix: compare cells with several seeds."
-        )
-    if len({*first}) == len({*second}) == 1:
-        return 1.0 if first[0] == second[0] else 0.0
-    return float(ttest_ind(first, second, equal_var=False).pvalue)
-
-
-def correct_by_holm(ps: Sequence[float]) -> list[float]:
-    """Holm's corrected p of each of several tests, in their order.
-
-    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
-    """
-    corrected, worst = [0.0] * len(ps), 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        worst = max(worst, min(1.0, (len(ps) - rank) * ps[place]))
-        corrected[place] = worst
-    return corrected
 
 
 @dataclass(frozen=True)
@@ -124,30 +93,6 @@ def untrained(curves: Iterable[Curve]) -> dict[str, float]:
     return {name: values[0] for name, values in first.figures.items()}
 
 
-@dataclass(frozen=True)
-class Test:
-    """One planned comparison, two-sided.
-
-    Attributes:
-        first, second: what is compared; ``second`` is "untrained" or a cell.
-        figure: on which figure.
-        when: "chosen" or "end".
-        difference: mean of the first minus that of the second.
-        p: uncorrected.
-        p_holm: corrected with all planned tests of its kind.
-    """
-
-    first: str
-    second: str
-    figure: str
-    when: str
-    difference: float
-    p: float
-    p_holm: float = math.nan
-
-    __test__ = False  # no test of pytest's
-
-
 def planned_tests(protocol: Protocol, curves: Iterable[Curve]) -> list[Test]:
     """The tests that PROTOCOL.md names, on one task's runs, corrected.
 
@@ -165,27 +110,13 @@ def planned_tests(protocol: Protocol, curves: Iterable[Curve]) -> list[Test]:
                 "cannot be made. Fix: finish the protocol's runs."
             )
         found += [
-            _compare(cells[a], cells[b], figure, when)
+            compare_values(
+                (a, cells[a].values(figure)), (b, cells[b].values(figure)), figure, when
+            )
             for a, b in plan["pairs"]
             for figure in plan["figures"]
         ]
-    return _corrected(found)
-
-
-def _compare(first: Moment, second: Moment, figure: str, when: str) -> Test:
-    a, b = first.values(figure), second.values(figure)
-    difference = statistics.fmean(a) - statistics.fmean(b)
-    if figure == "effective_answers":  # a factor, not a difference
-        a, b = ([math.log(value) for value in values] for values in (a, b))
-    p = welch_p(a, b)
-    return Test(str(first.cell), str(second.cell), figure, when, difference, p)
-
-
-def _corrected(tests: list[Test]) -> list[Test]:
-    from dataclasses import replace
-
-    corrected = correct_by_holm([test.p for test in tests])
-    return [replace(t, p_holm=p) for t, p in zip(tests, corrected, strict=True)]
+    return corrected(found)
 
 
 def protocol_table(protocol: Protocol, curves: Sequence[Curve]) -> str:

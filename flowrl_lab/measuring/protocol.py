@@ -72,11 +72,11 @@ class Family:
     stage: int
     settings: dict
     dial: str = ""
-    values: tuple[float, ...] = ()
-    middle: float | None = None
+    values: tuple[int | float, ...] = ()
+    middle: int | float | None = None
     inverse: bool = False
 
-    def at(self, value: float | None) -> dict:
+    def at(self, value: int | float | None) -> dict:
         """The settings with the dial at ``value``."""
         if value is None:
             return dict(self.settings)
@@ -89,7 +89,7 @@ class CellKey:
     """One family at one place of its dial: ``"flowrl=8"``, ``"grpo"``."""
 
     family: str
-    value: float | None = None
+    value: int | float | None = None
 
     def __str__(self) -> str:
         return self.family if self.value is None else f"{self.family}={self.value:g}"
