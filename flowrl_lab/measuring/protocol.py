@@ -80,7 +80,8 @@ class Family:
         """The settings with the dial at ``value``."""
         if value is None:
             return dict(self.settings)
-        setting = 1 / value if self.inverse else value
+        kind = type(getattr(ExperimentConfig, self.dial))  # of its default: int, float
+        setting = kind(1 / value if self.inverse else value)
         return {**self.settings, self.dial: setting}
 
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowrl_lab.measuring.folder import RunResult
@@ -15,6 +15,7 @@ from flowrl_lab.plots.tabulate import markdown_table, text_table
 from flowrl_lab.types import ExactReport, StepRecord
 
 __all__ = [
+    "LEGEND",
     "METRICS",
     "UNTRAINED",
     "Metric",
@@ -130,26 +131,50 @@ def join_dials(names: Iterable[str]) -> list[list[str]]:
     return [[name for _, name in sorted(family)] for family in families.values()]
 
 
+# Families that a picture shows, and what it calls them: more marks than colours could
+# not be told apart.
+LEGEND = {
+    UNTRAINED: UNTRAINED,
+    "reinforce_pp": "reinforce_pp",
+    "ppo": "ppo",
+    "grpo": "grpo",
+    "pass@4 training": "pass@4",
+    "flowrl": "flowrl",
+    "flowrl paper form β=15": "paper β=15",
+}
+
+
 def fronts(
-    results: Iterable[RunResult],
+    results: Iterable[RunResult], legend: Mapping[str, str] = LEGEND
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Accuracy against variety, the untrained model first, each dial a curve.
 
+    Args:
+        results: runs of one study.
+        legend: family -> what the picture calls it.  A family of several values of a
+            dial is named without them: "flowrl" for "flowrl β=4" and "flowrl β=8".
+
     Returns:
-        name of a family, without the dial's value -> (effective answers, accuracy),
-        means over seeds, in the order of the dial: what ``draw_curves`` takes.
+        name -> (effective answers, accuracy), means over seeds, in the order of the
+        dial: what ``draw_curves`` takes.  Families without runs are left out.
     """
     groups = group_runs(beside_untrained(results))
-    found = {}
-    for names in join_dials(groups):
-        name = names[0]
-        if len(names) > 1:  # "flowrl β=4", "flowrl β=8" -> "flowrl"
-            name = name.rpartition("=")[0].removesuffix(" β")
-        found[name] = tuple(
-            [compute_spread(groups[n], key).mean for n in names]
+    families = {_stem(names): names for names in join_dials(groups)}
+    return {
+        shown: tuple(
+            [compute_spread(groups[n], key).mean for n in families[family]]
             for key in ("effective_answers", "accuracy")
         )
-    return found
+        for family, shown in legend.items()
+        if family in families
+    }
+
+
+def _stem(names: Sequence[str]) -> str:
+    """What the names of one dial share."""
+    if len(names) == 1:
+        return names[0]
+    return names[0].rpartition("=")[0].removesuffix(" β")
 
 
 def summarize(results: Iterable[RunResult]) -> dict[str, dict[str, Spread]]:
