@@ -62,29 +62,30 @@ def moments(
 
     A cell that lacks a seed, or whose family's search is incomplete, is left out.
     """
-    curves = list(curves)
-    chosen = choose(protocol, curves)
-    found = {}
-    for cell, runs in _complete(protocol, curves).items():
-        choice = chosen.get((runs[0].task, cell.family))
-        if choice is not None:
-            step = choice.step if when == "chosen" else runs[0].steps[-1]
-            found[cell] = Moment(cell, step, tuple(runs))
-    return found
-
-
-def _complete(
-    protocol: Protocol, curves: Sequence[Curve]
-) -> dict[CellKey, list[Curve]]:
-    """Cells of the report that have every seed, in the protocol's order."""
-    wanted, found = sorted(protocol.report["seeds"]), {}
-    for family in protocol.families:
+    curves, found = list(curves), {}
+    for (_, family), choice in choose(protocol, curves).items():
         for cell in protocol.cells(family):
-            runs = [c for c in curves if c.part == "report" and c.cell == cell]
-            runs.sort(key=lambda run: run.seed)
-            if [run.seed for run in runs] == wanted:
-                found[cell] = runs
-    return found
+            runs = _report_runs(protocol, curves, cell, choice)
+            if runs:
+                step = choice.step if when == "chosen" else runs[0].steps[-1]
+                found[cell] = Moment(cell, step, runs)
+    order = [cell for family in protocol.families for cell in protocol.cells(family)]
+    return {cell: found[cell] for cell in order if cell in found}
+
+
+def _report_runs(
+    protocol: Protocol, curves: Sequence[Curve], cell: CellKey, choice: Chosen
+) -> tuple[Curve, ...]:
+    """The runs of a cell at the chosen rate; none if a seed is missing."""
+    runs = {
+        curve.seed: curve
+        for curve in curves
+        if curve.part == "report"
+        and curve.cell == cell
+        and curve.learning_rate == choice.learning_rate
+    }
+    seeds = sorted(protocol.report["seeds"])
+    return tuple(runs[s] for s in seeds) if set(seeds) <= set(runs) else ()
 
 
 def untrained(curves: Iterable[Curve]) -> dict[str, float]:

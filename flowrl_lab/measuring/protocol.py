@@ -31,6 +31,7 @@ __all__ = [
     "Family",
     "Protocol",
     "add_curves",
+    "already_kept",
     "choose",
     "curve_of",
     "curves_path",
@@ -317,6 +318,23 @@ def _figure(report, name: str) -> float:
 
 def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else float(f"{value:.{DIGITS}g}")
+
+
+def already_kept(
+    part: str, jobs: Sequence[Job], kept: Iterable[Curve]
+) -> tuple[list[Job], list[Curve]]:
+    """The jobs that are still to be run, and the kept curves of the others."""
+    found = {(curve.task, *_identity(curve)): curve for curve in kept}
+    left, done = [], []
+    for job in jobs:
+        config = job.config
+        cell = str(_cell_of(config.name))
+        key = (config.task, part, cell, config.learning_rate, config.seed)
+        if key in found:
+            done.append(found[key])
+        else:
+            left.append(job)
+    return left, done
 
 
 def gather_curves(protocol: Protocol, part: str, jobs: Sequence[Job]) -> list[Curve]:

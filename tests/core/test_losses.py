@@ -140,6 +140,29 @@ def test_on_policy_flowrl_gradient_with_sums_is_twice_the_kl_gradient(
     assert_close(gradient, 2 * words.gradient(words.kl(words.log_target)))
 
 
+@pytest.mark.parametrize("group", [2, 3])
+def test_rewards_less_their_groups_mean_rest_at_a_lower_beta(words, group):
+    """r − r̄ holds 1/G of a sample's own reward: β acts as β(G−1)/G."""
+    samples = torch.cartesian_prod(*[torch.arange(9)] * group)
+    log_probs = words.log_probs[samples]  # [9^G, G]
+    rewards = words.rewards[samples]
+    centred = rewards - rewards.mean(1, keepdim=True)
+    first = log_probs[:, 0]
+    losses_of_first = losses.trajectory_balance_loss(
+        torch.full_like(first, 0.4),
+        first,
+        words.ref[samples[:, 0]],
+        centred[:, 0],
+        reward_scale=SCALE,
+        reduction="none",
+    )
+    chance = log_probs.sum(1).exp().detach()
+    gradient = words.gradient((chance * losses_of_first).sum())
+    lower = SCALE * (group - 1) / group
+    target = (words.ref + lower * words.rewards).log_softmax(0)
+    assert_close(gradient, 2 * words.gradient(words.kl(target)))
+
+
 def test_best_log_z_is_the_true_one_minus_the_kl(words):
     log_z = torch.zeros((), dtype=torch.float64, requires_grad=True)
     expected = words.expected(

@@ -248,11 +248,12 @@ def small_protocol(folder) -> None:
     content["tasks"] = ["make_number"]
     few = {"steps": 2, "eval_every": 1, "eval_prompts": 4, "prompts_per_step": 2}
     content["settings"] |= few
-    content["small"] = {
-        "families": {"grpo": [], "flowrl": [8]},
-        "search": {"seeds": [100], "learning_rates": [0.001]},
-        "report": {"seeds": [0, 1]},
-    }
+    content["search"] |= {"seeds": [100], "learning_rates": [0.001]}
+    content["report"]["seeds"] = [0, 1]
+    dials = {"grpo": [], "flowrl": [8]}
+    families = [row for row in content["families"] if row["key"] in dials]
+    content["families"] = [row | {"values": dials[row["key"]]} for row in families]
+    content["small"]["families"] = {"grpo": []}
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
@@ -261,7 +262,7 @@ def test_the_command_searches_sweeps_and_goes_on(tmp_path, monkeypatch, capsys):
     (data / "results").mkdir(parents=True)
     small_protocol(data)
     monkeypatch.setenv("FLOWRL_DATA", str(data))
-    command = ["study", "--protocol", "--small", "--jobs", "1", "--out", str(out)]
+    command = ["study", "--protocol", "--jobs", "1", "--out", str(out)]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "untrained" in said and "flowrl=8" in said and "incomplete" not in said
@@ -279,5 +280,10 @@ def test_the_command_searches_sweeps_and_goes_on(tmp_path, monkeypatch, capsys):
     assert splits["search"] != splits["report"]  # other prompts
     assert cli.main([*command, "--resume", "--publish"]) == 0  # nothing left to do
     assert "6 runs added" in capsys.readouterr().out
-    assert cli.main([*command[:2], "--out", str(out), "--resume"]) == 2
+    assert cli.main([*command[:-1], str(tmp_path / "again")]) == 0
+    assert "2 runs are kept already" in capsys.readouterr().out
+    assert not (tmp_path / "again" / "search").exists()  # published: not run again
+    assert cli.main([*command, "--small", "--resume"]) == 2
     assert "not mixed" in capsys.readouterr().err
+    assert cli.main([*command, "--small", "--publish", "--resume"]) == 2
+    assert "leave out --small or --publish" in capsys.readouterr().err
