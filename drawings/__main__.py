@@ -6,23 +6,42 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from drawings import losses, machine, targets
+from drawings import losses, machine, race, targets
 from drawings.sheet import Sheet
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks" / "drawings"
 DRAWINGS: dict[str, Callable[[], Sheet]] = {
     make.__name__: make
     for make in (
+        race.race,
+        machine.course_map,
+        machine.one_prompt_many_answers,
         targets.mass_moves,
+        targets.two_kls,
         targets.reward_to_target,
         targets.why_z,
+        targets.z_as_a_network,
         targets.flow_tree,
         targets.trajectory_balance,
+        targets.log_z_meets,
         losses.rollout,
+        losses.shift,
+        losses.masks,
         losses.grpo_group,
+        losses.clip,
+        losses.losses_family,
         losses.flowrl_loss_terms,
+        losses.length_normalisation,
+        losses.importance_weight,
         machine.training_step,
+        machine.exact_referee,
+        machine.code_reward,
         machine.lora,
+        machine.cold_start,
+        machine.where_it_plugs_in,
+        machine.step_time,
+        machine.memory,
+        machine.data_parallel,
     )
 }
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import atan2, cos, sin
 from textwrap import wrap
 from xml.sax.saxutils import escape, quoteattr
 
 from flowrl_lab.plots.static import num
 
-__all__ = ["COLORS", "WIDTH", "Sheet"]
+__all__ = ["COLORS", "WIDTH", "Frame", "Sheet"]
 
 WIDTH = 700
 SIZE = 15
@@ -200,3 +201,45 @@ class Sheet:
                 "</svg>\n",
             ]
         )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A small plot on a sheet: a rectangle with ranges along its sides."""
+
+    sheet: Sheet
+    left: float
+    top: float
+    width: float
+    height: float
+    x_range: Point
+    y_range: Point
+
+    def at(self, x: float, y: float) -> Point:
+        """Where a value lies on the sheet."""
+        (x0, x1), (y0, y1) = self.x_range, self.y_range
+        right = self.left + (x - x0) / (x1 - x0) * self.width
+        return right, self.top + (y1 - y) / (y1 - y0) * self.height
+
+    def axes(
+        self, x_ticks: Sequence[float], y_ticks: Sequence[float], x_name: str = ""
+    ) -> None:
+        """Both axes, their numbers, and a name below."""
+        bottom = self.top + self.height
+        right = self.left + self.width
+        self.sheet.line([(self.left, self.top), (self.left, bottom), (right, bottom)])
+        for tick in x_ticks:
+            x, _ = self.at(tick, self.y_range[0])
+            self.sheet.label(x, bottom + 18, f"{tick:g}".replace("-", "−"), size=14)
+        for tick in y_ticks:
+            _, y = self.at(self.x_range[0], tick)
+            words = f"{tick:g}".replace("-", "−")
+            self.sheet.text(self.left - 7, y + 5, words, "soft", size=14, anchor="end")
+        self.sheet.label(self.left + self.width / 2, bottom + 38, x_name)
+
+    def curve(
+        self, xs: Iterable[float], ys: Iterable[float], color: str, **how
+    ) -> None:
+        """A line through values."""
+        points = [self.at(x, y) for x, y in zip(xs, ys, strict=True)]
+        self.sheet.line(points, color, width=how.pop("width", 2.5), **how)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from drawings.sheet import Sheet
+from drawings.sheet import Frame, Sheet
 from flowrl_lab.exact import (
     exact_log_flows,
     exact_target,
     optimal_log_z,
     reference_log_partition,
 )
+from flowrl_lab.losses import trajectory_balance_loss
 from flowrl_lab.metrics import kl_divergence
 
 # The five answers that these drawings share.
@@ -246,4 +247,122 @@ def trajectory_balance() -> Sheet:
         sheet.text(440, y + 22, f"δ = {delta:+.2f}".replace("-", "−"), hue, bold=True)
         sheet.text(540, y + 22, verdict, hue)
     sheet.text(20, 312, "δ = log Z + log π(y) − βr(y) − log π_ref(y);  the loss is δ²")
+    return sheet
+
+
+def two_kls() -> Sheet:
+    """The best single bell for a target with two humps, by either KL."""
+    states = torch.arange(100.0)
+
+    def bell(middle: float, width: float) -> torch.Tensor:
+        return (-0.5 * ((states - middle) / width) ** 2).log_softmax(dim=0)
+
+    target = torch.logaddexp(
+        bell(28, 6) + torch.tensor(0.6).log(), bell(70, 6) + torch.tensor(0.4).log()
+    )
+    bells = [bell(m, w) for m in range(10, 90, 2) for w in range(4, 34, 2)]
+    ways = [
+        ("KL(π‖p*)", "blue", "what π writes must be good", kl_divergence),
+        (
+            "KL(p*‖π)",
+            "orange",
+            "what is good must be written",
+            lambda policy, goal: kl_divergence(goal, policy),
+        ),
+    ]
+    sheet = Sheet(
+        270,
+        "Two directions of KL",
+        "A target with two humps, in grey, and the best single bell for it. By KL from "
+        "policy to target the bell sits on one hump; by KL from target to policy it "
+        "lies broadly over both and over the gap between them.",
+    )
+    for column, (name, color, remark, distance) in enumerate(ways):
+        frame = Frame(sheet, 30 + 340 * column, 88, 300, 120, (0, 99), (0, 0.07))
+        best = min(bells, key=lambda policy: float(distance(policy, target)))
+        points = zip(states.tolist(), target.exp().tolist(), strict=True)
+        sheet.area(
+            [frame.at(0, 0), *(frame.at(*p) for p in points), frame.at(99, 0)], "soft"
+        )
+        frame.curve(states.tolist(), best.exp().tolist(), color)
+        frame.axes((), ())
+        least = float(distance(best, target))
+        sheet.text(
+            30 + 340 * column, 70, f"smallest {name}: {least:.2f}", color, bold=True
+        )
+        sheet.text(30 + 340 * column, 230, remark, "soft")
+    sheet.lines(256, "FlowRL minimises the left one, with a policy that has many humps")
+    return sheet
+
+
+def z_as_a_network() -> Sheet:
+    """log Z is read from the prompt alone."""
+    sheet = Sheet(
+        226,
+        "log Z is a number for each prompt",
+        "The prompt goes through the reference model; its hidden states are averaged "
+        "and a small network of three layers makes one number of them, log Z. No "
+        "completion goes in, and no gradient goes back to the reference.",
+    )
+    stations = [
+        ("soft", "prompt x\n24!37:"),
+        ("soft", "reference\nhidden states"),
+        ("soft", "mean over\nthe prompt"),
+        ("green", "small network\n3 layers"),
+        ("green", "log Z(x)\none number"),
+    ]
+    for place, (color, words) in enumerate(stations):
+        x = 20 + 135 * place
+        sheet.box(x, 66, 116, 64, color, words, bold=place == 4)
+        if place:
+            sheet.arrow([(x - 18, 98), (x - 2, 98)], "ink")
+    sheet.line([(416, 54), (416, 146)], "pink", dash="5 4", width=2)
+    sheet.label(416, 166, "no gradient goes back past here", "pink")
+    sheet.lines(206, "the same log Z stands in the residual of all G completions of x")
+    return sheet
+
+
+def log_z_meets() -> Sheet:
+    """Policy and log Z learn together: exact expected gradients of the TB loss."""
+    log_ref = REFERENCE.log()
+    true = float(
+        reference_log_partition(log_ref, REWARDS, reward_scale=SCALE, exhaustive=True)
+    )
+    logits = log_ref.clone().requires_grad_()
+    log_z = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([logits, log_z], lr=0.06)
+    learnt, bound, steps = [], [], 81
+    for _ in range(steps):
+        policy = logits.log_softmax(dim=0)
+        bound.append(
+            float(optimal_log_z(policy.detach(), log_ref, REWARDS, reward_scale=SCALE))
+        )
+        learnt.append(float(log_z.detach()))
+        squares = trajectory_balance_loss(
+            *(log_z.expand(5), policy, log_ref, REWARDS),
+            reward_scale=SCALE,
+            reduction="none",
+        )
+        optimizer.zero_grad()
+        (policy.detach().exp() * squares).sum().backward()
+        optimizer.step()
+    sheet = Sheet(
+        320,
+        "log Z follows, the policy lifts the roof",
+        "Curves over training steps: the learnt log Z starts at 0 and rises quickly to "
+        "the best value for the present policy, which itself rises to the true log Z "
+        "as the policy comes closer to the target.",
+    )
+    frame = Frame(sheet, 60, 56, 430, 190, (0, steps - 1), (0, 1.1 * true))
+    frame.axes(range(0, steps, 20), (0, 1, 2), "step (exact expected gradients)")
+    flat = frame.at(0, true)[1]
+    sheet.line([(60, flat), (490, flat)], "ink", dash="6 4", width=2)
+    frame.curve(range(steps), bound, "orange", dash="8 4")
+    frame.curve(range(steps), learnt, "green")
+    sheet.text(500, flat + 5, f"true log Z = {true:.2f}")
+    sheet.text(500, frame.at(0, bound[-1])[1] + 26, "log Z − KL(π‖p*)", "orange")
+    sheet.text(500, frame.at(0, learnt[-1])[1] + 48, "learnt log Z", "green")
+    sheet.lines(
+        310, "the gap between the dashed lines is the policy's distance from p*"
+    )
     return sheet

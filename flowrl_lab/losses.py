@@ -361,7 +361,7 @@ def subtrajectory_balance_loss(
     log_probs: Float[Tensor, "B T"],
     ref_log_probs: Float[Tensor, "B T"],
     rewards: Float[Tensor, " B"],
-    completion_mask: Bool[Tensor, "B T"],
+    completion_mask: Bool[Tensor, "B T"] | None = None,
     *,
     reward_scale: float,
     subtb_lambda: float = 0.9,
@@ -382,7 +382,7 @@ def subtrajectory_balance_loss(
         log_probs: log π of the completion tokens.
         ref_log_probs: log π_ref of the same; detached.
         rewards: one per sequence; detached.
-        completion_mask: True on the tokens, then False: no gaps.
+        completion_mask: True on the tokens, then False: no gaps; None counts all.
         reward_scale: β, at least 0.
         subtb_lambda: λ, above 0.
         reduction: "mean" over sequences, or "none".
@@ -417,7 +417,7 @@ def detailed_balance_loss(
     log_probs: Float[Tensor, "B T"],
     ref_log_probs: Float[Tensor, "B T"],
     rewards: Float[Tensor, " B"],
-    completion_mask: Bool[Tensor, "B T"],
+    completion_mask: Bool[Tensor, "B T"] | None = None,
     *,
     reward_scale: float,
     reduction: str = "mean",
@@ -439,11 +439,11 @@ def detailed_balance_loss(
         ValueError: as :func:`subtrajectory_balance_loss`.
     """
     _check_reduction(reduction)
-    potentials, _ = _flow_potentials(
+    potentials, exists = _flow_potentials(
         log_flows, log_probs, ref_log_probs, rewards, completion_mask, reward_scale
     )
-    edges = (potentials[:, :-1] - potentials[:, 1:]).square()
-    per_sequence = sum_counted(edges, completion_mask) / completion_mask.sum(dim=1)
+    edges, counted = potentials[:, :-1] - potentials[:, 1:], exists[:, 1:]
+    per_sequence = sum_counted(edges.square(), counted) / counted.sum(dim=1)
     return _reduce(per_sequence, reduction)
 
 
@@ -1006,10 +1006,13 @@ def _flow_potentials(
     log_probs: Tensor,
     ref_log_probs: Tensor,
     rewards: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     reward_scale: float,
 ) -> tuple[Tensor, Tensor]:
     """F_i - Σ_{t<i} (log π - log π_ref), and which prefixes i exist; [B, T+1] both."""
+    if mask is None:
+        check_tensor("log_probs", log_probs, (None, None), "[B, T]")
+        mask = torch.ones_like(log_probs, dtype=torch.bool)
     tokens = {"log_probs": log_probs, "ref_log_probs": ref_log_probs}
     check_batch(mask, tokens, {"rewards": rewards})
     check_number("reward_scale", reward_scale, high=LARGEST)

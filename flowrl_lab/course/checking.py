@@ -6,6 +6,7 @@ import copy
 import html
 import importlib
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowrl_lab.course.given import brief, describe_inputs
+from flowrl_lab.course.given import COLUMNS, brief, describe_inputs
 from flowrl_lab.course.showing import ShownOnce, markup_to_html, markup_to_text
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 
@@ -96,8 +97,9 @@ class Result(ShownOnce):
     def __str__(self) -> str:
         sign = {"passed": "✓", "failed": "✗"}.get(self.status, "○")
         lines = [f"{sign} {self.name}: {self.status}"]
-        lines += f"{markup_to_text(self.message)}\n{self.details}".splitlines()
-        return "\n  ".join(lines)
+        for line in markup_to_text(self.message).splitlines():
+            lines += textwrap.wrap(line, COLUMNS)
+        return "\n  ".join(lines + self.details.splitlines())
 
     __repr__ = __str__
 
@@ -162,7 +164,7 @@ def _compare_all(
     first = next(i for i, message in enumerate(wrong) if message)
     where = f"Case {first + 1} of {len(cases)}: {wrong[first]}"
     inputs = _describe_case(exercise, cases[first])
-    mistake = _find_mistake(exercise, cases, outputs)
+    mistake = _find_mistake(exercise, cases, outputs, expected)
     if mistake is not None:
         details = f"{where}\n{inputs}"
         return Result(exercise.name, "failed", mistake.message, mistake.name, details)
@@ -296,14 +298,25 @@ def _find_pattern(outputs: list[Outputs], expected: list[Outputs]) -> str:
 
 
 def _find_mistake(
-    exercise: Exercise, cases: list[Case], outputs: list[Outputs]
+    exercise: Exercise,
+    cases: list[Case],
+    outputs: list[Outputs],
+    expected: list[Outputs],
 ) -> Mistake | None:
-    """The known mistake that gives just these outputs on every case."""
+    """The known mistake that gives just these outputs on every case.
+
+    Failing that, the one with these values: two slips at once, such as a wrong sign
+    and a missing detach, should still be told the first.
+    """
+    values = [{"result": output["result"]} for output in outputs]
+    wrong_value, close = not all(map(_alike, values, expected)), None
     for mistake in exercise.mistakes:
         theirs = [_call(exercise, mistake.wrong, case) for case in cases]
-        if all(_alike(a, b) for a, b in zip(outputs, theirs, strict=True)):
+        if all(map(_alike, outputs, theirs)):
             return mistake
-    return None
+        if close is None and wrong_value and all(map(_alike, values, theirs)):
+            close = mistake
+    return close
 
 
 def _alike(ours: Outputs, theirs: Outputs) -> bool:

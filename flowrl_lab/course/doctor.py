@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import importlib
 import importlib.metadata
 import importlib.util
@@ -19,9 +20,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from flowrl_lab.course.showing import show
 from flowrl_lab.scaling.machine import Check, check_machine, first_line, in_colab
 
-__all__ = ["Check", "format_checks", "main", "run_doctor"]
+__all__ = ["Check", "format_checks", "glance", "main", "run_doctor"]
 
 _PROJECT = "flowrl-lab"
 _OPTIONAL_EXTRAS = ("metrics", "sets", "gym", "trl", "trackers", "test")
@@ -36,6 +38,26 @@ def run_doctor() -> list[Check]:
     checks += [check_widgets(), check_sandbox()]
     checks += check_data(_find_data_folder())
     return checks
+
+
+def glance() -> None:
+    """Show in one line whether all is well; where it is not, what to mend.
+
+    In a notebook every check is folded under that line, which opens by itself where
+    something is broken.
+    """
+    checks = run_doctor()
+    broken = [check for check in checks if check.status == "broken"]
+    line = f"{len(checks)} checks: everything needed is here"
+    if broken:
+        line = f"{len(broken)} of {len(checks)} checks found something to mend"
+    shown = html.escape(format_checks(broken + [c for c in checks if c not in broken]))
+    page = (
+        f"<details{' open' if broken else ''}><summary>{line}</summary>"
+        f'<pre style="white-space:pre-wrap">{shown}</pre></details>'
+    )
+    text = "\n".join([line, format_checks(broken)]).rstrip()
+    show({"text/html": page, "text/plain": text})
 
 
 def main() -> int:
@@ -99,17 +121,15 @@ def read_requirements() -> list[tuple[Requirement, str]]:
 
 
 def _read_installed_requirements() -> dict[str, list[str]]:
-    """Requirements by extra, from the installed package's metadata."""
+    """Requirements by extra ("" = core), from the installed package's metadata."""
     groups: dict[str, list[str]] = {}
+    every = importlib.metadata.metadata(_PROJECT).get_all("Provides-Extra") or ()
     for text in importlib.metadata.requires(_PROJECT) or ():
-        requirement = Requirement(text)
-        extras = [
-            extra
-            for extra in _SHOWN_EXTRAS
-            if requirement.marker and requirement.marker.evaluate({"extra": extra})
-        ]
-        plain = Requirement(text.partition(";")[0])
-        groups.setdefault(extras[0] if extras else "", []).append(str(plain))
+        marker = Requirement(text).marker
+        needed = marker is None or marker.evaluate({"extra": ""})
+        asked = [e for e in every if marker and marker.evaluate({"extra": e})]
+        for group in [""] if needed else asked:
+            groups.setdefault(group, []).append(text.partition(";")[0].strip())
     return groups
 
 

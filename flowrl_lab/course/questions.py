@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from flowrl_lab._validation import bad_input, check_choice, check_number
-from flowrl_lab.course.showing import ShownOnce
+from flowrl_lab.course.showing import ShownOnce, markup_to_text
 from flowrl_lab.plots.panels import format_number
 
 __all__ = [
@@ -139,6 +139,7 @@ def make_question(
     check_key(key)
     if not isinstance(text, str) or not text.strip():
         raise bad_input("question", f"is {text!r}", "a sentence", "write the question")
+    text = markup_to_text(text)
     numeric = low is not None or high is not None
     if numeric == (choices is not None):
         raise bad_input(

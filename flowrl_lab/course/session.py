@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from flowrl_lab.course.reminders import remind_after_errors
 from flowrl_lab.plots.live import choose_backend, in_notebook
 from flowrl_lab.policies.device import set_threads_for_large
 from flowrl_lab.policies.fast.workers import set_workers
@@ -72,6 +73,8 @@ def setup(seed: int = 0, budget: str | None = None) -> Session:
         plot_backend=choose_backend(),
     )
     choose_threads()
+    if in_notebook():
+        remind_after_errors()
     _record(session)  # first, since an import may draw random numbers
     random.seed(seed)
     np.random.seed(seed)  # libraries that still draw from the global generator

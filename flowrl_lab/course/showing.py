@@ -4,14 +4,42 @@ from __future__ import annotations
 
 import html
 import re
+import time
 
 from flowrl_lab.plots.live import in_notebook
 
-__all__ = ["ShownOnce", "markup_to_html", "markup_to_text", "show"]
+__all__ = ["ShownOnce", "keep_in_view", "markup_to_html", "markup_to_text", "show"]
 
 # What the course's messages hold of Markdown: `code`, and *stress* on whole words.
 CODE = re.compile(r"`([^`\n]+)`")
 STRESS = re.compile(r"(?<![\w*])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])")
+
+
+# Run All jumps to the last cell; this goes back, until the learner moves the page.
+STAY = """
+const cell = element.closest(".jp-Cell");
+let free = !cell || Date.now() - MADE > 20000;
+for (const act of ["wheel", "pointerdown", "keydown", "touchstart"])
+  window.addEventListener(act, () => { free = true; }, {once: true, passive: true});
+const last = Date.now() + 180000;
+const timer = setInterval(() => {
+  if (free || !cell.isConnected || Date.now() > last) return clearInterval(timer);
+  const top = cell.getBoundingClientRect().top;
+  if (top < 0 || top > window.innerHeight / 3) cell.scrollIntoView({block: "start"});
+}, 250);
+"""
+
+
+def keep_in_view() -> None:
+    """Keep this cell in JupyterLab's window while it runs, also under Run All.
+
+    The page is the learner's again with the first click, key or turn of the wheel,
+    and a notebook that is opened later stays where it is.
+    """
+    if in_notebook():
+        from IPython.display import Javascript, display
+
+        display(Javascript(STAY.replace("MADE", str(int(1000 * time.time())))))
 
 
 def markup_to_html(text: str) -> str:

@@ -26,7 +26,7 @@ MAX_SOURCE = 20_000  # characters that a progress file keeps of one function
 COURSE_NAMES = {"torch": torch, "math": math, "np": np, "F": torch.nn.functional}
 
 # The function of each check in this kernel: None where the last one failed.
-_checked: dict[tuple[Path, str], Callable | None] = {}
+_checked: dict[tuple[Path, str], object] = {}
 
 
 class LearnersError(RuntimeError):
@@ -71,7 +71,7 @@ def use(name: str, *, library: bool = False) -> Callable:
     return _guarded(name, mine)
 
 
-def note_verdict(name: str, function: Callable, status: str) -> None:
+def note_verdict(name: str, function: object, status: str) -> None:
     """Remember for `use` what a check has said of a function."""
     if status != "not attempted":
         passed = function if status == "passed" else None

@@ -289,18 +289,28 @@ def replay(
         last_step: where to stop; None plays everything.
 
     Yields:
-        The records, their runs named "… (recorded)".
+        The records, their runs named "… (recorded)"; FlowRL without a learned log Z
+        is not called FlowRL alone.
     """
     columns = [
-        [r for r in recording.records if last_step is None or r.step <= last_step]
+        [
+            dataclasses.replace(record, run=_played_name(recording, record))
+            for record in recording.records
+            if last_step is None or record.step <= last_step
+        ]
         for recording in recordings
     ]
     total = sum(map(len, columns))
     for step in range(max(map(len, columns), default=0)):
         for record in (column[step] for column in columns if step < len(column)):
-            yield dataclasses.replace(record, run=f"{record.run} (recorded)")
+            yield record
             if seconds:
                 time.sleep(seconds / total)
+
+
+def _played_name(recording: RunResult, record: StepRecord) -> str:
+    of_group = recording.algorithm == "flowrl" and is_of_batch(config_of(recording))
+    return f"{record.run}{' group log Z' * of_group} (recorded)"
 
 
 # ------------------------------------------------------------------------ run again

@@ -5,37 +5,55 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.plots.figures import bundle_from_page
+from flowrl_lab.plots.live import LivePlot
 from flowrl_lab.plots.panels import (
     CellsPanel,
     Page,
+    RunStyle,
     alive_text,
     colour_floor,
     run_styles,
 )
 from flowrl_lab.plots.pictures import Picture
-from flowrl_lab.plots.placement import place_page
 from flowrl_lab.tasks.strings import Strings
 
-__all__ = ["WordPicture", "draw_pictures"]
-
-PANEL_WIDTH = 184  # leaves a square, so that a square picture keeps its shape
-SCALE_WIDTH = 680.0
+__all__ = ["LivePictures", "draw_pictures"]
 
 
-class WordPicture(Picture):
-    """Pictures side by side, each as wide as it is high."""
+class LivePictures(LivePlot):
+    """A live plot whose map shows each run's words as the picture that they are.
 
-    def _repr_mimebundle_(self, **_formats) -> dict:
-        placement = place_page(self.page, width=PANEL_WIDTH * len(self.page.maps))
-        # the colour scale and its remark may need more room than the pictures
-        placement = replace(placement, width=max(placement.width, SCALE_WIDTH))
-        bundle = bundle_from_page(self.page, placement)
-        return {**bundle, "text/plain": repr(self)}
+    Args:
+        task: a strings task whose picture is as wide as it is high.
+        metrics: panels of curves above the pictures; none if empty.
+        options: of ``LivePlot``.
+
+    Raises:
+        ValueError: as of ``LivePlot``; a picture that is not square.
+    """
+
+    def __init__(self, task: Strings, metrics: tuple[str, ...] = (), **options):
+        _check_square(task)
+        self.task = task
+        super().__init__(metrics, solution_map=True, **options)
+
+    def page(self) -> Page:
+        """What the figure shows now: the curves, the target, each run's picture."""
+        page, shown = super().page(), self._history.snapshots
+        if not shown:
+            return page
+        first = next(iter(shown.values()))
+        probs = {run: snapshot.probs for run, snapshot in shown.items()}
+        panels = _panels(
+            self.task, first.target_probs, probs, dict(page.legend), self.target_label
+        )
+        return replace(page, maps=panels, map_title="")
 
 
 def draw_pictures(
@@ -67,6 +85,18 @@ def draw_pictures(
         raise bad_input(
             "curves", f"has {len(curves)} entries", "1 to 4", "draw them in two cells"
         )
+    _check_square(task)
+    styles = run_styles([(name, name) for name in curves])
+    goal, *probs = (
+        values.detach().double().exp().cpu().numpy()
+        for values in (target, *curves.values())
+    )
+    found = dict(zip(curves, probs, strict=True))
+    panels = _panels(task, goal, found, styles, target_label)
+    return Picture(Page(title, "", tuple(styles.items()), (), panels, ""))
+
+
+def _check_square(task: Strings) -> None:
     if task.width != task.height:
         raise bad_input(
             "task",
@@ -74,14 +104,23 @@ def draw_pictures(
             "a square picture",
             "use an even length",
         )
-    styles = run_styles([(name, name) for name in curves])
+
+
+def _panels(
+    task: Strings,
+    target: np.ndarray,
+    runs: Mapping[str, np.ndarray],
+    styles: Mapping[str, RunStyle],
+    target_label: str,
+) -> tuple[CellsPanel, ...]:
+    """One picture for the target and one for each run, pixels row by row."""
     labels = task.answers(task.prompts("train")[0]).labels
-    places = task.picture(_numbers(target)).flatten().tolist()
-    words = tuple(labels[int(place)] for place in places)
-    floor = colour_floor(target.detach().double().exp().cpu().numpy())
+    places = task.picture(torch.arange(task.num_words).double()).flatten().long()
+    words = tuple(labels[place] for place in places.tolist())
+    floor = colour_floor(target)
     panels = []
-    for name, log_probs in {target_label: target, **curves}.items():
-        probs = task.picture(log_probs.detach().double().cpu().exp()).flatten().numpy()
+    for name, values in {target_label: target, **runs}.items():
+        probs = task.picture(torch.as_tensor(values)).flatten().numpy()
         panels.append(
             CellsPanel(
                 alive_text(probs),
@@ -91,11 +130,7 @@ def draw_pictures(
                 probs,
                 floor,
                 f"probability of all: {probs.sum():.3f}",
+                picture=True,
             )
         )
-    return WordPicture(Page(title, "", tuple(styles.items()), (), tuple(panels), ""))
-
-
-def _numbers(values: Tensor) -> Tensor:
-    """0, 1, …: the place of each word in the list."""
-    return values.new_ones(values.shape).cumsum(0).double().cpu() - 1
+    return tuple(panels)

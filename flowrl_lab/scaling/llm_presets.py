@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flowrl_lab.plots.tabulate import text_table
+from flowrl_lab.policies.loading import find_model
 from flowrl_lab.policies.packed import MAX_NODES
 from flowrl_lab.scaling.machine import measure_memory
 from flowrl_lab.scaling.planner import MODELS, Machine, Workload, peak_bytes
@@ -22,6 +23,8 @@ __all__ = [
     "LLM_PRESETS",
     "Device",
     "LLMPreset",
+    "Plan",
+    "choose_way",
     "find_device",
     "format_presets",
     "llm_config",
@@ -186,6 +189,44 @@ def pick_preset(device: Device | None = None) -> LLMPreset:
     if fitting:
         return fitting[-1]
     return mine[0] if device.kind != "cuda" else LLM_PRESETS["cpu"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the language-model notebook does on a machine.
+
+    Attributes:
+        way: "live" (a short run), "full" (the whole one), "replay" (a recording).
+        preset: with which model.
+        why: in one sentence.
+    """
+
+    way: str
+    preset: LLMPreset
+    why: str
+
+
+def choose_way(device: Device | None = None) -> Plan:
+    """Train in short on a CPU, in full on a GPU; play a recording if neither can be.
+
+    Nothing is downloaded: a model counts that was fetched before.
+    """
+    device = find_device() if device is None else device
+    best = pick_preset(device)
+    here = [one for one in _PRESETS if one.device == best.device]
+    here = [one for one in here[: here.index(best) + 1] if find_model(one.model)]
+    if not here:
+        why = (
+            f"{best.model} is not on this machine. Fix: python3 lab.py setup, or "
+            f"python -m flowrl_lab fetch-model {best.model}"
+        )
+        return Plan("replay", best, why)
+    chosen, needed = here[-1], here[-1].min_gb
+    if chosen.device == device.kind and device.free_gb < needed:
+        free = f"{needed:g} GB of memory are needed, {device.free_gb:.1f} are free"
+        return Plan("replay", chosen, f"{free}. Fix: close other programs")
+    way = "live" if chosen.device == "cpu" else "full"
+    return Plan(way, chosen, f"{chosen.model} is here and fits")
 
 
 def llm_config(

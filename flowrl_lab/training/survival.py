@@ -1,7 +1,7 @@
 """What keeps a run alive: halves of a pass, float16's scale, updates left out.
 
-``training_step`` knows nothing of this.  It is given a policy that works in parts
-(``InParts``), and it is tried again, or left out, from here.
+``training_step`` knows nothing of this.  Where it must be, it is given a policy that
+works in parts (``InParts``), and it is tried again, or left out, from here.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Survival:
         generators: put back before another try.
 
     Attributes:
-        policy: the policy in parts, for ``training_step`` and for sampling.
+        parts: the policy in parts: how many rows at a time, and float16's scale.
         skipped: updates that were left out so far.
         note: what happened in the last step that a reader should know; empty if
             nothing did.
@@ -67,12 +67,19 @@ class Survival:
         generators: Sequence[torch.Generator],
     ):
         half = policy.dtype == torch.float16
-        self.policy = InParts(policy, config.micro_batch, FIRST_SCALE if half else 1.0)
+        self._whole = policy
+        self.parts = InParts(policy, config.micro_batch, FIRST_SCALE if half else 1.0)
         self._config, self._batch_rows = config, batch_rows
         self._generators = generators
         self._good_steps = 0
         self.skipped = self._in_a_row = 0
         self.note = ""
+
+    @property
+    def policy(self):
+        """For ``training_step`` and for sampling: whole as long as that will do."""
+        plain = not self.parts.rows and self.parts.scale == 1
+        return self._whole if plain else self.parts
 
     def attempts(self, step: int = 0) -> Iterator[_Attempt]:
         """Tries until one ends without an error, or is left out.
@@ -94,7 +101,7 @@ class Survival:
             # only now: the handler still holds the failed pass's tensors
             for generator, state in zip(self._generators, before, strict=True):
                 generator.set_state(state)
-            for weight in self.policy.trainable_parameters():
+            for weight in self.parts.trainable_parameters():
                 weight.grad = None
             _free_memory()
 
@@ -112,8 +119,8 @@ class Survival:
         """After an update: the row of bad ones is over, and float16 may be louder."""
         self._in_a_row = 0
         self._good_steps += 1
-        if self._good_steps >= SCALE_PATIENCE and self.policy.scale > 1:
-            self.policy.scale, self._good_steps = 2 * self.policy.scale, 0
+        if self._good_steps >= SCALE_PATIENCE and self.parts.scale > 1:
+            self.parts.scale, self._good_steps = 2 * self.parts.scale, 0
 
     def handle(self, error: BaseException, step: int) -> bool:
         """Get ready for another try (False), or leave the update out (True).
@@ -124,9 +131,9 @@ class Survival:
         if not isinstance(error, BadUpdateError):
             self._halve(error)
             return False
-        if self.policy.scale > 1 and error.of_gradient:
+        if self.parts.scale > 1 and error.of_gradient:
             # float16 overflowed: the same step, half as loud
-            self.policy.scale, self._good_steps = self.policy.scale / 2, 0
+            self.parts.scale, self._good_steps = self.parts.scale / 2, 0
             return False
         self._skip(error, step)
         return True
@@ -155,7 +162,7 @@ class Survival:
         print(f"[{self._config.run_name}] {text}", flush=True)
 
     def _halve(self, error: BaseException) -> None:
-        rows, batch = self.policy.rows, self._batch_rows
+        rows, batch = self.parts.rows, self._batch_rows
         now = rows if 0 < rows < batch else batch
         if now == 1:
             raise MemoryError(
@@ -163,7 +170,7 @@ class Survival:
                 "completions (max_completion_tokens), a smaller model, or a smaller "
                 "lora_rank."
             ) from error
-        self.policy.rows = now // 2
+        self.parts.rows = now // 2
         self.announce(
             f"out of memory with {now} completions in a pass; going on with "
             f"{now // 2}, the batch stays at {batch}"
@@ -171,14 +178,14 @@ class Survival:
 
     def state(self) -> list:
         """What a checkpoint needs."""
-        rows, scale = self.policy.rows, self.policy.scale
+        rows, scale = self.parts.rows, self.parts.scale
         return [rows, scale, self._good_steps, self.skipped, self._in_a_row]
 
     def load_state(self, state: Sequence) -> None:
         """Put back what ``state`` gave."""
-        self.policy.rows, self.policy.scale, *counts = state
-        if not 1e-9 < self.policy.scale < 1e9:  # float16 needs 2^16 at most
-            raise ValueError(f"the loss is scaled with {self.policy.scale:g}")
+        self.parts.rows, self.parts.scale, *counts = state
+        if not 1e-9 < self.parts.scale < 1e9:  # float16 needs 2^16 at most
+            raise ValueError(f"the loss is scaled with {self.parts.scale:g}")
         self._good_steps, self.skipped, self._in_a_row = counts
 
 

@@ -482,6 +482,27 @@ def test_detailed_balance_equals_a_loop():
         assert result[b].item() == pytest.approx(sum(edges) / n, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", ["detailed_balance", "subtrajectory_balance"])
+def test_without_a_mask_every_token_counts(name):
+    _, new, _, ref = token_batch()
+    flows, rewards = rand(4, 6, seed=7), rand(4, seed=8)
+    loss = getattr(losses, f"{name}_loss")
+    arguments, everything = (flows, new, ref, rewards), torch.ones(4, 5).bool()
+    assert_close(
+        loss(*arguments, reward_scale=SCALE),
+        loss(*arguments, everything, reward_scale=SCALE),
+    )
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("bad", [torch.zeros(5), [[0.0]], None])
+@pytest.mark.parametrize("name", ["detailed_balance", "subtrajectory_balance"])
+def test_without_a_mask_log_probs_are_checked_first(name, bad):
+    loss = getattr(losses, f"{name}_loss")
+    with pytest.raises(ValueError, match="`log_probs`"):
+        loss(rand(4, 6), bad, rand(4, 5), rand(4), reward_scale=SCALE)
+
+
 def test_flow_losses_are_zero_for_the_true_flows(words):
     # F(prefix) = log Σ over its endings of π_ref(ending | prefix) exp(βr).
     ref_second = words.ref_tokens[:, 1].view(3, 3)

@@ -2,11 +2,13 @@
 
 import inspect
 import json
+import re
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from flowrl_lab.course import (
     EXERCISES,
@@ -18,6 +20,7 @@ from flowrl_lab.course import (
     hint_and_solution,
 )
 from flowrl_lab.course.checking import load_solution
+from flowrl_lab.course.showing import markup_to_html, markup_to_text
 from flowrl_lab.course.time_limit import TimeUp, call_with_limit
 from flowrl_lab.tasks.landscape import figure1_log_mixture
 
@@ -53,9 +56,12 @@ def test_stub_as_shipped_is_not_attempted(metadata, source):
     namespace = {"torch": torch}
     exec(source, namespace)
     assert check(name, namespace[name]).status == "not attempted"
-    # The stub has the parameters of the function it stands for.
+    # The stub has the parameters of the function it stands for, in its order; it may
+    # leave out what has a default.
     theirs = inspect.signature(load_solution(EXERCISES[name])).parameters
-    assert list(inspect.signature(namespace[name]).parameters) == list(theirs)
+    ours = list(inspect.signature(namespace[name]).parameters)
+    assert ours == [key for key in theirs if key in ours]
+    assert {k for k, p in theirs.items() if p.default is p.empty} <= set(ours)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +73,94 @@ def test_every_known_mistake_is_named(name, index):
     result = check(name, mistake.wrong)
     assert (result.status, result.mistake) == ("failed", mistake.name)
     assert result.message == mistake.message
+
+
+KL_CALLS = (
+    lambda p, q: F.kl_div(p, q, reduction="none", log_target=True).sum(-1),
+    lambda p, q: F.kl_div(p, q.exp(), reduction="sum"),
+    lambda p, q: F.kl_div(q, p.exp(), reduction="batchmean"),
+)
+
+
+@pytest.mark.parametrize("function", KL_CALLS)
+def test_the_traps_of_torchs_own_kl_are_named(function):
+    result = check("kl_divergence", function)
+    assert result.status == "failed" and "`F.kl_div(a, b)` is KL(b ‖ a)" in (
+        result.message
+    )
+    assert check("kl_divergence", lambda p, q: KL_CALLS[0](q, p)).status == "passed"
+
+
+def test_two_slips_at_once_are_told_the_one_that_shows():
+    """Added, and not detached: its value is the sign's, its gradients are neither's."""
+
+    def wrong(log_z, policy, ref, rewards, *, reward_scale, reduction="mean"):
+        loss = (log_z + policy - reward_scale * rewards + ref).square()
+        return loss.mean() if reduction == "mean" else loss
+
+    result = check("trajectory_balance_loss", wrong)
+    assert result.mistake == "plus log π_ref"
+
+
+def test_a_failed_check_shows_the_case_to_paste_and_try():
+    """Its inputs, under the solution's names, give the two numbers that it shows."""
+    result = check("total_variation", lambda p, q: (p - q).abs().sum(-1) * 0 + 0.25)
+    inputs: dict = {}
+    exec(f"import torch\n{result.details}", inputs)
+    right = load_solution(EXERCISES["total_variation"])
+    number = right(*(inputs[name].log_softmax(-1) for name in ("log_p", "log_q")))
+    assert f"you got 0.25, expected {number:.3f}" in result.message
+    assert result.details in str(result).replace("\n  ", "\n")
+    known = check("total_variation", EXERCISES["total_variation"].mistakes[0].wrong)
+    assert known.details.startswith("Case 1 of 2: you got")
+    assert "log_p = torch.tensor([" in known._repr_html_()
+    crash = check("total_variation", lambda p, q: p.missing(q))
+    assert "log_p = torch.tensor([" in crash.details
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda right: right + 0.5, "Everywhere yours is +0.5 off"),
+        (lambda right: 3 * right, "Everywhere yours is 3 times as large"),
+    ],
+)
+def test_what_all_wrong_numbers_have_in_common_is_said(change, words):
+    right = load_solution(EXERCISES["exact_target"])
+    result = check("exact_target", lambda *a, **k: change(right(*a, **k)))
+    assert words in result.message
+
+
+def test_of_a_large_result_the_first_wrong_number_is_named():
+    right = load_solution(EXERCISES["next_token_logits"])
+
+    def wrong(*given, **settings):
+        values = right(*given, **settings).clone()
+        values[..., -1] = 1.0
+        return values
+
+    message = check("next_token_logits", wrong).message
+    assert re.search(
+        r"\d+ of \d+ numbers differ; the first, at \[0, 0, \d\]: you got 1,", message
+    )
+
+
+def _spoken() -> list[str]:
+    """Everything that a check or a hint may say."""
+    lines = [m.message for e in EXERCISES.values() for m in e.mistakes]
+    return [*lines, *(e.hint for e in EXERCISES.values())]
+
+
+def test_nothing_is_shown_with_the_marks_of_markdown():
+    marked = [text for text in _spoken() if "`" in text or re.search(r"\*\w", text)]
+    assert len(marked) > 10
+    for text in _spoken():
+        assert "`" not in markup_to_text(text) + markup_to_html(text)
+        assert not re.search(r"(?<![\w*)\]])\*\w[^*]*\w\*(?!\w)", markup_to_text(text))
+    assert markup_to_html("a < *b c* in `x * y * z`") == (
+        "a &lt; <em>b c</em> in <code>x * y * z</code>"
+    )
+    assert markup_to_text("2*3*4, 4*6 and *this*") == "2*3*4, 4*6 and this"
 
 
 def test_every_exercise_knows_at_least_three_mistakes():
@@ -237,13 +331,17 @@ def test_picture_of_curves_says_what_it_shows():
         curves, title="a & b", x_title="log₂ k", y_title="unsolved", log_y=True
     )
     words, bundle = repr(picture), picture._repr_mimebundle_()
-    assert "unsolved (log axis) over log₂ k: at the end grpo 1.0e-04" in words
+    assert (
+        "unsolved (log axis, zeros left out) over log₂ k: at the end grpo 1.0e-04"
+        in words
+    )
     svg = bundle["image/svg+xml"]
     assert "log₂ k</text>" in svg and "a &amp; b" in svg and ">step<" not in svg
     figure = bundle["application/vnd.plotly.v1+json"]
     assert figure["layout"]["xaxis"]["title"]["text"] == "log₂ k"
     assert figure["layout"]["yaxis"]["type"] == "log"
     drawn = {line["name"]: (line["x"], line["y"]) for line in figure["data"]}
+    curves["other"] = ([0, 2], [0.3, None])  # 0 has no place on a log axis
     assert drawn == {name: (list(x), list(y)) for name, (x, y) in curves.items()}
     grpo = next(line for line in figure["data"] if line["name"] == "grpo")
     assert grpo["line"]["color"] == "#D55E00"

@@ -14,6 +14,7 @@ from flowrl_lab.course import quiz
 from flowrl_lab.course.ledger import read_events
 from flowrl_lab.course.quiz_field import QuizField
 from flowrl_lab.course.quiz_questions import FOLDER, load_quiz, parse_quiz
+from flowrl_lab.course.showing import markup_to_text
 
 FILES = sorted(FOLDER.glob("*.json"))
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
@@ -33,6 +34,8 @@ def test_every_file_is_a_quiz_that_explains_itself(path):
     whys = [choice.why for question in questions for choice in question.choices]
     assert len(set(whys)) == len(whys), "each choice has an explanation of its own"
     assert all(len(why.split()) >= 5 for why in whys)
+    texts = [question.text for question in questions] + whys
+    assert [t for t in texts if markup_to_text(t) != t] == [], "shown as plain text"
     places = {
         [choice.right for choice in question.choices].index(True)
         for question in questions

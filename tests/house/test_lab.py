@@ -15,6 +15,8 @@ from types import ModuleType
 
 import pytest
 
+from flowrl_lab.policies.wheel import cache_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = (ROOT / "lab.py").read_text(encoding="utf-8")
 NOWHERE = "http://127.0.0.1:9/simple"  # nothing listens on the discard port
@@ -181,8 +183,11 @@ def test_values_of_options_are_not_taken_for_paths(lab, rest, paths):
     assert lab.find_paths(rest) == paths
 
 
-def test_jupyterlab_opens_the_first_notebook_without_its_news(lab, monkeypatch):
-    options, _ = lab.parse_arguments(["--no-browser", "--port", "9001"])
+def test_jupyterlab_opens_the_first_notebook_without_its_news(
+    lab, monkeypatch, tmp_path
+):
+    words = ["--no-browser", "--port", "9001", "--venv", str(tmp_path / "venv")]
+    options, _ = lab.parse_arguments(words)
     monkeypatch.setattr(lab.os, "geteuid", lambda: 1000, raising=False)
     command = lab.build_jupyter_command("py", options)
     assert "--port=9001" in command
@@ -194,6 +199,22 @@ def test_jupyterlab_opens_the_first_notebook_without_its_news(lab, monkeypatch):
     assert news["fetchNews"] == "false"
     if (ROOT / lab.FIRST_NOTEBOOK).exists():
         assert f"--LabApp.default_url=/lab/tree/{lab.FIRST_NOTEBOOK}" in command
+    place = next(p for p in command if "workspaces_dir" in p).split("=")[1]
+    assert Path(place).parent == tmp_path / "venv"  # not the user's own
+
+
+def test_the_first_look_is_written_once_and_then_left_as_it_is(lab, tmp_path):
+    from jupyterlab_server.workspaces_handler import WorkspacesManager
+
+    place = lab.write_workspace(tmp_path)
+    look = WorkspacesManager(str(place)).load("default")  # JupyterLab's own reading
+    layout = look["data"]["layout-restorer:data"]
+    assert layout["left"]["current"] == "table-of-contents"
+    assert layout["relativeSizes"][0] > 0.25
+    moved = place / lab.WORKSPACE_FILE
+    moved.write_text('{"data": {}, "metadata": {"id": "default"}}')
+    assert lab.write_workspace(tmp_path) == place
+    assert json.loads(moved.read_text())["data"] == {}
 
 
 # -------------------------------------------------------------- what is installed
@@ -267,6 +288,55 @@ def test_what_cannot_be_built_is_said_and_stops_nothing(
     assert "not possible without a C compiler" in said
     assert "tried again when a notebook needs it" in said
     assert lab.read_state(tmp_path / "venv")["fingerprint"]
+
+
+# ------------------------------------------------------- the model of notebook 9
+
+
+def test_the_model_is_fetched_once_and_its_size_is_said(
+    lab, steps, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("FLOWRL_CACHE", str(tmp_path))
+    lab.fetch_model(Path("venv"))
+    ((name, command),) = steps
+    assert "93 MB" in name and command[1:] == ["-m", "flowrl_lab", "fetch-model"]
+    assert "SmolLM2-135M" in capsys.readouterr().out
+    (tmp_path / "smollm2-135m").mkdir()
+    (tmp_path / "smollm2-135m" / "ready").touch()
+    lab.fetch_model(Path("venv"))
+    assert len(steps) == 1
+
+
+def test_set_up_goes_on_without_the_model(lab, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FLOWRL_CACHE", str(tmp_path))
+    monkeypatch.setattr(lab, "run_step", lambda *_step, must=True: must)
+    lab.fetch_model(Path("venv"))
+    assert "plays a recording" in capsys.readouterr().out
+
+
+def test_who_uses_a_notebook_gets_the_model(lab, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(lab, "fetch_model", lambda _folder: fetched.append(1))
+    monkeypatch.setattr(lab, "prepare_environment", lambda *_given: Path("python"))
+    monkeypatch.setattr(lab, "run_command", lambda *_given: 0)
+    monkeypatch.setattr(lab, "run_tests", lambda *_given: 0)
+    for words, count in (
+        (["setup"], 1), ([], 1), (["test", "--full"], 1), (["test"], 0), (["doctor"], 0)
+    ):  # fmt: skip
+        fetched.clear()
+        assert lab.main(words) == 0
+        assert len(fetched) == count, words
+
+
+@pytest.mark.parametrize("chosen", ["FLOWRL_CACHE", "XDG_CACHE_HOME", ""])
+def test_the_launcher_looks_where_the_library_unpacks(
+    lab, chosen, tmp_path, monkeypatch
+):
+    for name in ("FLOWRL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv(chosen, str(tmp_path))
+    assert lab.find_model() == cache_folder() / "smollm2-135m" / "ready"
 
 
 # ------------------------------------------------------ pip's settings of the user's

@@ -61,6 +61,14 @@ TERMS = {
     "hidden-test",
     "reward-hacking",
     "total-language",
+    "elbo",
+    "verifier",
+    "critic",
+    "reinforce-pp",
+    "grpo",
+    "rloo",
+    "gspo",
+    "prorl",
 }
 LINK = re.compile(r"\]\(([^()\s]*)\)")
 
@@ -121,19 +129,29 @@ def test_the_table_has_the_words_of_the_other_libraries():
     assert [word for word in ours if word not in source] == []
 
 
+def anchors_of(path: Path) -> set[str]:
+    """What JupyterLab calls the headings of a page or of a notebook."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = nbformat.reads(text, as_version=nbformat.NO_CONVERT).cells
+        text = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    found = re.findall(r"^#{1,6} (.*)$", text, flags=re.MULTILINE)
+    return {jupyterlab_anchor(heading) for heading in found}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_links_of_a_notebook_arrive(path):
-    """To the glossary, and to other notebooks."""
-    anchors = {jupyterlab_anchor(heading) for heading in headings()}
+    """To the glossary, to other notebooks, to drawings, and to their headings."""
     to_glossary = 0
     for cell in nbformat.read(path, as_version=nbformat.NO_CONVERT).cells:
         if cell.cell_type != "markdown":
             continue
         for link in LINK.findall(cell.source):
-            target, _, anchor = link.partition("#")
-            if target == "glossary.md":
-                to_glossary += 1
-                assert not anchor or anchor in anchors, link
-            elif target and "://" not in target and target.endswith((".ipynb", ".md")):
-                assert (FOLDER / target).exists(), link
+            if "://" in link:
+                continue
+            name, _, anchor = link.partition("#")
+            target = FOLDER / name if name else path
+            assert target.is_file(), link
+            assert not anchor or anchor in anchors_of(target), link
+            to_glossary += name == "glossary.md"
     assert to_glossary, "link the terms that a reader meets for the first time"

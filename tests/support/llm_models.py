@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -83,3 +84,12 @@ def model_folder(architecture: str = "llama", chat: bool = True) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def write_stand_in(cache: Path) -> None:
+    """Make ``cache`` look as if SmolLM2 had been fetched into it, with a tiny model."""
+    folder = cache / "smollm2-135m"
+    shutil.copytree(model_folder(), folder)
+    # as unpacking does: a padding token that is no end token
+    build_tokenizer(pad="<|endoftext|>").save_pretrained(folder)
+    (folder / "ready").touch()

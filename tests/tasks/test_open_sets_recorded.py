@@ -11,7 +11,7 @@ import pytest
 
 from flowrl_lab._files import data_path
 from flowrl_lab.measuring.folder import RunResult
-from flowrl_lab.measuring.recorded import load_recorded, load_replay
+from flowrl_lab.measuring.recorded import load_recorded, load_replay, replay
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.presets import preset
 
@@ -65,6 +65,11 @@ def test_the_replay_shows_the_first_seed(runs):
         (run,) = (run for run in runs[name] if run.seed == 0)
         assert recording.records[-1].exact == run.records[-1].exact
         assert any(record.snapshot is not None for record in recording.records)
+
+
+def test_the_replay_says_where_log_z_is_from():
+    played = {record.run for record in replay(load_replay("open_sets"), last_step=0)}
+    assert played == {"grpo (recorded)", "flowrl group log Z (recorded)"}
 
 
 def table_row(runs: list[RunResult]) -> list[str]:

@@ -107,7 +107,7 @@ def test_half_precision_trains_like_single(dtype, trained):
     assert run.policy.dtype == getattr(torch, dtype)
     assert {p.dtype for p in run.policy.trainable_parameters()} == {torch.float32}
     assert {p.dtype for p in run.modules.parameters()} == {torch.float32}
-    assert run.survival.policy.scale == (4096 if dtype == "float16" else 1)
+    assert run.survival.parts.scale == (4096 if dtype == "float16" else 1)
     records = list(run)
     first, single = records[1], trained.records[1]
     assert math.isfinite(records[-1].loss)
@@ -118,10 +118,10 @@ def test_half_precision_trains_like_single(dtype, trained):
 
 def test_float16_that_overflows_lowers_its_scale(monkeypatch):
     run = Run(config(dtype="float16", steps=1))
-    monkeypatch.setattr(run.survival.policy, "scale", 2.0**60)
+    monkeypatch.setattr(run.survival.parts, "scale", 2.0**60)
     records = list(run)
     assert records[-1].skipped == 0
-    assert run.survival.policy.scale < 2.0**60
+    assert run.survival.parts.scale < 2.0**60
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -42,7 +42,7 @@ def gradients(config: ExperimentConfig) -> tuple[list, dict]:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.add_(0.05 * noise)
     # one rollout for all: drawn in one go
-    parted = run.survival.policy
+    parted = run.survival.parts
     rows, parted.rows = parted.rows, 0
     batch = run.prepare(run.sample())
     parted.rows = rows

@@ -116,6 +116,17 @@ TRAJECTORY_BALANCE_LOSS = Exercise(
             ),
         ),
         Mistake(
+            "plus log π_ref",
+            "You added log π_ref. At balance log Z + log π = β r + log π_ref, so the "
+            "reference is subtracted, as β r is.",
+            lambda log_z, policy, ref, rewards, *, reward_scale, reduction="mean": (
+                _reduce(
+                    _delta(log_z, policy, -ref, rewards, reward_scale).square(),
+                    reduction,
+                )
+            ),
+        ),
+        Mistake(
             "no reference",
             "log π_ref is missing: this loss pulls the policy to e^(βr)/Z, and "
             "forgets everything the reference knew.",
@@ -259,6 +270,13 @@ VARGRAD_LOSS = Exercise(
             ),
         ),
         Mistake(
+            "plus log π_ref",
+            "You added log π_ref: s = log π − log π_ref − β r.",
+            lambda policy, ref, rewards, size, *, reward_scale, reduction="mean": (
+                _spread(_scores(policy, -ref, rewards, reward_scale), size, reduction)
+            ),
+        ),
+        Mistake(
             "no reference",
             "log π_ref is missing: the target is π_ref · e^(βr), not e^(βr).",
             lambda policy, ref, rewards, size, *, reward_scale, reduction="mean": (
@@ -275,125 +293,108 @@ VARGRAD_LOSS = Exercise(
 # -------------------------------------------------------------------- detailed balance
 
 
-def _texts_with_flows(**settings) -> list[Case]:
-    """Sequences of 4, 2 and 3 tokens, padded with numbers that mean nothing."""
-    mask = torch.arange(4) < torch.tensor([4, 2, 3]).unsqueeze(1)
+def _words_with_flows() -> list[Case]:
+    """3 words of 4 letters, with a flow before each letter and after the last."""
     cases = []
     for seed, reduction in enumerate(("mean", "none")):
         log_flows = 4 * draw_rewards(15, seed=70 + seed).view(3, 5)
         log_probs = draw_log_probs(3, 4, seed=72 + seed)
         ref_log_probs = draw_log_probs(3, 4, seed=74 + seed)
         rewards = draw_rewards(3, seed=76 + seed)
-        extra = {"reward_scale": (3.0, 0.5)[seed], "reduction": reduction, **settings}
-        tensors = (log_flows, log_probs, ref_log_probs, rewards, mask)
-        cases.append((tensors, extra))
+        settings = {"reward_scale": (3.0, 0.5)[seed], "reduction": reduction}
+        cases.append(((log_flows, log_probs, ref_log_probs, rewards), settings))
     return cases
 
 
-def _paid_flows(log_flows, rewards, mask, scale) -> Tensor:
-    """The flows, with βr in the place of the complete text's."""
-    ends = torch.arange(mask.shape[1] + 1) == mask.sum(1, keepdim=True)
-    return torch.where(ends, scale * rewards.unsqueeze(1), log_flows)
+def _paid_flows(log_flows, rewards, scale) -> Tensor:
+    """The flows, with βr in the place of the complete word's."""
+    return torch.cat([log_flows[:, :-1], scale * rewards.unsqueeze(1)], dim=1)
 
 
 def _edges(flows, log_probs, ref_log_probs) -> Tensor:
     return flows[:, :-1] + log_probs - ref_log_probs.detach() - flows[:, 1:]
 
 
-def _mean_square(edges: Tensor, mask: Tensor) -> Tensor:
-    return (edges.square() * mask).sum(1) / mask.sum(1)
+def _mean_square(edges: Tensor) -> Tensor:
+    return edges.square().mean(1)
 
 
 def _edge_mistake(name: str, message: str, edges, mean=_mean_square) -> Mistake:
     """A mistake in the edges, or in how they are averaged."""
 
-    def wrong(flows, log_probs, ref, rewards, mask, *, reward_scale, reduction="mean"):
-        paid = _paid_flows(flows, rewards, mask, reward_scale)
-        off = edges(flows, paid, log_probs, ref, rewards, mask, reward_scale)
-        return _reduce(mean(off, mask), reduction)
+    def wrong(flows, log_probs, ref, rewards, *, reward_scale, reduction="mean"):
+        paid = _paid_flows(flows, rewards, reward_scale)
+        off = edges(flows, paid, log_probs, ref, reward_scale * rewards)
+        return _reduce(mean(off), reduction)
 
     return Mistake(name, message, wrong)
 
 
-def _right_edges(_flows, paid, log_probs, ref, _rewards, _mask, _scale) -> Tensor:
+def _right_edges(_flows, paid, log_probs, ref, _bonus) -> Tensor:
     return _edges(paid, log_probs, ref)
 
-
-def _paid_last(flows, _paid, log_probs, ref, rewards, _mask, scale) -> Tensor:
-    full = torch.cat([flows[:, :-1], scale * rewards.unsqueeze(1)], dim=1)
-    return _edges(full, log_probs, ref)
-
-
-_REWARD_IS_MISSING = (
-    "The reward is missing. The flow of a complete text is not learned: it *is* β r. "
-    "Without it nothing says which text is good."
-)
-_REWARD_IN_THE_PADDING = (
-    "You put β r at the last prefix of the row. Shorter texts end earlier: at prefix "
-    "number |y|, which is completion_mask.sum(1)."
-)
 
 DETAILED_BALANCE_LOSS = Exercise(
     name="detailed_balance_loss",
     solution="flowrl_lab.losses:detailed_balance_loss",
-    cases=_texts_with_flows,
+    cases=_words_with_flows,
     gradients=("log_flows", "log_probs", "ref_log_probs"),
     mistakes=(
         _edge_mistake(
             "reward is missing",
-            _REWARD_IS_MISSING,
-            lambda flows, _p, log_probs, ref, _r, _m, _s: _edges(flows, log_probs, ref),
-        ),
-        _edge_mistake("reward in the padding", _REWARD_IN_THE_PADDING, _paid_last),
-        _edge_mistake(
-            "padding counted",
-            "You averaged over the whole row, padding and all. Only edges where "
-            "completion_mask is True count.",
-            _right_edges,
-            lambda edges, _mask: edges.square().mean(1),
+            "The reward is missing. The flow of a complete word is not learned: it "
+            "*is* β r. Without it nothing says which word is good.",
+            lambda flows, _p, log_probs, ref, _b: _edges(flows, log_probs, ref),
         ),
         _edge_mistake(
-            "sum over tokens",
-            "You summed over the tokens. Divide by their number |y|, so that long "
-            "texts do not weigh more.",
+            "sum over letters",
+            "You summed over the letters. Divide by their number |y|, so that long "
+            "words do not weigh more.",
             _right_edges,
-            lambda edges, mask: (edges.square() * mask).sum(1),
+            lambda edges: edges.square().sum(1),
         ),
         _edge_mistake(
             "forgot the square",
-            "You forgot the square: flows of both signs cancel along the text, and "
+            "You forgot the square: flows of both signs cancel along the word, and "
             "what is left is a straight line without a minimum.",
             _right_edges,
-            lambda edges, mask: (edges * mask).sum(1) / mask.sum(1),
+            lambda edges: edges.mean(1),
         ),
         _edge_mistake(
             "squared the sum",
             "You added the edges up before squaring. Then the flows in the middle "
             "cancel and trajectory balance is left; square each edge.",
             _right_edges,
-            lambda edges, mask: (edges * mask).sum(1).square() / mask.sum(1),
+            lambda edges: edges.sum(1).square(),
+        ),
+        _edge_mistake(
+            "squared the mean",
+            "You averaged the edges before squaring. Then the flows in the middle "
+            "cancel; square each edge, then average.",
+            _right_edges,
+            lambda edges: edges.mean(1).square(),
         ),
         _edge_mistake(
             "edge turned round",
             "The edge is turned round. Flow in = flow out: F_t + log π − log π_ref "
             "arrives as F_{t+1}.",
-            lambda _f, paid, log_probs, ref, _r, _m, _s: (
+            lambda _f, paid, log_probs, ref, _b: (
                 paid[:, 1:] + log_probs - ref.detach() - paid[:, :-1]
             ),
         ),
         _edge_mistake(
             "sign of β r",
-            "The sign of β r is wrong: the flow that must arrive at a complete text is "
+            "The sign of β r is wrong: the flow that must arrive at a complete word is "
             "+β r.",
-            lambda flows, _p, log_probs, ref, rewards, mask, scale: _edges(
-                _paid_flows(flows, -rewards, mask, scale), log_probs, ref
+            lambda flows, _p, log_probs, ref, bonus: _edges(
+                _paid_flows(flows, -bonus, 1.0), log_probs, ref
             ),
         ),
         _edge_mistake(
             "reference with gradient",
             "The value is right, but a gradient flows into the reference. It is "
             "fixed: use ref_log_probs.detach().",
-            lambda _f, paid, log_probs, ref, _r, _m, _s: (
+            lambda _f, paid, log_probs, ref, _b: (
                 paid[:, :-1] + log_probs - ref - paid[:, 1:]
             ),
         ),
@@ -401,139 +402,14 @@ DETAILED_BALANCE_LOSS = Exercise(
             "next flow detached",
             "The value is right, but the next flow gets no gradient. Q-learning stops "
             "it there; balance pulls on both ends of an edge.",
-            lambda _f, paid, log_probs, ref, _r, _m, _s: (
+            lambda _f, paid, log_probs, ref, _b: (
                 paid[:, :-1] + log_probs - ref.detach() - paid[:, 1:].detach()
             ),
         ),
     ),
-    hint="Put β r where each text ends: torch.where(steps == lengths, β r, log_flows). "
-    "Then one edge per token: flows[:, :-1] + log π − log π_ref − flows[:, 1:].",
-)
-
-# ------------------------------------------------------------------------------- SubTB
-
-
-def _pair_residuals(paid: Tensor, log_probs: Tensor, ref: Tensor, mask: Tensor):
-    """δ_ij of all prefixes i < j of a text, and which pairs there are."""
-    travelled = ((log_probs - ref) * mask).cumsum(1)
-    potential = paid - torch.nn.functional.pad(travelled, (1, 0))
-    residuals = potential.unsqueeze(2) - potential.unsqueeze(1)
-    steps = torch.arange(paid.shape[1])
-    exists = steps <= mask.sum(1, keepdim=True)
-    length = steps - steps.unsqueeze(1)
-    return residuals, length, (length > 0) & exists.unsqueeze(1)
-
-
-def _stretch_mistake(name: str, message: str, weigh, prepare=None) -> Mistake:
-    """A mistake in the weights of the stretches, or in what they are made of."""
-
-    def wrong(*batch, reward_scale, subtb_lambda=0.9, reduction="mean"):
-        flows, log_probs, ref, rewards, mask = batch
-        paid = _paid_flows(flows, rewards, mask, reward_scale)
-        parts = (paid, log_probs, ref.detach(), mask)
-        if prepare is not None:
-            parts = prepare(flows, paid, log_probs, ref, rewards, mask, reward_scale)
-        residuals, length, pairs = _pair_residuals(*parts)
-        return weigh(residuals.square(), length, pairs, subtb_lambda, reduction)
-
-    return Mistake(name, message, wrong)
-
-
-def _weighted(squares, length, pairs, lam, reduction, *, scale=1.0) -> Tensor:
-    weights = torch.where(pairs, lam ** (length * scale), 0.0)
-    total = (weights * squares).sum((1, 2))
-    return _reduce(total / weights.sum((1, 2)), reduction)
-
-
-def _not_normalised(squares, length, pairs, lam, reduction) -> Tensor:
-    weights = torch.where(pairs, lam ** (1.0 * length), 0.0)
-    return _reduce((weights * squares).sum((1, 2)), reduction)
-
-
-def _of_the_batch(squares, length, pairs, lam, reduction) -> Tensor:
-    """All stretches of the batch share one denominator."""
-    weights = torch.where(pairs, lam ** (1.0 * length), 0.0)
-    per_text = (weights * squares).sum((1, 2)) / weights.sum()
-    return per_text.sum() if reduction == "mean" else per_text * len(per_text)
-
-
-def _padded_pairs(squares, length, pairs, lam, reduction) -> Tensor:
-    return _weighted(squares, length, (length > 0).expand(pairs.shape), lam, reduction)
-
-
-SUBTRAJECTORY_BALANCE_LOSS = Exercise(
-    name="subtrajectory_balance_loss",
-    solution="flowrl_lab.losses:subtrajectory_balance_loss",
-    cases=lambda: _texts_with_flows(subtb_lambda=0.7),
-    gradients=("log_flows", "log_probs", "ref_log_probs"),
-    mistakes=(
-        _stretch_mistake(
-            "single tokens only",
-            "Only stretches of one token: that is detailed balance. Take every pair "
-            "i < j of prefixes.",
-            lambda squares, length, pairs, lam, reduction: _weighted(
-                squares, length, pairs & (length == 1), lam, reduction
-            ),
-        ),
-        _stretch_mistake(
-            "λ has no effect",
-            "subtb_lambda has no effect: a stretch of j − i tokens weighs λ^(j−i).",
-            lambda squares, length, pairs, _lam, reduction: _weighted(
-                squares, length, pairs, 1.0, reduction
-            ),
-        ),
-        _stretch_mistake(
-            "λ upside down",
-            "Long stretches weigh too much: the weight is λ^(j−i), not λ^−(j−i).",
-            lambda squares, length, pairs, lam, reduction: _weighted(
-                squares, length, pairs, lam, reduction, scale=-1.0
-            ),
-        ),
-        _stretch_mistake(
-            "weights not normalised",
-            "Divide by the sum of the weights: without it a long text, which has more "
-            "stretches, weighs more.",
-            _not_normalised,
-        ),
-        _stretch_mistake(
-            "one denominator for all",
-            "You divided by the weights of the whole batch. Each text has its own "
-            "stretches, and its own sum of weights.",
-            _of_the_batch,
-        ),
-        _stretch_mistake(
-            "padding counted",
-            "You counted stretches that end in the padding. Prefix |y| is the last "
-            "one of a text.",
-            _padded_pairs,
-        ),
-        _stretch_mistake(
-            "reward is missing",
-            _REWARD_IS_MISSING,
-            _weighted,
-            lambda flows, _p, log_probs, ref, _r, mask, _s: (
-                flows,
-                log_probs,
-                ref.detach(),
-                mask,
-            ),
-        ),
-        _stretch_mistake(
-            "reference with gradient",
-            "The value is right, but a gradient flows into the reference. It is "
-            "fixed: use ref_log_probs.detach().",
-            _weighted,
-            lambda _f, paid, log_probs, ref, _r, mask, _s: (
-                paid,
-                log_probs,
-                ref,
-                mask,
-            ),
-        ),
-    ),
-    hint="δ_ij telescopes: with potential_i = F_i − Σ_{t<i} (log π − log π_ref), it is "
-    "potential_i − potential_j. Two unsqueezes give all pairs at once; keep i < j "
-    "≤ |y|, weigh by λ^(j−i), divide by the sum of the weights.",
+    hint="Put β r in the place of the last flow: torch.cat([log_flows[:, :-1], "
+    "β r[:, None]], 1). Then one edge a letter: flows[:, :-1] + log π − log π_ref − "
+    "flows[:, 1:].",
 )
 
 # --------------------------------------------------------------- effective sample size
@@ -612,6 +488,5 @@ EXERCISES = (
     TRAJECTORY_BALANCE_LOSS,
     VARGRAD_LOSS,
     DETAILED_BALANCE_LOSS,
-    SUBTRAJECTORY_BALANCE_LOSS,
     EFFECTIVE_SAMPLE_SIZE,
 )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flowrl_lab.course.checking import Exercise, Mistake
@@ -24,6 +27,14 @@ def _entropy(log_probs: Tensor) -> Tensor:
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _torch_kl(log_p: Tensor, log_q: Tensor, *, turned: bool, reduction: str) -> Tensor:
+    """torch's own KL, whose first argument is the second distribution."""
+    pair = (log_q, log_p) if turned else (log_p, log_q)
+    with warnings.catch_warnings():  # it warns of its own default
+        warnings.simplefilter("ignore")
+        return F.kl_div(*pair, reduction=reduction, log_target=True)
 
 
 EFFECTIVE_NUMBER = Exercise(
@@ -145,6 +156,14 @@ EXACT_TARGET = Exercise(
             ),
         ),
         Mistake(
+            "divided by the reference",
+            "log π_ref has the wrong sign: the target is π_ref · exp(β r), so it is "
+            "added, as β r is.",
+            lambda ref_log_probs, rewards, *, reward_scale: torch.log_softmax(
+                reward_scale * rewards - ref_log_probs, -1
+            ),
+        ),
+        Mistake(
             "divided by the scale",
             "You divided by reward_scale. It multiplies the reward: a larger scale "
             "makes the target sharper.",
@@ -188,8 +207,21 @@ KL_DIVERGENCE = Exercise(
         Mistake(
             "direction",
             "That is KL(q ‖ p), the other direction. KL(p ‖ q) weighs by its *first* "
-            "argument: Σ p (log p − log q).",
+            "argument: Σ p (log p − log q). (`F.kl_div(a, b)` is KL(b ‖ a): it takes "
+            "its arguments the other way round.)",
             lambda log_p, log_q: _kl(log_q, log_p),
+        ),
+        *(
+            Mistake(
+                f"F.kl_div, {order} {reduction}",
+                f"That is `F.kl_div` with reduction={reduction!r}, one number for "
+                "everything. It has two traps: `F.kl_div(a, b)` is KL(b ‖ a), and its "
+                "reductions mix the rows. Take reduction='none' and sum over the last "
+                "dimension, or write Σ p (log p − log q).",
+                partial(_torch_kl, turned=order == "turned", reduction=reduction),
+            )
+            for order in ("as given", "turned")
+            for reduction in ("sum", "batchmean", "mean")
         ),
         Mistake(
             "weighed by the second",
@@ -275,6 +307,13 @@ OPTIMAL_LOG_Z = Exercise(
             "The policy's own log π is missing from the residual.",
             lambda log_probs, ref_log_probs, rewards, *, reward_scale: (
                 log_probs.exp() * (reward_scale * rewards + ref_log_probs)
+            ).sum(-1),
+        ),
+        Mistake(
+            "sign of the reference",
+            "log π_ref has the wrong sign: log Z = E[β r + log π_ref − log π].",
+            lambda log_probs, ref_log_probs, rewards, *, reward_scale: (
+                log_probs.exp() * (reward_scale * rewards - ref_log_probs - log_probs)
             ).sum(-1),
         ),
         Mistake(

@@ -76,6 +76,8 @@ def _residuals(
         policy, prior = prior, policy
     if slip == "no reference":
         prior = 0.0
+    if slip == "plus log π_ref":
+        prior = -prior
     if slip == "reward sign":
         reward = -reward
     if slip == "log Z sign":
@@ -93,6 +95,8 @@ _RESIDUAL_MESSAGES = {
     "grows with log π and falls with log π_ref.",
     "log Z sign": "log Z has the wrong sign. From π = π_ref exp(βr)/Z comes "
     "log Z + log π − βr − log π_ref = 0.",
+    "plus log π_ref": "You added log π_ref. From π = π_ref exp(βr)/Z comes log Z + "
+    "log π − βr − log π_ref = 0: the reference is subtracted.",
     "no reference": "The reference is missing: subtract log π_ref, summed or averaged "
     "just as log π is.",
     "mixed": "You mixed a mean and a sum: the log-probs of policy and reference must "
@@ -340,6 +344,7 @@ _LOSS_MESSAGES = {
     "multiply by the *clipped* weight.",
     "token ratio": _WEIGHT_MESSAGES["token ratio"],
     "mixed": _RESIDUAL_MESSAGES["mixed"],
+    "plus log π_ref": _RESIDUAL_MESSAGES["plus log π_ref"],
     "padding": _RESIDUAL_MESSAGES["padding"],
     "reward divided": _RESIDUAL_MESSAGES["reward divided"],
     "reward sign": _RESIDUAL_MESSAGES["reward sign"],

@@ -55,6 +55,14 @@ LOG_TARGET_RATIOS = Exercise(
             ),
         ),
         Mistake(
+            "sign of the reference",
+            "log π_ref has the wrong sign: solved for log Z it is added, "
+            "log Z = β r + log π_ref − log π.",
+            lambda policy, reference, rewards, *, reward_scale: _ratios(
+                policy, -reference, rewards, reward_scale
+            ),
+        ),
+        Mistake(
             "no reference",
             "log π_ref is missing: the target is π_ref · exp(β r), not exp(β r).",
             lambda policy, reference, rewards, *, reward_scale: (  # noqa: ARG005

@@ -1,0 +1,160 @@
+"""The learner's functions flow on: a spoilt one changes what a later cell shows.
+
+Of a notebook only the cells run that the later cell needs, once with the solution and
+once with a function that gives other numbers.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+AT_LEAST = 10  # functions flow on, in the whole course
+TRAINING = ("race(", "Run(", "train(", "train_hills(", "train_tb(", "one_run(")
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One exercise, and the cells with which a later one is reached.
+
+    Attributes:
+        name: of the function.
+        solution: ``"module:function"``.
+        cells: sources, in order; the last one calls the function.
+    """
+
+    name: str
+    solution: str
+    cells: tuple[str, ...]
+
+
+def names_in(source: str, context: type) -> set[str]:
+    """The names that a cell loads, or stores (definitions and imports too)."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, context):
+            found.add(node.id)
+        elif context is ast.Store:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.alias):
+                found.add((node.asname or node.name).partition(".")[0])
+    return found
+
+
+def names_taken(source: str) -> set[str]:
+    """What a cell takes from earlier ones."""
+    arguments = {n.arg for n in ast.walk(ast.parse(source)) if isinstance(n, ast.arg)}
+    return names_in(source, ast.Load) - names_in(source, ast.Store) - arguments
+
+
+def find_needed(cells: list[str], target: int, own: str) -> tuple[str, ...]:
+    """The earlier cells that make what ``cells[target]`` uses, and itself."""
+    wanted, needed = names_taken(cells[target]) - {own}, [cells[target]]
+    for source in reversed(cells[:target]):
+        made = names_in(source, ast.Store)
+        if made & wanted and "NotImplementedError" not in source:
+            needed.insert(0, source)
+            wanted = wanted - made | names_taken(source) - {own}
+    return tuple(needed)
+
+
+def find_flows(path: Path) -> list[Flow]:
+    """Every exercise of a notebook whose function a later cell calls."""
+    cells = [
+        cell
+        for cell in nbformat.read(path, as_version=nbformat.NO_CONVERT).cells
+        if cell.cell_type == "code"
+    ]
+    # of another exercise only the line that takes the library's function
+    sources = [re.sub(r"^check\(.*\n", "", cell.source) for cell in cells]
+    flows = []
+    for index, cell in enumerate(cells[:-1]):
+        mark = cell.metadata.get("flowrl", {})
+        if "exercise" not in mark or " = use(" not in sources[index + 1]:
+            continue
+        module, _, name = mark["solution"].partition(":")
+        rest = range(index + 2, len(cells))
+        later = [i for i in rest if name in names_in(sources[i], ast.Load)]
+        ways = [find_needed(sources, i, name) for i in later]
+        if ways:  # the one without training, or else the shortest
+            cost = lambda way: (any(t in "".join(way) for t in TRAINING), len(way))
+            flows.append(Flow(name, mark["solution"], min(ways, key=cost)))
+    return flows
+
+
+FLOWS = [
+    pytest.param(flow, id=f"{path.stem}-{flow.name}")
+    for path in NOTEBOOKS
+    for flow in find_flows(path)
+]
+
+
+def spoil(value):
+    """The same shape and type with other numbers in it."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, torch.Tensor):
+        return 0.25 - 1.5 * value if value.is_floating_point() else value + 1
+    if isinstance(value, int | float):
+        return value * 2 + 1
+    if isinstance(value, tuple | list):
+        return type(value)(map(spoil, value))
+    raise TypeError(f"no way to spoil a {type(value).__name__}")
+
+
+def show_cells(cells: tuple[str, ...], name: str, function: Callable) -> str:
+    """What the last cell prints, shows and raises, with ``function`` in place."""
+    names: dict = {"__name__": "__main__"}
+    shown = io.StringIO()
+    for number, source in enumerate(cells):
+        names[name] = function
+        body = ast.parse(source).body
+        last = body.pop() if isinstance(body[-1], ast.Expr) else None
+        with contextlib.redirect_stdout(shown):
+            if number + 1 == len(cells):
+                shown.seek(0)
+                shown.truncate()
+            try:
+                exec(compile(ast.Module(body, []), "<cell>", "exec"), names)
+                if last is not None:
+                    code = compile(ast.Expression(last.value), "<cell>", "eval")
+                    print(eval(code, names))
+            except Exception as error:
+                print(type(error).__name__, error)
+                if not isinstance(error, AssertionError):
+                    break
+    return shown.getvalue()
+
+
+def test_enough_functions_flow_on():
+    assert len({flow.values[0].name for flow in FLOWS}) >= AT_LEAST
+
+
+@pytest.mark.bad_input  # as a learner runs it: without the checks of annotations
+@pytest.mark.parametrize("flow", FLOWS)
+def test_a_later_cell_shows_other_numbers_with_another_function(flow, monkeypatch):
+    monkeypatch.setenv("FLOWRL_BUDGET", "quick")
+    module, _, name = flow.solution.partition(":")
+    solution = getattr(importlib.import_module(module), name)
+    calls = []
+
+    def spoilt(*given, **settings):
+        calls.append(name)
+        return spoil(solution(*given, **settings))
+
+    right = show_cells(flow.cells, flow.name, solution)
+    assert "Error" not in right, right
+    assert show_cells(flow.cells, flow.name, spoilt) != right
+    assert calls

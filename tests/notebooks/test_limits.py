@@ -1,0 +1,88 @@
+"""How long a notebook may be, and what every one ends with.
+
+What does not keep a limit yet stands in a set.  A set may only get shorter: a notebook
+that keeps the limit must be struck off, and nothing may be added.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+STEMS = [path.stem for path in NOTEBOOKS]
+
+# Up to 06 the toys, then the language models.
+MOST_CELLS, MOST_WORDS = (90, 100), (2500, 3000)
+TOO_LONG = {
+    "04_token_log_probs",
+    "07_tiny_lm_maths",
+    "10_measuring_diversity",
+    "11_ablations_and_limits",
+}
+NO_NEXT = {
+    "07_tiny_lm_maths",
+    "08_tiny_lm_code",
+    "09_lora_llm",
+    "10_measuring_diversity",
+    "11_ablations_and_limits",
+    "12_scale_out",
+}
+BARE_ASSERTS = NO_NEXT | {"04_token_log_probs", "05_reward_maximisers"}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=STEMS)
+
+
+def cells_of(path: Path, kind: str) -> list[str]:
+    """The sources of a notebook's cells of one kind."""
+    cells = nbformat.read(path, as_version=nbformat.NO_CONVERT).cells
+    return [cell.source for cell in cells if cell.cell_type == kind]
+
+
+def count_words(text: str) -> int:
+    """Words as a reader counts them: a formula is one, a picture none."""
+    text = re.sub(r"\$\$.*?\$\$", " formula ", text, flags=re.DOTALL)
+    text = re.sub(r"\$[^$\n]+\$", "formula", text)
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    return len(re.findall(r"\S*\w\S*", text))
+
+
+def test_words_are_counted_as_a_reader_does():
+    assert count_words("**Predict:** is $a + b$ more than [two words](x.md)?") == 7
+    assert count_words("![a picture](x.svg) here") == 1
+    assert count_words("One\n\n$$x = 1\\\\\ny = 2$$\n\n- two · three") == 4
+
+
+@each_notebook
+def test_it_is_short_enough(path):
+    later = int(path.stem[:2]) > 6
+    prose, code = cells_of(path, "markdown"), cells_of(path, "code")
+    cells, words = len(prose) + len(code), count_words("\n".join(prose))
+    fits = cells <= MOST_CELLS[later] and words <= MOST_WORDS[later]
+    assert fits == (path.stem not in TOO_LONG), f"{cells} cells, {words} words"
+
+
+@each_notebook
+def test_it_ends_with_where_to_go_next(path):
+    """A link to the notebook that follows; from the last one, to any page."""
+    last = "\n".join(cells_of(path, "markdown")[-3:])
+    following = dict(zip(STEMS, STEMS[1:], strict=False)).get(path.stem, "")
+    link = rf"\*\*Next:?\*\*[^(]*\({re.escape(following)}"
+    found = re.search(link, last) is not None
+    assert found == (path.stem not in NO_NEXT), last
+
+
+@each_notebook
+def test_every_assert_says_what_it_means_for_the_reader(path):
+    bare = [
+        ast.unparse(node)
+        for source in cells_of(path, "code")
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Assert) and node.msg is None
+    ]
+    assert (not bare) == (path.stem not in BARE_ASSERTS), bare
