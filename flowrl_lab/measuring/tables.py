@@ -102,17 +102,18 @@ def group_runs(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
 
 
 def beside_untrained(results: Iterable[RunResult]) -> list[RunResult]:
-    """The runs, after what each of them started from, under the name "untrained".
+    """The runs, after what those of each seed started from, called "untrained".
 
-    A run without a report of its start is left out of that first group.
+    Seeds without a run that reports its start are left out of that first group.
     """
-    results, starts = list(results), []
+    results = list(results)
+    starts: dict[int, RunResult] = {}
     for result in results:
         first = result.records[0]
-        if first.step == 0 and first.exact is not None:
+        if first.step == 0 and first.exact is not None and result.seed not in starts:
             record = dataclasses.replace(first, run=UNTRAINED, seconds=0.0)
-            starts.append(dataclasses.replace(result, records=(record,)))
-    return [*starts, *results]
+            starts[result.seed] = dataclasses.replace(result, records=(record,))
+    return [*starts.values(), *results]
 
 
 def join_dials(names: Iterable[str]) -> list[list[str]]:
