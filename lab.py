@@ -69,6 +69,8 @@ PYTEST_OPTIONS_WITH_VALUE = (
     *("--ignore", "--deselect", "--maxfail", "--tb", "--rootdir", "--basetemp"),
 )
 CELL_TIMEOUT_SECONDS = {"quick": 300, "full": 1200}
+# Not in the learner's file browser: sources with solutions, and the server's own.
+HIDDEN = ("INSTRUCTORS.md", "instructor", "[1-9]_*.py", "__pycache__", "*~")
 COPIES = ROOT / "test-artifacts" / "notebooks"  # exercises left alone and solved
 
 
@@ -535,6 +537,7 @@ def build_jupyter_command(python, options):
         *(python, "-m", "jupyterlab"),
         f"--ServerApp.root_dir={ROOT}",
         f"--LabApp.app_settings_dir={ROOT / '.jupyter'}",
+        *(f"--ContentsManager.hide_globs={name}" for name in HIDDEN),
     ]
     if (ROOT / FIRST_NOTEBOOK).exists():
         command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}")
