@@ -70,6 +70,18 @@ def find_needed(cells: list[str], target: int, own: str) -> tuple[str, ...]:
     return tuple(needed)
 
 
+def find_showing(cells: list[str], start: int, name: str) -> list[int]:
+    """The cells from ``start`` on that show what may have come from ``name``."""
+    touched, showing = {name}, []
+    for number in range(start, len(cells)):
+        if names_in(cells[number], ast.Load) & touched:
+            touched |= names_in(cells[number], ast.Store)
+            body = ast.parse(cells[number]).body
+            if "print(" in cells[number] or isinstance(body[-1], ast.Expr):
+                showing.append(number)
+    return showing
+
+
 def find_flows(path: Path) -> list[Flow]:
     """Every exercise of a notebook whose function a later cell calls."""
     cells = [
@@ -85,9 +97,12 @@ def find_flows(path: Path) -> list[Flow]:
         if "exercise" not in mark or " = use(" not in sources[index + 1]:
             continue
         module, _, name = mark["solution"].partition(":")
-        rest = range(index + 2, len(cells))
-        later = [i for i in rest if name in names_in(sources[i], ast.Load)]
-        ways = [find_needed(sources, i, name) for i in later]
+        ways = [
+            way
+            for target in find_showing(sources, index + 2, name)
+            for way in [find_needed(sources, target, name)]
+            if any(name in names_in(source, ast.Load) for source in way)
+        ]
         if ways:  # the one without training, or else the shortest
             cost = lambda way: (any(t in "".join(way) for t in TRAINING), len(way))
             flows.append(Flow(name, mark["solution"], min(ways, key=cost)))
