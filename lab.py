@@ -44,6 +44,7 @@ ROOT = Path(__file__).resolve().parent
 FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
 STATE_FILE = ".flowrl_lab.json"  # marks a folder as ours, and says what is in it
 LOG_FILE = "install.log"
+WORKSPACE_FILE = "default-37a8.jupyterlab-workspace"  # JupyterLab's name for it
 
 # The versions everything was tested with; pyproject.toml gives the ranges that work.
 LOCK = ROOT / "lock.txt"
@@ -531,6 +532,20 @@ def explain_failure(output):
 # --------------------------------------------------------------------- commands
 
 
+def write_workspace(folder):
+    """How JupyterLab looks at first: the contents on the left, room for file names.
+
+    It lies beside the environment, not among the user's own workspaces; what somebody
+    has moved since then stays as they left it.
+    """
+    workspaces = folder / "jupyter-workspaces"
+    workspaces.mkdir(parents=True, exist_ok=True)
+    path = workspaces / WORKSPACE_FILE
+    if not path.exists():
+        shutil.copyfile(ROOT / ".jupyter" / "workspace.json", path)
+    return workspaces
+
+
 def build_jupyter_command(python, options):
     """JupyterLab on the course, without its news pop-up."""
     command = [
@@ -538,6 +553,7 @@ def build_jupyter_command(python, options):
         f"--ServerApp.root_dir={ROOT}",
         f"--LabApp.app_settings_dir={ROOT / '.jupyter'}",
         *(f"--ContentsManager.hide_globs={name}" for name in HIDDEN),
+        f"--LabApp.workspaces_dir={write_workspace(options.venv)}",
     ]
     if (ROOT / FIRST_NOTEBOOK).exists():
         command.append(f"--LabApp.default_url=/lab/tree/{FIRST_NOTEBOOK}")

@@ -28,6 +28,7 @@ _HOMES = {
     "train": "training.run",
     "preset": "training.presets",
     "load_task": "tasks",
+    "text_task": "tasks",
     "LivePlot": "plots.live",
     # the pieces
     "gather_log_probs": "tokens",

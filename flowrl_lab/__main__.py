@@ -63,7 +63,8 @@ def main(words: list[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        for line in (f"error: {error}", *getattr(error, "__notes__", ())):
+            print(line, file=sys.stderr)
         return BAD_INPUT if isinstance(error, ValueError) else FAILED
 
 

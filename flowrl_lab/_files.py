@@ -21,7 +21,14 @@ except ModuleNotFoundError:  # Windows
     fcntl = None
 
 __all__ = [
-    *("data_path", "plain_values", "read_json", "read_lines", "refuse_used"),
+    *(
+        "course_root",
+        "data_path",
+        "plain_values",
+        "read_json",
+        "read_lines",
+        "refuse_used",
+    ),
     *("scratch_folder", "write_atomically", "write_json"),
 ]
 
@@ -30,11 +37,18 @@ __all__ = [
 ABANDONED_SECONDS = 3600.0
 
 
+def course_root() -> Path:
+    """Where ``data``, ``notebooks`` and ``docs`` lie: a clone, or inside the wheel."""
+    package = Path(__file__).resolve().parent
+    in_clone = (package.parent / "pyproject.toml").is_file()
+    return package.parent if in_clone else package / "_course"
+
+
 def data_path(name: str = "") -> Path:
     """Path of something in the data folder.
 
-    The folder is FLOWRL_DATA if that is set, else ``data/`` beside the package,
-    as in a clone of the repository.
+    The folder is FLOWRL_DATA if that is set, else the course's ``data/``: beside the
+    package in a clone, inside it in a wheel.
 
     Args:
         name: relative path inside it, such as ``"make_number_tiny_lm"``; empty for
@@ -45,11 +59,11 @@ def data_path(name: str = "") -> Path:
         FileNotFoundError: there is no such file, or no data folder at all.
     """
     chosen = os.environ.get("FLOWRL_DATA")
-    folder = Path(chosen) if chosen else Path(__file__).resolve().parents[1] / "data"
+    folder = Path(chosen) if chosen else course_root() / "data"
     if not folder.is_dir():
         raise FileNotFoundError(
             f"got no data folder at {folder}; expected the repository's data/. Fix: "
-            "install from a clone (pip install -e .), or set FLOWRL_DATA to its data/"
+            "install the wheel, or from a clone (pip install -e .), or set FLOWRL_DATA"
         )
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):

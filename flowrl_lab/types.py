@@ -117,7 +117,8 @@ class Rollout:
     """A scored batch: everything a loss needs, nothing it must not change.
 
     ``parts`` are means over the batch: the share that was solved, and what each part
-    of the reward contributed, where the task tells.
+    of the reward contributed, where the task tells.  ``sampled``: measures of the
+    groups, mean over the prompts (``metrics.groups``).
     """
 
     prompts: PromptBatch
@@ -128,6 +129,7 @@ class Rollout:
     ref_log_probs: Float[Tensor, "B T"]
     rewards: Float[Tensor, " B"]
     parts: dict[str, float] = field(default_factory=dict)
+    sampled: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,10 @@ class StepRecord:
         samples: a few sampled (prompt, completion, reward), on evaluation steps.
         parts: of the batch, where the task tells: the share that was ``"solved"``,
             and the mean of each part of the reward.
+        sampled: measures of the batch's groups (``metrics.groups``), mean over its
+            prompts; of step 0, the floor's.  Empty in records of earlier versions.
+        floor: the same measures of as many samples of the policy before its first
+            step: measure -> (mean, its standard deviation from batch to batch).
         note: what happened in this step that a reader should know (an update that
             was skipped, memory that ran out); empty if nothing did.
         skipped: updates skipped so far.
@@ -277,3 +283,5 @@ class StepRecord:
     parts: dict[str, float] = field(default_factory=dict)
     note: str = ""
     skipped: int = 0
+    sampled: dict[str, float] = field(default_factory=dict)
+    floor: dict[str, tuple[float, float]] = field(default_factory=dict)

@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "study": "study",
     "evaluate": "evaluate",
     "doctor": "doctor",
+    "notebooks": "notebooks",
     "pretrain": "pretrain",
     "collect": "recorded_runs",
     "recorded": "recorded_runs",
@@ -26,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "fetch-model": "fetch_model",
     "export-adapter": "export_adapter",
     "colab": "colab",
+    "book": "book",
     "export": "export",
     "assign": "assign",
 }

@@ -43,7 +43,7 @@ def run_record(args: argparse.Namespace) -> int:
     ]
     from flowrl_lab.course.session import choose_threads
     from flowrl_lab.measuring.folder import is_finished
-    from flowrl_lab.measuring.progress import ProgressLine
+    from flowrl_lab.measuring.progress import ProgressLine, describe_step
     from flowrl_lab.measuring.recorded import append_step
     from flowrl_lab.measuring.runner import prepare_run, stop_on_interrupt, train_into
 
@@ -58,7 +58,7 @@ def run_record(args: argparse.Namespace) -> int:
 
             def note(record, folder=folder, progress=progress) -> None:
                 append_step(folder, record)
-                progress.update(record.step, f"reward {record.reward:.2f}")
+                progress.update(record.step, describe_step(record))
 
             finished = train_into(run, should_stop, note)
             progress.close()

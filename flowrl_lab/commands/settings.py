@@ -9,6 +9,8 @@ import re
 import shlex
 from pathlib import Path
 
+from flowrl_lab.training.config import CHOICES
+
 __all__ = [
     "RESUME",
     "add_many_runs",
@@ -25,7 +27,10 @@ __all__ = [
 SEEDS = "how many (0 to N-1), or which: 3,4,7 (default: %(default)s)"
 JOBS = "runs at a time, one thread each (default: the cores, %(default)s)"
 RESUME = "go on with what FOLDER holds; finished runs are kept as they are"
-TASK = "landscape, strings, make_number or programs (default: %(default)s)"
+TASK = (
+    f"{', '.join(CHOICES['task'])}; or package.module:name of your own "
+    "(default: %(default)s)"
+)
 CHANGE = (
     "change one setting, e.g. --set learning_rate=1e-3; a task's own options as --set "
     "task_options.KEY=VALUE; may be repeated"

@@ -121,17 +121,15 @@ def read_requirements() -> list[tuple[Requirement, str]]:
 
 
 def _read_installed_requirements() -> dict[str, list[str]]:
-    """Requirements by extra, from the installed package's metadata."""
+    """Requirements by extra ("" = core), from the installed package's metadata."""
     groups: dict[str, list[str]] = {}
+    every = importlib.metadata.metadata(_PROJECT).get_all("Provides-Extra") or ()
     for text in importlib.metadata.requires(_PROJECT) or ():
-        requirement = Requirement(text)
-        extras = [
-            extra
-            for extra in _SHOWN_EXTRAS
-            if requirement.marker and requirement.marker.evaluate({"extra": extra})
-        ]
-        plain = Requirement(text.partition(";")[0])
-        groups.setdefault(extras[0] if extras else "", []).append(str(plain))
+        marker = Requirement(text).marker
+        needed = marker is None or marker.evaluate({"extra": ""})
+        asked = [e for e in every if marker and marker.evaluate({"extra": e})]
+        for group in [""] if needed else asked:
+            groups.setdefault(group, []).append(text.partition(";")[0].strip())
     return groups
 
 

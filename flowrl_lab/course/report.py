@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from flowrl_lab._files import course_root
 from flowrl_lab._validation import bad_input
 from flowrl_lab.course.exercises import EXERCISES
 from flowrl_lab.course.ledger import Event, merge_events, progress_path, read_events
@@ -18,7 +19,7 @@ from flowrl_lab.plots.tabulate import html_table
 
 __all__ = ["read_progress", "render_course", "write_course"]
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = course_root() / "notebooks"
 ELSEWHERE = "elsewhere"
 
 

@@ -10,7 +10,10 @@ import importlib.metadata
 
 from packaging.specifiers import SpecifierSet
 
-__all__ = ["TRL_VERSIONS", "require"]
+__all__ = ["TRACKERS", "TRL_VERSIONS", "require"]
+
+# What ``trackers.track`` and ``train --tracker`` know, for where nothing may load.
+TRACKERS = ("csv", "jsonl", "tensorboard", "wandb", "trackio")
 
 # From the lowest that the drift test has been run on (1.13 to 1.16 have) up to the next
 # major release; pyproject.toml agrees.

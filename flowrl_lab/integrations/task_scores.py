@@ -7,14 +7,14 @@ those for any tokenizer (``TextTask``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from flowrl_lab.tasks import load_task
 from flowrl_lab.tasks.text import cut_completion
 
-__all__ = ["check_language_task", "load_scorer", "score_text"]
+__all__ = ["check_language_task", "load_scorer", "score_text", "score_texts"]
 
 
 def check_language_task(task) -> None:
@@ -42,6 +42,21 @@ def score_text(task, prompt: str, completion: str) -> float:
     tokens = torch.tensor([[*ids, task.eos_id]])
     mask = torch.ones_like(tokens, dtype=torch.bool)
     return task.score(task.encode((prompt,)), tokens, mask, 1).item()
+
+
+def score_texts(
+    task,
+    prompts: Sequence[str],
+    completions: Sequence,
+    completion_ids: Sequence[Sequence[int]],
+) -> list[float]:
+    """Rewards of a batch of a ``TextTask``; TRL gives a chat's answers as messages."""
+    texts = [one if isinstance(one, str) else one[0]["content"] for one in completions]
+    if task.score_all is None:
+        pairs = zip(prompts, texts, strict=True)
+        return [score_text(task, *pair) for pair in pairs]
+    texts = [cut_completion(task, text) for text in texts]
+    return [one.reward for one in task.score_all(prompts, texts, completion_ids)]
 
 
 def load_scorer(name: str, options: dict | None = None) -> Callable[..., float]:

@@ -29,6 +29,7 @@ from flowrl_lab.types import StepRecord
 __all__ = ["TRACKERS", "Tracker", "numbers_of", "track"]
 
 _ABOUT_THE_RUN = ("run", "algorithm", "seed", "step", "steps", "samples", "snapshot")
+_OF_GROUPS = ("sampled", "floor")
 
 
 @runtime_checkable
@@ -82,18 +83,30 @@ def _pass_on(records: Iterable[StepRecord], tracker: Tracker) -> Iterator[StepRe
 
 
 def numbers_of(record: StepRecord) -> dict[str, float]:
-    """A record's finite numbers by name; the referee's begin with ``exact/``."""
+    """A record's finite numbers by name.
+
+    The referee's begin with ``exact/``, those of the batch's groups with
+    ``sampled/``, and what they were before training with ``floor/``.
+    """
     values: dict[str, float] = {}
     fields = record_to_dict(record)
     exact = fields.pop("exact") or {}
     passes = exact.pop("pass_at_k", {})
+    sampled, floor = fields.pop("sampled"), fields.pop("floor")
     named = {k: v for k, v in fields.items() if k not in _ABOUT_THE_RUN}
     named |= {f"exact/{name}": value for name, value in exact.items()}
     named |= {f"exact/pass_at_{k}": value for k, value in passes.items()}
+    named |= {f"sampled/{_plain(name)}": value for name, value in sampled.items()}
+    named |= {f"floor/{_plain(name)}": pair[0] for name, pair in floor.items()}
     for name, value in named.items():
         if isinstance(value, int | float) and math.isfinite(value):
             values[name] = float(value)
     return values
+
+
+def _plain(measure: str) -> str:
+    """``pass@4`` as ``pass_at_4``, which every tracker takes."""
+    return measure.replace("@", "_at_")
 
 
 # ------------------------------------------------------------------ plain files
@@ -143,13 +156,15 @@ def _new_file(path: Path) -> io.TextIOWrapper:
 def _every_number() -> list[str]:
     """All columns that a record can have; pass@k at the referee's own k."""
     from flowrl_lab.exact import PASS_AT
+    from flowrl_lab.metrics import GROUP_MEASURES as measures
     from flowrl_lab.types import ExactReport
 
     own = [f.name for f in dataclasses.fields(StepRecord)]
-    columns = [n for n in own if n not in (*_ABOUT_THE_RUN, "exact")]
+    columns = [n for n in own if n not in (*_ABOUT_THE_RUN, "exact", *_OF_GROUPS)]
     report = [f.name for f in dataclasses.fields(ExactReport)]
     columns += [f"exact/{name}" for name in report if name != "pass_at_k"]
-    return columns + [f"exact/pass_at_{k}" for k in PASS_AT]
+    columns += [f"exact/pass_at_{k}" for k in PASS_AT]
+    return columns + [f"{kind}/{_plain(m)}" for kind in _OF_GROUPS for m in measures]
 
 
 # --------------------------------------------------------------------- packages

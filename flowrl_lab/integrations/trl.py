@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,12 +32,17 @@ from flowrl_lab._validation import bad_input
 from flowrl_lab.advantages import group_normalized
 from flowrl_lab.integrations.trl_config import FlowRLConfig
 from flowrl_lab.integrations.trl_log_z import LogZRider, load_log_z
+from flowrl_lab.integrations.trl_task import task_for_trl
 from flowrl_lab.losses import (
     clip_fraction,
     flowrl_loss,
     flowrl_residuals,
 )
+from flowrl_lab.policies.language_model import add_lora
+from flowrl_lab.policies.loading import load_language_model
+from flowrl_lab.tasks import load_task
 from flowrl_lab.tokens import masked_sum
+from flowrl_lab.training.config import ExperimentConfig
 
 from trl import GRPOTrainer  # isort: skip - FlowRLConfig's module has checked it
 
@@ -99,6 +105,48 @@ class FlowRLTrainer(GRPOTrainer):
             device=self.accelerator.device,
         )
         self.add_callback(_StepLogZ(self))
+
+    @classmethod
+    def from_experiment(
+        cls,
+        config: ExperimentConfig,
+        output_dir: str | Path,
+        *,
+        task=None,
+        processes: int = 1,
+        **changes: Any,
+    ) -> FlowRLTrainer:
+        """What ``train(config, task=task)`` trains, on TRL's engine.
+
+        The same model and adapter, the same prompts, the same reward.
+
+        Args:
+            config: a FlowRL run of the policy "hf_lm".
+            output_dir: where TRL saves.
+            task: a task of your own; None takes the config's.
+            processes: how many share the batch of P x G rows.
+            changes: TRL's settings on top.
+
+        Raises:
+            ValueError: as ``FlowRLConfig.from_experiment``; no such task or model.
+        """
+        task = load_task(config.task, **config.task_options) if task is None else task
+        args = FlowRLConfig.from_experiment(
+            config,
+            output_dir,
+            max_completion_length=task.max_completion_tokens,
+            processes=processes,
+            **changes,
+        )
+        loaded = load_language_model(config.model, dtype=config.dtype)
+        model = add_lora(
+            loaded.model,
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            seed=config.seed,
+        )
+        parts = task_for_trl(task, tokenizer=loaded.tokenizer)
+        return cls(model=model, args=args, **parts)
 
     def _refuse_models(self) -> None:
         if self._is_vlm:

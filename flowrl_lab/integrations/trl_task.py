@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from flowrl_lab.integrations.task_scores import check_language_task, score_text
+from flowrl_lab.integrations.task_scores import check_language_task, score_texts
 
 __all__ = ["character_tokenizer", "make_reward", "task_for_trl"]
 
@@ -34,7 +34,10 @@ def task_for_trl(task, *, split: str = "train", tokenizer=None) -> dict[str, Any
     check_language_task(task)
     prompts = task.prompts(split)
     columns = {
-        "prompt": [task.render(prompt) for prompt in prompts],
+        "prompt": [
+            task.messages(prompt) if task.in_text and task.chat else task.render(prompt)
+            for prompt in prompts
+        ],
         "task_prompt": list(prompts),  # what the verifier asks for
     }
     return {
@@ -73,8 +76,7 @@ def make_reward(task) -> Callable[..., list[float]]:
     def reward(prompts, completions, completion_ids, task_prompt=None, **_columns):
         asked = prompts if task_prompt is None else task_prompt
         if task.in_text:
-            pairs = zip(asked, completions, strict=True)
-            return [score_text(task, *pair) for pair in pairs]
+            return score_texts(task, asked, completions, completion_ids)
         width = max(map(len, completion_ids))
         ids = torch.full((len(completion_ids), width), task.pad_id)
         mask = torch.zeros_like(ids, dtype=torch.bool)

@@ -355,6 +355,12 @@ def _check(config: ExperimentConfig):
             f"the run has algorithm {config.algorithm!r}; this is for verl's FlowRL "
             "recipe. Fix: export a FlowRL run, or use verl's own recipe for that one."
         )
+    if config.task.startswith("__main__:"):
+        raise ValueError(
+            f"the task {config.task!r} was made in a notebook or a function, where "
+            "verl's workers do not find it. Fix: put it into a file, such as "
+            "my_task.py, and train with task='my_task:name'."
+        )
     task = load_task(config.task, **config.task_options)
     check_language_task(task)
     return task
@@ -410,7 +416,7 @@ def _rows(task, split: str) -> str:
     rows = [
         {
             "data_source": task.name,
-            "prompt": [{"role": "user", "content": task.render(prompt)}],
+            "prompt": _messages(task, prompt),
             # The verifier judges from the prompt; verl hands this to the reward.
             "reward_model": {"style": "rule", "ground_truth": prompt},
             "extra_info": {"index": index, "split": split},
@@ -418,6 +424,12 @@ def _rows(task, split: str) -> str:
         for index, prompt in enumerate(task.prompts(split))
     ]
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _messages(task, prompt: str) -> list[dict[str, str]]:
+    if task.in_text:
+        return task.messages(prompt)
+    return [{"role": "user", "content": task.render(prompt)}]
 
 
 def _page(config: ExperimentConfig) -> str:

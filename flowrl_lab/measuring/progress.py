@@ -1,86 +1,60 @@
-"""Progress in a terminal: how far, and how long still, without any package."""
+"""Progress in a terminal: how far, how fast, and how long still."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 
-from flowrl_lab.plots.panels import format_seconds
+from tqdm import tqdm
 
-__all__ = ["ProgressLine"]
+from flowrl_lab.types import StepRecord
 
-BAR = 24
-REDRAW_SECONDS = 0.2
+__all__ = ["ProgressLine", "describe_step"]
+
 LINES_WITHOUT_TERMINAL = 10
 
 
+class _Bar(tqdm):
+    """Without tqdm's watching thread: some commands start processes by forking."""
+
+    monitor_interval = 0
+
+
 class ProgressLine:
-    """One line that is redrawn in a terminal, ten lines in a log file.
+    """tqdm's bar in a terminal, ten of its lines in a log file.
 
     Args:
         total: steps to do.
         done: steps that were done before (a resumed run): not counted as speed.
         stream: where to write; None is standard error.
-        clock: seconds since some moment.
     """
 
-    def __init__(
-        self,
-        total: int,
-        *,
-        done: int = 0,
-        stream=None,
-        clock=time.monotonic,
-    ):
-        self.total = max(1, total)
-        self._first = done
+    def __init__(self, total: int, *, done: int = 0, stream=None):
         self._stream = sys.stderr if stream is None else stream
-        self._terminal = self._stream.isatty()
-        self._clock = clock
-        self._start = clock()
-        self._drawn = float("-inf")
-        self._tenth = -1
-        self._width = 0
+        self._facts = {"total": max(1, total), "initial": done, "ascii": True}
+        self._start, self._tenth = time.monotonic(), -1
+        hidden = not self._stream.isatty()
+        look = {"file": self._stream, "dynamic_ncols": True, "mininterval": 0.2}
+        self._bar = _Bar(**self._facts, **look, disable=hidden)
 
     def update(self, done: int, note: str = "") -> None:
         """Say that ``done`` of ``total`` steps are done."""
-        now, last = self._clock(), done >= self.total
-        if self._terminal:
-            if not last and now - self._drawn < REDRAW_SECONDS:
-                return
-        else:
-            tenth = LINES_WITHOUT_TERMINAL * done // self.total
-            if tenth == self._tenth:
-                return
-            self._tenth = tenth
-        self._drawn = now
-        self._write(self._text(done, now - self._start, note), last)
-
-    def _text(self, done: int, spent: float, note: str) -> str:
-        share = min(1.0, done / self.total)
-        filled = round(share * BAR)
-        bar = "#" * filled + "." * (BAR - filled)
-        parts = [f"[{bar}] {share:4.0%}  {done}/{self.total}"]
-        fresh = done - self._first
-        if done >= self.total:
-            parts.append(f"{format_seconds(spent)} in all")
-        elif fresh > 0:
-            left = spent / fresh * (self.total - done)
-            parts.append(f"{format_seconds(left)} left")
-        return "  ".join([*parts, note] if note else parts)
-
-    def _write(self, text: str, last: bool) -> None:
-        if self._terminal:
-            blank = " " * max(0, self._width - len(text))
-            self._stream.write(f"\r{text}{blank}" + ("\n" if last else ""))
-            self._width = len(text)
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
+        if not self._bar.disable:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        tenth = LINES_WITHOUT_TERMINAL * done // self._facts["total"]
+        if tenth != self._tenth:
+            self._tenth, spent = tenth, time.monotonic() - self._start
+            line = tqdm.format_meter(done, elapsed=spent, postfix=note, **self._facts)
+            print(line, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the line as it is and go to the next one."""
-        if self._terminal and self._width:
-            self._stream.write("\n")
-            self._stream.flush()
-        self._width = 0
+        self._bar.close()
+
+
+def describe_step(record: StepRecord) -> str:
+    """The note beside the bar; before the first step there is no batch to speak of."""
+    return "" if math.isnan(record.reward) else f"reward {record.reward:.3f}"

@@ -101,11 +101,14 @@ def check_same_config(
         )
 
 
-def train_into(run, should_stop: Callable[[], bool], report: Callable) -> bool:
+def train_into(
+    run, should_stop: Callable[[], bool], report: Callable, records=None
+) -> bool:
     """Train ``run`` to its end in its folder; ``report(record)`` after every step.
 
     ``should_stop()`` is asked between steps, so that what is saved is whole: the
-    run goes on later as if it had never stopped.
+    run goes on later as if it had never stopped.  ``records`` are the run's own, as
+    somebody passes them on who looks at them; None takes the run itself.
 
     Returns:
         True if the run is finished, False if it was stopped.
@@ -116,7 +119,7 @@ def train_into(run, should_stop: Callable[[], bool], report: Callable) -> bool:
     start = time.monotonic()
     environment = describe_environment(str(run.policy.device))
     earlier = read_environment(run.folder).get("wall_seconds", 0.0)
-    for record in run:
+    for record in run if records is None else records:
         report(record)
         if should_stop():
             break

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from flowrl_lab._validation import bad_input, check_count
+from flowrl_lab.tasks.text import Scored
 from flowrl_lab.types import AnswerSet
 
 __all__ = [
@@ -63,7 +64,7 @@ def draw_samples(
     """Sample ``num_samples`` completions of every prompt, and judge them.
 
     By the task's list of answers; without one (``has_referee`` is False) by its
-    verifier, and two answers are the same if their texts are.
+    verifier, which also says which are the same answer (else those of equal texts).
 
     Args:
         policy: a policy of ``task``.
@@ -93,7 +94,7 @@ def draw_samples(
         texts = tuple(task.decode(ids, mask))
         if not task.has_referee:
             scored = task.judge(batch, ids, mask, num_samples)
-            found.append(_as_verified(prompt, texts, [s.correct for s in scored]))
+            found.append(_as_verified(prompt, texts, scored))
             continue
         keys = _keys(ids, mask)
         answers = task.answers(prompt)
@@ -152,22 +153,26 @@ def draw_perfect_samples(
 
 
 def judge_texts(task, prompt: str, texts: Sequence[str]) -> PromptSamples:
-    """Samples of a ``TextTask``: correct as its verifier says, alike letter by letter.
+    """Samples of a ``TextTask``: correct, and the same answer, as its verifier says.
 
     Args:
         task: a ``flowrl_lab.tasks.text.TextTask``.
         prompt: one of its prompts.
         texts: what a model wrote after it.
     """
-    correct = [task.score(prompt, text).correct for text in texts]
-    return _as_verified(prompt, texts, correct)
+    return _as_verified(prompt, texts, [task.score(prompt, text) for text in texts])
 
 
 def _as_verified(
-    prompt: str, texts: Sequence[str], correct: Sequence[bool]
+    prompt: str, texts: Sequence[str], scored: Sequence[Scored]
 ) -> PromptSamples:
-    alike = tuple(text.strip() for text in texts)
-    return PromptSamples(prompt, tuple(texts), alike, tuple(correct))
+    """Two are the same answer as the task says, or else letter by letter."""
+    alike = tuple(
+        text.strip() if one.answer is None else one.answer
+        for text, one in zip(texts, scored, strict=True)
+    )
+    correct = tuple(one.correct for one in scored)
+    return PromptSamples(prompt, tuple(texts), alike, correct)
 
 
 def needs_words(samples: Sequence[PromptSamples]) -> bool:

@@ -6,6 +6,7 @@ module                    holds
 ``metrics.distributions``  exact, from log-probs: KL, TV, JSD, effective number
 ``metrics.answers``        pass@k, Avg@k, distinct answers, their entropy; from samples
                            and, as a noise floor, in exact expectation
+``metrics.groups``         what a training batch says of its groups
 ``metrics.texts``          distinct-n, self-BLEU, compression ratio, Vendi
 ``metrics.judging``        an LLM judge as a plug-in
 ``metrics.calibration``    learned against exact log Z, stated pass rates, rankings
@@ -44,6 +45,12 @@ from flowrl_lab.metrics.distributions import (
     mode_coverage,
     total_variation,
 )
+from flowrl_lab.metrics.groups import (
+    GROUP_MEASURES,
+    GROUP_PASS_AT,
+    measure_groups,
+    spread_of_mean,
+)
 from flowrl_lab.metrics.judging import (
     CountingJudge,
     Judge,
@@ -59,6 +66,8 @@ from flowrl_lab.metrics.texts import (
 )
 
 __all__ = [
+    "GROUP_MEASURES",
+    "GROUP_PASS_AT",
     "SUM_TOLERANCE",
     "CountingJudge",
     "Judge",
@@ -83,12 +92,14 @@ __all__ = [
     "js_divergence",
     "judge_diversity",
     "kl_divergence",
+    "measure_groups",
     "mode_coverage",
     "ngram_similarity",
     "pass_at_k",
     "rank_correlation",
     "reliability",
     "self_bleu",
+    "spread_of_mean",
     "stated_pass_rate",
     "total_variation",
     "vendi_score",

@@ -6,10 +6,11 @@ from typing import Any
 
 from flowrl_lab.tasks._registry import build_named, did_you_mean
 from flowrl_lab.tasks.base import Task
+from flowrl_lab.tasks.own import place_of, text_task
 from flowrl_lab.tasks.real import TEXT_TASKS, load_text_task
 from flowrl_lab.tasks.text import TextTask
 
-__all__ = ["TASKS", "Task", "load_task"]
+__all__ = ["TASKS", "Task", "load_task", "place_of", "text_task"]
 
 # name -> "module:class"
 TASKS: dict[str, str] = {
@@ -18,6 +19,8 @@ TASKS: dict[str, str] = {
     "make_number": "flowrl_lab.tasks.make_number:MakeNumber",
     "programs": "flowrl_lab.tasks.programs:Programs",
     "open_sets": "flowrl_lab.tasks.open_sets:OpenSets",
+    "number_facts": "flowrl_lab.tasks.number_facts:NumberFacts",
+    "formulas": "flowrl_lab.tasks.formulas:Formulas",
     "required_operator": "flowrl_lab.tasks.required_operator:RequiredOperator",
 }
 
@@ -27,7 +30,7 @@ def load_task(name: str, **options: Any) -> Task | TextTask:
 
     Args:
         name: a key of ``TASKS`` or of ``tasks.real.TEXT_TASKS``, or
-            ``"package.module:Class"`` of a task of your own.
+            ``"package.module:name"`` of a task of your own, or of its class.
         options: the keyword arguments of that task's class.
 
     Returns:
@@ -38,7 +41,7 @@ def load_task(name: str, **options: Any) -> Task | TextTask:
             ones and the closest match), or an option that the task refuses.
     """
     if ":" in name:
-        return build_named("task", name, {name: name}, options)
+        return _check_own(name, build_named("task", name, {name: name}, options))
     if name in TEXT_TASKS:
         return load_text_task(name, **options)
     if name not in TASKS:
@@ -48,3 +51,13 @@ def load_task(name: str, **options: Any) -> Task | TextTask:
             f"{did_you_mean(name, known)}"
         )
     return build_named("task", name, TASKS, options)
+
+
+def _check_own(name: str, task: Any) -> Task | TextTask:
+    """Refuse what an import path leads to if it is no task."""
+    if all(callable(getattr(task, part, None)) for part in ("prompts", "score")):
+        return task
+    raise ValueError(
+        f"task {name!r} is a {type(task).__name__}, which has no prompts and score. "
+        "Fix: name a task, such as text_task(prompts, reward) makes."
+    )

@@ -73,6 +73,14 @@ class Task(Protocol):
     ) -> Float[Tensor, " B"]:
         """The verifier's reward of each completion, on the ids' device."""
 
+    def are_right(
+        self,
+        completion_ids: Int[Tensor, "B T"],  # noqa: ARG002 - for those that need it
+        rewards: Float[Tensor, " B"],
+    ) -> Bool[Tensor, " B"]:
+        """Which completions count as right, for measures of a batch's groups."""
+        return rewards > 0
+
     def answers(self, prompt: str) -> AnswerSet:
         """Every correct answer of ``prompt``, and any other with a reward above 0.
 

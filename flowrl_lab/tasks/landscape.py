@@ -185,6 +185,14 @@ class Landscape(Task):
         )
         return self.rewards.to(completion_ids.device)[completion_ids[:, 0]]
 
+    def are_right(
+        self,
+        completion_ids: Int[Tensor, "B T"],
+        rewards: Float[Tensor, " B"],  # noqa: ARG002 - a mode's border is no reward
+    ) -> Bool[Tensor, " B"]:
+        """Whether each state belongs to a mode."""
+        return self.groups.to(completion_ids.device)[completion_ids[:, 0]] >= 0
+
     def answers(self, prompt: str) -> AnswerSet:
         """All N states, with their rewards and modes."""
         check_prompts((prompt,), self._prompts)

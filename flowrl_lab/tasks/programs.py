@@ -289,6 +289,14 @@ class Programs(CharacterTask):
             return 1.0
         return self._plausible_reward if verdict.fits else 0.0
 
+    def are_right(
+        self,
+        completion_ids,  # noqa: ARG002 - the reward says it
+        rewards,
+    ):
+        """Whether each program earned all there is: right, for the reward at hand."""
+        return rewards >= 1
+
     def answers(self, prompt: str) -> AnswerSet:
         """Every right program; plausible ones too where they have a reward."""
         return _answer_set(prompt, self.reward)

@@ -166,6 +166,14 @@ class Strings(Task):
         rewards = torch.exp(-(distance**2) / (2 * self.blob_width**2))
         return rewards.to(completion_ids.device, torch.float32)
 
+    def are_right(
+        self,
+        completion_ids: Int[Tensor, "B T"],  # noqa: ARG002 - the reward says it
+        rewards: Float[Tensor, " B"],
+    ) -> Bool[Tensor, " B"]:
+        """Whether each word lies within two deviations of a blob, as in ``answers``."""
+        return rewards >= math.exp(-2 / self.reward_scale) * (1 - 1e-6)
+
     def answers(self, prompt: str) -> AnswerSet:
         """Every word, with its reward and blob; kept once computed."""
         check_prompts((prompt,), self._all)

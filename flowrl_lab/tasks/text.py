@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 __all__ = [
     "DEFAULT_WEIGHTS",
+    "RewardError",
     "RewardWeights",
     "Scored",
     "TextTask",
@@ -24,6 +25,10 @@ __all__ = [
     "score_batch",
     "score_safely",
 ]
+
+
+class RewardError(ValueError):
+    """A reward that raised, or gave something that is no reward."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,16 @@ class Scored:
         correct: whether the completion solves the prompt.
         reason: one line that a person can read, also when all is well.
         parts: name -> contribution to the reward, as shown to the learner.
+        answer: of a right completion: what tells it from other answers, such as a
+            normal form or a value.  Equal ones are the same answer; None takes the
+            text without spaces around it.
     """
 
     reward: float
     correct: bool
     reason: str
     parts: dict[str, float] = field(default_factory=dict)
+    answer: Hashable = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):
@@ -69,6 +78,9 @@ class TextTask(Protocol):
         reward_scale: as in ``tasks.Task``.
         has_referee: whether its right answers are listed (``answer_texts``).
         in_text, characters: as in ``tasks.Task``: any tokenizer spells it.
+        chat: its prompts are messages, so the model's chat template writes them.
+        score_all: judges a batch of prompts, completions and their tokens at once;
+            None: row by row.
     """
 
     name: str
@@ -79,10 +91,16 @@ class TextTask(Protocol):
     has_referee: bool = False
     in_text: bool = True
     characters: str = ""
+    chat: bool = False
+    score_all: Callable[..., list[Scored]] | None = None
 
     def render(self, prompt: str) -> str:
         """The prompt as a model reads it."""
         return prompt
+
+    def messages(self, prompt: str) -> list[dict[str, str]]:
+        """The prompt as a chat model reads it, before its template."""
+        return [{"role": "user", "content": self.render(prompt)}]
 
     def prompts(self, split: str) -> tuple[str, ...]:
         """All prompts of ``split``: ``"train"`` or ``"heldout"``."""

@@ -8,6 +8,7 @@ answers that could be written in several ways.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from flowrl_lab._validation import bad_input
 from flowrl_lab.tasks.base import Task
-from flowrl_lab.tasks.text import Scored, TextTask, cut_completion
+from flowrl_lab.tasks.text import RewardError, Scored, TextTask, cut_completion
 from flowrl_lab.types import AnswerSet, PromptBatch
 
 __all__ = ["TokenizedTask"]
@@ -93,13 +94,15 @@ class TokenizedTask(Task):
 
     def render(self, prompt: str) -> str:
         """The text that the model reads for ``prompt``, chat template included."""
-        text = self.task.render(prompt)
         if not self.chat:
-            return text
+            return self.task.render(prompt)
+        messages = self.task.messages(prompt)
+        begun = messages[-1]["role"] == "assistant"  # to be gone on with
         return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}],
+            messages,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=not begun,
+            continue_final_message=begun,
         )
 
     def _tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -227,8 +230,9 @@ class TokenizedTask(Task):
         """What the task says of each completion: reward, parts, reason.
 
         Raises:
-            ValueError: rows that do not share out; a reward function that raises, or
-                returns something that is no ``Scored``.
+            ValueError: rows that do not share out.
+            RewardError: a reward function that raises, or returns something that is
+                no ``Scored``.
         """
         if len(prompts) * num_generations != len(completion_ids):
             raise ValueError(
@@ -236,28 +240,36 @@ class TokenizedTask(Task):
                 f"{num_generations} generations. Fix: pass P*G rows, groups contiguous."
             )
         texts = self.decode(completion_ids, completion_mask)
-        scored = []
-        for row, text in enumerate(texts):
-            prompt = prompts.texts[row // num_generations]
-            one = self._score_one(prompt, text)
-            if one.correct and self.has_referee:
-                ids = completion_ids[row][completion_mask[row]].tolist()
-                one = self._as_listed(prompt, ids, one)
-            scored.append(one)
-        return scored
+        asked = [text for text in prompts.texts for _ in range(num_generations)]
+        rows = zip(completion_ids, completion_mask, strict=True)
+        ids = [row[mask].tolist() for row, mask in rows]
+        if self.task.score_all is not None:
+            scored = self.task.score_all(asked, texts, ids)
+        else:
+            scored = [self._score_one(*row) for row in zip(asked, texts, strict=True)]
+        found = zip(asked, texts, ids, scored, strict=True)
+        return [self._as_answer(*row) for row in found]
+
+    def _as_answer(self, prompt: str, text: str, ids: list[int], one: Scored) -> Scored:
+        """A right one with what tells it from others; only in the list's tokens."""
+        if one.correct and self.has_referee:
+            one = self._as_listed(prompt, ids, one)
+        if one.correct and one.answer is None:
+            one = dataclasses.replace(one, answer=text.strip())
+        return one
 
     def _score_one(self, prompt: str, text: str) -> Scored:
         try:
             one = self.task.score(prompt, text)
         except Exception as error:  # of a task that a learner wrote
-            raise ValueError(
+            raise RewardError(
                 f"the reward of task {self.name!r} raised {type(error).__name__}: "
                 f"{error} for prompt {prompt[:60]!r} and completion {text[:60]!r}. "
                 "Fix: return Scored(0.0, False, reason) for what cannot be judged "
                 "(tasks.text.score_safely does)."
             ) from error
         if not isinstance(one, Scored):
-            raise ValueError(
+            raise RewardError(
                 f"the reward of task {self.name!r} gave a {type(one).__name__} for one "
                 "completion; expected one Scored. Fix: return "
                 "Scored(reward, correct, reason, parts)."
@@ -270,6 +282,39 @@ class TokenizedTask(Task):
             return one
         zeros = dict.fromkeys(one.parts, 0.0)
         return Scored(0.0, False, "right, but not ended or in unusual tokens", zeros)
+
+    def completion_rows(
+        self, prompt: str, texts: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask ``[N, T]`` of ended completions of one prompt.
+
+        Raises:
+            ValueError: one has more tokens than a completion may have.
+        """
+        start, text = self._prompt_ids(prompt), self.render(prompt)
+        end = [] if self._stop else [self.eos_id]
+        rows = [
+            self._tokens(text + written + self._stop)[0][len(start) :] + end
+            for written in texts
+        ]
+        return self._pad_rows(prompt, rows)
+
+    def _pad_rows(
+        self, prompt: str, rows: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        width = max(map(len, rows))
+        if width > self.max_completion_tokens:
+            raise ValueError(
+                f"an answer of {prompt[:60]!r} has {width} tokens in this tokenizer; "
+                f"expected at most {self.max_completion_tokens}. Fix: raise the task's "
+                "max_completion_tokens."
+            )
+        ids = torch.full((len(rows), self.max_completion_tokens), self.pad_id)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+            mask[number, : len(row)] = True
+        return ids, mask
 
     @functools.cache  # noqa: B019 - a task lives as long as its run
     def _listed(self, prompt: str) -> dict[tuple[int, ...], str]:
@@ -295,18 +340,7 @@ class TokenizedTask(Task):
             )
         listed = self._listed(prompt)
         texts = list(dict.fromkeys(listed.values()))  # one may end in several ways
-        width = max(map(len, listed))
-        if width > self.max_completion_tokens:
-            raise ValueError(
-                f"an answer of {prompt[:60]!r} has {width} tokens in this tokenizer; "
-                f"expected at most {self.max_completion_tokens}. Fix: raise the task's "
-                "max_completion_tokens."
-            )
-        ids = torch.full((len(listed), self.max_completion_tokens), self.pad_id)
-        mask = torch.zeros(ids.shape, dtype=torch.bool)
-        for number, row in enumerate(listed):
-            ids[number, : len(row)] = torch.tensor(row)
-            mask[number, : len(row)] = True
+        ids, mask = self._pad_rows(prompt, list(listed))
         rewards = [self.task.score(prompt, text).reward for text in listed.values()]
         return AnswerSet(
             prompt=prompt,

@@ -17,8 +17,8 @@ CONFIG_VERSION = 1
 CHOICES = {
     "task": (
         *("landscape", "strings", "make_number", "programs", "open_sets"),
-        *("required_operator", "countdown", "arithmetic", "gsm_symbolic", "gsm8k"),
-        "human_eval",
+        *("number_facts", "formulas", "required_operator", "countdown", "arithmetic"),
+        *("gsm_symbolic", "gsm8k", "human_eval"),
     ),
     "algorithm": (
         *("reinforce_pp", "ppo", "grpo", "dapo", "pass_at_k"),
@@ -64,7 +64,7 @@ class ExperimentConfig:
 
     Attributes:
         task: key in ``flowrl_lab.tasks.TASKS``, a real set of
-            ``tasks.real.TEXT_TASKS``, or ``"package.module:Class"`` of your own.
+            ``tasks.real.TEXT_TASKS``, or ``"package.module:name"`` of your own.
         task_options: keyword arguments of the task.
         policy: "tabular", "tiny_lm", "hf_lm" (a model of your choice, for tasks in
             plain text), or "auto" (what suits the task).
@@ -171,7 +171,7 @@ class ExperimentConfig:
         options = _plain_options(self.task_options)
         object.__setattr__(self, "task_options", options)
         for field, choices in CHOICES.items():
-            # "package.module:Class" is a task of your own
+            # "package.module:name" is a task of your own
             if field != "task" or ":" not in str(self.task):
                 _check_known(field, getattr(self, field), choices)
         for field in dataclasses.fields(self):

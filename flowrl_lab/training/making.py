@@ -15,18 +15,19 @@ from flowrl_lab.training.config import ExperimentConfig
 __all__ = ["load_hf_lm", "make_task_and_policy"]
 
 
-def make_task_and_policy(config, device):
+def make_task_and_policy(config, device, task=None):
     """The task of a config and the policy that speaks its tokens.
 
     A task in plain text speaks the tokens of whatever model is asked for, so there
-    the model comes first.
+    the model comes first.  ``task`` is that task where it is at hand already.
 
     Raises:
         ValueError: a task and a policy that do not go together, or a bad model.
     """
     from flowrl_lab.tasks import load_task
 
-    task = load_task(config.task, **config.task_options)
+    if task is None:
+        task = load_task(config.task, **config.task_options)
     in_text = task.in_text
     if in_text != (config.policy == "hf_lm") and not (
         in_text and config.policy == "auto"
@@ -61,7 +62,7 @@ def load_hf_lm(
             fit into the model's context.
     """
     loaded = load_language_model(config.model, dtype=config.dtype, device=device)
-    chat = config.prompt_format == "chat"
+    chat = config.prompt_format == "chat" or getattr(task, "chat", False)
     if chat and not loaded.tokenizer.chat_template:
         print(
             f"{config.model} has no chat template (it is a base model): prompts are "

@@ -96,5 +96,7 @@ def record_from_dict(fields: dict) -> StepRecord:
         exact = dict(fields["exact"])
         exact["pass_at_k"] = {int(k): v for k, v in exact["pass_at_k"].items()}
         fields["exact"] = ExactReport(**exact)
+    floor = fields.get("floor", {})  # records of earlier versions have none
+    fields["floor"] = {name: tuple(pair) for name, pair in floor.items()}
     fields["samples"] = tuple(tuple(sample) for sample in fields["samples"])
     return StepRecord(**fields)

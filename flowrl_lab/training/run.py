@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from flowrl_lab._files import write_atomically
 from flowrl_lab.evaluation import Referee
 from flowrl_lab.policies.device import pick_device, threads_for
+from flowrl_lab.tasks._registry import refuse_while_imported
+from flowrl_lab.tasks.own import place_of
+from flowrl_lab.tasks.text import RewardError
 from flowrl_lab.training.algorithms import Algorithm
 from flowrl_lab.training.batch import Batch
 from flowrl_lab.training.checkpoints import (
@@ -32,6 +36,7 @@ from flowrl_lab.training.records import (
 )
 from flowrl_lab.training.rollouts import (
     collect_rollout,
+    measure_floor,
     sample_prompts,
     why_nothing_is_learned,
 )
@@ -66,6 +71,8 @@ class Run:
         flowrl_loss: a loss of your own for the algorithm "flowrl", with the
             arguments of ``losses.flowrl_loss`` (all but ``reduction``).  A function
             cannot be saved: ``load`` asks for it again.
+        task: a task of your own, in place of the config's, such as ``text_task``
+            makes.  Its import path is saved, and finds it again.
 
     Attributes:
         policy: the policy being trained.
@@ -77,7 +84,8 @@ class Run:
 
     Raises:
         ValueError: ``folder`` already holds a run (``Run.load`` resumes it); a
-            ``flowrl_loss`` that is no such function, or for another algorithm.
+            ``flowrl_loss`` that is no such function, or for another algorithm; a
+            script that trains while it is imported for its task.
     """
 
     def __init__(
@@ -87,15 +95,19 @@ class Run:
         folder: str | Path | None = None,
         save_every: int = 20,
         flowrl_loss: Callable[..., Tensor] | None = None,
+        task=None,
     ):
-        self.config = config
+        refuse_while_imported()
+        if task is not None:
+            config = config.replace(task=place_of(task), task_options={})
+        self.config, self._own_task = config, task
         self.flowrl_loss = flowrl_loss
         self.folder = None if folder is None else Path(folder)
         self.save_every = save_every
         if self.folder is not None:
             _refuse_used_folder(self.folder)
         device = pick_device(config.device)
-        self.task, self.policy = make_task_and_policy(config, device)
+        self.task, self.policy = make_task_and_policy(config, device, task)
         self.algorithm = Algorithm(config, self.policy, flowrl_loss)
         self.modules = self.algorithm.modules
         self.optimizer = make_optimizer(self.policy, self.modules, config)
@@ -111,6 +123,7 @@ class Run:
         self._referee: Referee | None = None
         self._watcher: Referee | None = None
         self.records: list[StepRecord] = []
+        self._floor: dict[str, tuple[float, float]] = {}
         self.step = self.tokens = 0
         self.seconds = 0.0
 
@@ -120,6 +133,9 @@ class Run:
     def __next__(self) -> StepRecord:
         """The start; then a step at a time: sample, score, update, measure."""
         if not self.records:
+            self._floor = self.survival.fitting(
+                lambda: measure_floor(self.survival.policy, self.task, self.config)
+            )
             self.records.append(self._record(None, nothing_measured()))
             return self.records[-1]
         if self.step >= self.config.steps:
@@ -128,7 +144,8 @@ class Run:
         survival.note, measured = "", {}
         self._set_learning_rate(self.step)
         with threads_for(self.policy):
-            rollout = survival.fitting(self.sample)
+            with self._left_whole():
+                rollout = survival.fitting(self.sample)
             batch = survival.fitting(lambda: self.prepare(rollout))
             for _ in range(self.config.updates_per_batch):
                 for attempt in survival.attempts(self.step + 1):
@@ -149,6 +166,23 @@ class Run:
         if self.folder and self._due(self.save_every):
             self.save(self.folder)
         return self.records[-1]
+
+    @contextlib.contextmanager
+    def _left_whole(self) -> Iterator[None]:
+        """Where a reward fails, the run stays as before the step, and is saved."""
+        generators = (self._prompt_generator, self._sample_generator)
+        before = [generator.get_state() for generator in generators]
+        try:
+            yield
+        except RewardError as error:
+            for generator, state in zip(generators, before, strict=True):
+                generator.set_state(state)
+            kept = f"The run keeps its {self.step} steps"
+            if self.folder:
+                self.save(self.folder)
+                kept += f", saved in {self.folder}"
+            error.add_note(f"{kept}; once the reward is mended, it goes on from there.")
+            raise
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.steps
@@ -241,10 +275,16 @@ class Run:
             snapshot=snapshot,
             samples=samples,
             parts={} if rollout is None else rollout.parts,
+            sampled=self._start_measures() if rollout is None else rollout.sampled,
+            floor=self._floor,
             note=self.survival.note,
             skipped=self.survival.skipped,
             **{**nothing_measured(), **measured},
         )
+
+    def _start_measures(self) -> dict[str, float]:
+        """What the groups say before training: the floor itself."""
+        return {name: mean for name, (mean, _) in self._floor.items()}
 
     def _samples(self, rollout: Rollout, count: int = 4):
         """The first completion of each of the first prompts, as text."""
@@ -297,13 +337,17 @@ class Run:
         *,
         save_every: int = 20,
         flowrl_loss: Callable[..., Tensor] | None = None,
+        task=None,
     ) -> Run:
         """The run saved in ``folder``, ready to continue exactly where it was.
+
+        ``flowrl_loss`` and ``task`` are as for ``Run``; a task is looked for at its
+        import path where none is given.
 
         Raises:
             ValueError: no run there, a checkpoint that is damaged, of another version
                 or of wrong content; a run with a loss of its own without that loss,
-                or the other way round.
+                or the other way round; a task that is not found any more.
         """
         folder = Path(folder)
         path = folder / "checkpoint.pt"
@@ -318,7 +362,8 @@ class Run:
         # Checkpoints from before losses could be passed in have no such entry.
         _check_same_loss(folder, state.get("flowrl_loss", ""), flowrl_loss)
         config = ExperimentConfig.from_json(state["config"])
-        run = cls(config, save_every=save_every, flowrl_loss=flowrl_loss)
+        settings = {"save_every": save_every, "flowrl_loss": flowrl_loss}
+        run = cls(config, task=task, **settings)
         run.folder = folder
         fresh = {name: part for name, part in run._state().items() if name in PLAIN}
         check_kinds(path, state, fresh)
@@ -347,6 +392,7 @@ class Run:
         self.step, self.tokens = state["step"], state["tokens"]
         self.seconds = state["seconds"]
         self.records = [record_from_dict(json.loads(row)) for row in state["records"]]
+        self._floor = self.records[-1].floor if self.records else {}
         if self.step > self.config.steps:
             raise ValueError(f"step {self.step} of {self.config.steps}")
         self._set_learning_rate(max(self.step - 1, 0))  # as it was left
@@ -361,33 +407,37 @@ class Run:
         changes.setdefault("name", "")
         config = self.config.replace(**changes)
         loss = self.flowrl_loss if config.algorithm == "flowrl" else None
-        run = Run(config, folder=folder, flowrl_loss=loss)
+        task = None if "task" in changes else self._own_task
+        run = Run(config, folder=folder, flowrl_loss=loss, task=task)
         run.policy.load_state_dict(self.policy.state_dict())
         return run
 
 
 def train(
-    config: ExperimentConfig, *, flowrl_loss: Callable[..., Tensor] | None = None
+    config: ExperimentConfig,
+    *,
+    flowrl_loss: Callable[..., Tensor] | None = None,
+    task=None,
 ) -> Iterator[StepRecord]:
     """Train as ``config`` says, yielding the start and then every step.
 
     ``for record in train(config): plot.update(record)`` is the whole interface;
     keep a ``Run`` instead where the policy is wanted afterwards.  ``flowrl_loss``
-    is a loss of your own, as for ``Run``.
+    and ``task`` are your own loss and task, as for ``Run``.
     """
-    yield from Run(config, flowrl_loss=flowrl_loss)
+    yield from Run(config, flowrl_loss=flowrl_loss, task=task)
 
 
-def race(*runs: Run | ExperimentConfig) -> Iterator[StepRecord]:
+def race(*runs: Run | ExperimentConfig, task=None) -> Iterator[StepRecord]:
     """Train several runs in turns, one step each, so that they can be watched.
 
     Each run draws from its own generators: its records equal those it would have
-    yielded alone.
+    yielded alone.  ``task`` is your own, for those given as configs, as for ``Run``.
 
     Raises:
         ValueError: no runs, or two with the same name.
     """
-    started = [run if isinstance(run, Run) else Run(run) for run in runs]
+    started = [run if isinstance(run, Run) else Run(run, task=task) for run in runs]
     names = [run.config.run_name for run in started]
     if not names or len(set(names)) < len(names):
         raise ValueError(

@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,17 +16,37 @@ import time
 from pathlib import Path
 
 import pytest
+from llm_models import model_folder
 
 from flowrl_lab import __main__ as cli
 from flowrl_lab.commands import COMMANDS, doctor, settings
+from flowrl_lab.integrations import TRACKERS, trackers
 from flowrl_lab.measuring.folder import is_finished, load_result
-from flowrl_lab.measuring.progress import ProgressLine
+from flowrl_lab.measuring.progress import ProgressLine, describe_step
 from flowrl_lab.measuring.runner import Job, prepare_run, run_jobs, train_into
 from flowrl_lab.plots.panels import format_seconds
+from flowrl_lab.tasks import TASKS
+from flowrl_lab.tasks.real import TEXT_TASKS
+from flowrl_lab.training.records import make_record
 from flowrl_lab.training.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["--task", "landscape", "--steps", "6", "--set", "eval_every=3"]
+FRAIL = """
+from flowrl_lab import text_task
+
+calls, limit = [], 6
+
+
+def reward(completions, **_more):
+    calls.append(1)
+    if len(calls) > limit:
+        raise RuntimeError("too late")
+    return [float(len(one)) for one in completions]
+
+
+task = text_task(["a:", "b:"], reward, max_completion_tokens=3)
+"""
 SMALL = ["--set", "num_generations=8", "--set", "eval_every=1000"]
 posix = pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
 
@@ -72,6 +93,50 @@ def test_help_ends_well(words, capsys):
         cli.main(words)
     assert end.value.code == 0
     assert "usage: python -m flowrl_lab" in capsys.readouterr().out
+
+
+def test_help_lists_every_task_and_every_tracker(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert tuple(trackers.TRACKERS) == TRACKERS
+    for name in (*TASKS, *TEXT_TASKS, *TRACKERS, "package.module:name"):
+        assert name in said
+
+
+def test_a_tracker_gets_every_step_and_a_resumed_run_a_place_of_its_own(tmp_path):
+    words = ["train", *SHORT, *SMALL, "--out", str(tmp_path / "run")]
+    assert cli.main([*words, "--tracker", "jsonl"]) == 0
+    rows = (tmp_path / "run" / "jsonl" / "steps.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(7))
+    assert json.loads(rows[3])["sampled/distinct"] >= 0
+    run = Run(config_for(SHORT), folder=tmp_path / "half")
+    next(run), next(run)
+    run.save(tmp_path / "half")
+    words = ["train", *SHORT, "--out", str(tmp_path / "half"), "--resume"]
+    assert cli.main([*words, "--tracker", "csv"]) == 0
+    assert (tmp_path / "half" / "csv-from-step-1" / "steps.csv").is_file()
+
+
+def test_a_reward_that_fails_says_what_is_kept_and_goes_on(
+    tmp_path, capsys, monkeypatch
+):
+    """The task in a file beside, named by its import path."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "frail.py").write_text(FRAIL)
+    words = ["train", "--task", "frail:task", "--steps", "4", "--out", "run"]
+    for one in (f"model={model_folder()}", "lora_rank=2", "prompts_per_step=2"):
+        words += ["--set", one]
+    words += ["--set", "num_generations=2"]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "raised RuntimeError: too late for the prompt" in said
+    assert "The run keeps its 2 steps, saved in run" in said
+    sys.modules["frail"].limit = 1000
+    assert cli.main([*words, "--resume"]) == 0
+    assert "of the last batch was solved" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------- bad input
@@ -507,13 +572,12 @@ class Terminal(io.StringIO):
 
 
 def test_progress_says_what_is_left():
-    now, stream = [100.0], io.StringIO()
-    line = ProgressLine(40, done=10, stream=stream, clock=lambda: now[0])
-    now[0] += 30  # ten fresh steps in 30 s: the other twenty take 60 s
+    stream = io.StringIO()
+    line = ProgressLine(40, done=10, stream=stream)
+    line._start -= 30  # ten fresh steps in 30 s: the other twenty take 60 s
     line.update(20, "reward 0.5")
-    assert stream.getvalue() == (
-        "[############............]  50%  20/40  60 s left  reward 0.5\n"
-    )
+    assert " 50%|" in stream.getvalue() and "20/40" in stream.getvalue()
+    assert re.search(r"\[00:30<01:00, .*reward 0\.5\]", stream.getvalue())
 
 
 def test_a_log_file_gets_a_line_for_every_tenth():
@@ -521,21 +585,26 @@ def test_a_log_file_gets_a_line_for_every_tenth():
     line = ProgressLine(1000, stream=stream)
     for step in range(1001):
         line.update(step)
-    assert [text.split()[-3] for text in stream.getvalue().splitlines()][1:3] == [
-        "0"
-    ] * 2
+    line.close()
     assert len(stream.getvalue().splitlines()) == 11
+    assert "\r" not in stream.getvalue()
 
 
-def test_a_terminal_line_is_redrawn_in_place_and_not_too_often():
-    now, stream = [0.0], Terminal()
-    line = ProgressLine(100, stream=stream, clock=lambda: now[0])
+def test_a_terminal_line_is_redrawn_in_place():
+    stream = Terminal()
+    line = ProgressLine(100, stream=stream)
     for step in range(1, 101):
-        now[0] += 0.05
-        line.update(step)
+        line.update(step, "reward 0.5")
+    line.close()
     text = stream.getvalue()
     assert text.count("\n") == 1 and text.endswith("\n")
-    assert 20 <= text.count("\r") <= 30
+    assert "100/100" in text and "reward 0.5" in text
+
+
+def test_before_the_first_step_there_is_no_reward_to_show():
+    record = make_record("a", 0, 5)
+    assert describe_step(record) == ""
+    assert describe_step(make_record("a", 1, 5, reward=0.25)) == "reward 0.250"
 
 
 @pytest.mark.parametrize(

@@ -183,8 +183,11 @@ def test_values_of_options_are_not_taken_for_paths(lab, rest, paths):
     assert lab.find_paths(rest) == paths
 
 
-def test_jupyterlab_opens_the_first_notebook_without_its_news(lab, monkeypatch):
-    options, _ = lab.parse_arguments(["--no-browser", "--port", "9001"])
+def test_jupyterlab_opens_the_first_notebook_without_its_news(
+    lab, monkeypatch, tmp_path
+):
+    words = ["--no-browser", "--port", "9001", "--venv", str(tmp_path / "venv")]
+    options, _ = lab.parse_arguments(words)
     monkeypatch.setattr(lab.os, "geteuid", lambda: 1000, raising=False)
     command = lab.build_jupyter_command("py", options)
     assert "--port=9001" in command
@@ -196,6 +199,22 @@ def test_jupyterlab_opens_the_first_notebook_without_its_news(lab, monkeypatch):
     assert news["fetchNews"] == "false"
     if (ROOT / lab.FIRST_NOTEBOOK).exists():
         assert f"--LabApp.default_url=/lab/tree/{lab.FIRST_NOTEBOOK}" in command
+    place = next(p for p in command if "workspaces_dir" in p).split("=")[1]
+    assert Path(place).parent == tmp_path / "venv"  # not the user's own
+
+
+def test_the_first_look_is_written_once_and_then_left_as_it_is(lab, tmp_path):
+    from jupyterlab_server.workspaces_handler import WorkspacesManager
+
+    place = lab.write_workspace(tmp_path)
+    look = WorkspacesManager(str(place)).load("default")  # JupyterLab's own reading
+    layout = look["data"]["layout-restorer:data"]
+    assert layout["left"]["current"] == "table-of-contents"
+    assert layout["relativeSizes"][0] > 0.25
+    moved = place / lab.WORKSPACE_FILE
+    moved.write_text('{"data": {}, "metadata": {"id": "default"}}')
+    assert lab.write_workspace(tmp_path) == place
+    assert json.loads(moved.read_text())["data"] == {}
 
 
 def test_the_learners_file_browser_shows_nothing_of_the_instructors(lab):

@@ -39,10 +39,10 @@ class Flow:
     cells: tuple[str, ...]
 
 
-def names_in(source: str, context: type) -> set[str]:
+def names_in(source: str | ast.AST, context: type) -> set[str]:
     """The names that a cell loads, or stores (definitions and imports too)."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source) if isinstance(source, str) else source):
         if isinstance(node, ast.Name) and isinstance(node.ctx, context):
             found.add(node.id)
         elif context is ast.Store:
@@ -55,8 +55,18 @@ def names_in(source: str, context: type) -> set[str]:
 
 def names_taken(source: str) -> set[str]:
     """What a cell takes from earlier ones."""
-    arguments = {n.arg for n in ast.walk(ast.parse(source)) if isinstance(n, ast.arg)}
-    return names_in(source, ast.Load) - names_in(source, ast.Store) - arguments
+    taken: set[str] = set()
+    made: set[str] = set()
+    for statement in ast.parse(source).body:
+        inner = {n.arg for n in ast.walk(statement) if isinstance(n, ast.arg)}
+        for node in ast.walk(statement):
+            if isinstance(node, ast.comprehension):
+                inner |= names_in(node.target, ast.Store)
+        if not isinstance(statement, ast.Assign | ast.AugAssign):
+            inner |= names_in(statement, ast.Store)  # loop variables, and the like
+        taken |= names_in(statement, ast.Load) - made - inner
+        made |= names_in(statement, ast.Store)
+    return taken
 
 
 def find_needed(cells: list[str], target: int, own: str) -> tuple[str, ...]:

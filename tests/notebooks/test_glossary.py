@@ -61,6 +61,14 @@ TERMS = {
     "hidden-test",
     "reward-hacking",
     "total-language",
+    "elbo",
+    "verifier",
+    "critic",
+    "reinforce-pp",
+    "grpo",
+    "rloo",
+    "gspo",
+    "prorl",
 }
 LINK = re.compile(r"\]\(([^()\s]*)\)")
 
