@@ -19,7 +19,6 @@ STEMS = [path.stem for path in NOTEBOOKS]
 # Up to 06 the toys, then the language models.
 MOST_CELLS, MOST_WORDS = (90, 100), (2500, 3000)
 TOO_LONG = {
-    "04_token_log_probs",
     "07_tiny_lm_maths",
     "10_measuring_diversity",
     "11_ablations_and_limits",
@@ -32,8 +31,6 @@ NO_NEXT = {
     "12_scale_out",
 }
 BARE_ASSERTS = NO_NEXT | {
-    "04_token_log_probs",
-    "05_reward_maximisers",
     "09_lora_llm",
 }
 
