@@ -28,11 +28,8 @@ NO_NEXT = {
     "08_tiny_lm_code",
     "10_measuring_diversity",
     "11_ablations_and_limits",
-    "12_scale_out",
 }
-BARE_ASSERTS = NO_NEXT | {
-    "09_lora_llm",
-}
+BARE_ASSERTS = NO_NEXT | {"09_lora_llm"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=STEMS)
 
