@@ -71,6 +71,10 @@ def test_the_course_shows_its_drawings_with_words_for_who_cannot_see_them():
     for alt, name in shown:
         assert len(alt) > 20, name
         assert name in DRAWINGS
+    assert len({name for _, name in shown}) >= 20
+    for path in NOTEBOOKS:
+        names = [name for _, name in embedded(path)]
+        assert len(names) == len(set(names)), path.name
 
 
 def test_the_map_shows_the_notebooks_in_their_order():
