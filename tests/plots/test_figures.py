@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowrl_lab.plots.figures import (
-    THEME,
     INK,
+    THEME,
     bundle_from_page,
     figure_from_records,
     page_from_records,
