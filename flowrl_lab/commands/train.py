@@ -68,9 +68,8 @@ def run_train(args: argparse.Namespace) -> int:
         return INTERRUPTED
     if not is_finished(args.out):  # a task without a referee
         print(f"The last batch: {describe_groups(run.records[-1])}.")
-        print(
-            f"Trained, in {args.out}. Judge it: python -m flowrl_lab evaluate {args.out}"
-        )
+        print(f"Trained, in {args.out}. Judge it with:")
+        print(f"python -m flowrl_lab evaluate {args.out}")
         return DONE
     print(format_table([load_result(args.out)]))
     print(f"Results in {args.out}.")
