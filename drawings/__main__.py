@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from drawings import losses, machine, targets
+from drawings import losses, machine, race, targets
 from drawings.sheet import Sheet
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks" / "drawings"
 DRAWINGS: dict[str, Callable[[], Sheet]] = {
     make.__name__: make
     for make in (
+        race.race,
         machine.course_map,
         machine.one_prompt_many_answers,
         targets.mass_moves,

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "fetch-model": "fetch_model",
     "export-adapter": "export_adapter",
     "colab": "colab",
+    "book": "book",
     "export": "export",
     "assign": "assign",
 }

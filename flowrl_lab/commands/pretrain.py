@@ -1,4 +1,4 @@
-"""``pretrain``: a shipped tiny language model, remade from nothing."""
+"""``pretrain``: what a shipped model has read, read again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from flowrl_lab.commands import DONE
 def add_parser(commands) -> None:
     """Add ``pretrain`` and its options."""
     pretrain = commands.add_parser(
-        "pretrain", help="remake a tiny language model from nothing"
+        "pretrain", help="remake a shipped tiny model, or a real model's cold start"
     )
-    pretrain.add_argument("task", choices=("make_number", "programs"))
+    which = "formulas: a LoRA adapter for SmolLM2-135M; else a tiny model from nothing"
+    tasks = ("make_number", "programs", "formulas")
+    pretrain.add_argument("task", choices=tasks, help=which)
     pretrain.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     pretrain.add_argument("--steps", type=int, help="default: the shipped recipe's")
     pretrain.add_argument("--seed", type=int, default=0)
@@ -23,10 +25,11 @@ def add_parser(commands) -> None:
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
-    """``pretrain``: a tiny language model from random weights."""
+    """``pretrain``: a tiny language model from random weights, or a cold start."""
     import dataclasses
 
     from flowrl_lab.course.session import choose_threads
+    from flowrl_lab.training.cold_start import COLD_STARTS, cold_start
     from flowrl_lab.training.pretraining import RECIPES, pretrain
 
     choose_threads()
@@ -35,7 +38,11 @@ def run_pretrain(args: argparse.Namespace) -> int:
         if args.steps < 1:
             raise ValueError(f"--steps is {args.steps}; expected at least 1.")
         changes["steps"] = args.steps
-    config = dataclasses.replace(RECIPES[args.task](), **changes)
-    facts = pretrain(args.out, config, device=args.device)
+    if args.task in COLD_STARTS:
+        recipe = dataclasses.replace(COLD_STARTS[args.task], **changes)
+        facts = cold_start(args.out, recipe, device=args.device)
+    else:
+        config = dataclasses.replace(RECIPES[args.task](), **changes)
+        facts = pretrain(args.out, config, device=args.device)
     print(json.dumps(facts, indent=2, sort_keys=True))
     return DONE

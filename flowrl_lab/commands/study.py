@@ -35,8 +35,11 @@ def add_parser(commands) -> None:
     instead = study.add_mutually_exclusive_group().add_argument
     listed = "the cells, and what is stored of them"
     instead("--list", action="store_true", help=listed)
-    protocol = "data/study/PROTOCOL.md: search, sweep and tables, stage by stage"
-    instead("--protocol", action="store_true", help=protocol)
+    protocol = (
+        "data/study/PROTOCOL.md: search, sweep and tables, stage by stage; "
+        "--protocol real_models: the same for SmolLM2"
+    )
+    instead("--protocol", nargs="?", const="protocol", metavar="NAME", help=protocol)
     tuned = "the searches by which cells were tuned"
     instead("--tune", action="store_true", help=tuned)
     again = (
@@ -183,7 +186,7 @@ def _protocol(args: argparse.Namespace) -> int:
     """``--protocol``: search, choose, sweep, a stage after the other; then tables."""
     from flowrl_lab.measuring.protocol import load_protocol
 
-    protocol = load_protocol(small=args.small)
+    protocol = load_protocol(args.protocol, small=args.small)
     _refuse_other_version(protocol, args.out)
     work = _ProtocolWork(protocol, args)
     for families in protocol.stages():
@@ -201,6 +204,8 @@ def _refuse_other_version(protocol, out: Path) -> None:
     from flowrl_lab._files import read_json, write_json
 
     mine = {"protocol": protocol.version, "small": protocol.small}
+    if protocol.name != "protocol":
+        mine["name"] = protocol.name
     path = out / "protocol.json"
     if path.is_file() and (found := read_json(path)) != mine:
         raise ValueError(

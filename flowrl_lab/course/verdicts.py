@@ -78,7 +78,7 @@ def number_line(facts: Facts) -> str:
         x = place(tick)
         parts.append(
             f'<path d="M{x:.1f} {AXIS - 3}v6" stroke="{INK}"/><text x="{x:.1f}" '
-            f'y="{AXIS + 17}" text-anchor="middle" font-size="11">{tick:g}</text>'
+            f'y="{AXIS + 17}" text-anchor="middle">{tick:g}</text>'
         )
     if guess is not None:
         here = place(float(guess))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowrl_lab._files import data_path, read_json, read_lines, write_atomically
-from flowrl_lab._validation import bad_input
+from flowrl_lab._validation import bad_input, check_choice
 from flowrl_lab.measuring.folder import RunResult, is_finished, load_result
 from flowrl_lab.measuring.runner import Job
 from flowrl_lab.training.config import ExperimentConfig
@@ -50,6 +50,7 @@ FIGURES = (
     *("log_z_exact", "log_z_learned"),
 )
 DIGITS = 5
+PROTOCOLS = ("protocol", "real_models")  # files of data/study
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,10 @@ class CellKey:
 
 @dataclass(frozen=True)
 class Protocol:
-    """``protocol.json``, read and checked; see PROTOCOL.md for what it means."""
+    """``protocol.json``, read and checked; see PROTOCOL.md for what it means.
+
+    ``task_settings`` holds what one task has otherwise: task -> settings.
+    """
 
     version: int
     tasks: tuple[str, ...]
@@ -106,6 +110,8 @@ class Protocol:
     report: dict
     families: dict[str, Family]
     comparisons: dict
+    task_settings: dict = dataclasses.field(default_factory=dict)
+    name: str = "protocol"
     small: bool = False
 
     def cells(self, family: str) -> list[CellKey]:
@@ -122,7 +128,11 @@ class Protocol:
             seed=seed,
             learning_rate=learning_rate,
             eval_split=getattr(self, part)["split"],
-            **{**self.settings, **self.families[cell.family].at(cell.value)},
+            **{
+                **self.settings,
+                **self.task_settings.get(task, {}),
+                **self.families[cell.family].at(cell.value),
+            },
         )
 
     def count_runs(self) -> int:
@@ -141,13 +151,18 @@ class Protocol:
         ]
 
 
-def load_protocol(*, small: bool = False) -> Protocol:
+def load_protocol(name: str = "protocol", *, small: bool = False) -> Protocol:
     """The protocol; ``small`` is the part of it that a laptop does in 20 minutes.
+
+    Args:
+        name: "protocol" (the small models), or "real_models".
+        small: only what its ``small`` part names.
 
     Raises:
         ValueError: the file lacks a part or a cell's settings are refused.
     """
-    path = data_path("study") / "protocol.json"
+    check_choice("protocol", name, PROTOCOLS)
+    path = data_path("study") / f"{name}.json"
     content = read_json(path)
     try:
         reduced = content.pop("small")
@@ -157,7 +172,7 @@ def load_protocol(*, small: bool = False) -> Protocol:
             for part, changes in reduced.items():
                 content[part] = content[part] | changes
         content["tasks"] = tuple(content["tasks"])
-        return Protocol(**content, families=families, small=small)
+        return Protocol(**content, families=families, name=name, small=small)
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}). Fix: restore it from the repository."

@@ -21,6 +21,7 @@ from flowrl_lab.plots.panels import (
     LinePanel,
     Page,
     RunStyle,
+    Series,
     StatesPanel,
     build_page,
     check_metrics,
@@ -47,8 +48,15 @@ __all__ = [
 ]
 
 PLOTLY_MIME = "application/vnd.plotly.v1+json"
-INK = "#808080"
-GRID = "rgba(128,128,128,.3)"
+# A figure's text has one colour for light and dark pages, where nobody can say which
+# it is on: 4.6 on white.  Where a live plot or an explorer has been shown, THEME puts
+# the page's own colour in its place.
+INK = "#757575"
+THEME = (
+    '.js-plotly-plot:has(.main-svg[style*="rgba(0, 0, 0, 0)"]) '
+    "text:not(.hoverlayer *){fill:var(--jp-content-font-color1,#757575)!important}"
+)
+GRID, GREY = "rgba(128,128,128,.3)", "rgba(128,128,128,.35)"
 to_plain = partial(plain_values, infinite=lambda _value: None)  # a gap
 
 
@@ -148,6 +156,7 @@ def plotly_figure(page: Page, placement: Placement) -> dict:
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
         "font": {"color": INK, "size": 12},
         "hoverlabel": {"font": {"size": 12}},
+        "barmode": "overlay",
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK},
         "showlegend": True,
         "legend": {
@@ -196,13 +205,17 @@ def add_axes(
         x.update(visible=False, range=[-0.5, columns - 0.5])
         y.update(visible=False, range=[rows - 0.5, -0.5])
     elif isinstance(panel, StatesPanel):
-        x.update(range=[float(panel.states[0]), float(panel.states[-1])])
-        x.update(title={"text": "state", "standoff": 2, "font": {"size": 11}})
+        x.update(range=list(panel.x_range))
+        title = escape(panel.x_title)
+        x.update(title={"text": title, "standoff": 2, "font": {"size": 12}})
+        if panel.names:
+            names = [escape(name) for name in panel.names]
+            x.update(tickvals=list(range(len(names))), ticktext=names, showgrid=False)
         y.update(range=[0.0, panel.y_max])
     else:
         x.update(range=list(panel.x_range))
         title = escape(panel.x_title)
-        x.update(title={"text": title, "standoff": 2, "font": {"size": 11}})
+        x.update(title={"text": title, "standoff": 2, "font": {"size": 12}})
         y.update(range=list(panel.y_range))
         if panel.log_y:
             ticks = log_ticks(*panel.y_range)
@@ -219,13 +232,18 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
     return [
         {
             "type": "scatter",
-            "mode": "lines+markers",
+            "mode": "lines+markers" + ("+text" if curve.labels else ""),
+            **(
+                {"text": list(curve.labels), "textposition": "top right"}
+                if curve.labels
+                else {}
+            ),
             "name": curve.run,
             "legendgroup": curve.run,
             "showlegend": False,
             # plotly drops a trace of length 0, and with it the trace's number
             "x": curve.x if len(curve.x) else np.array([np.nan]),
-            "y": curve.y if len(curve.y) else np.array([np.nan]),
+            "y": heights(panel, curve) if len(curve.y) else np.array([np.nan]),
             "line": {"color": curve.style.color, "dash": curve.style.dash, "width": 2},
             "marker": {"symbol": curve.style.marker, "size": 7, "maxdisplayed": 8},
             "hovertemplate": f"{escape(curve.run)}, {escape(panel.x_title)} "
@@ -233,6 +251,11 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
         }
         for curve in panel.series
     ]
+
+
+def heights(panel: LinePanel, curve: Series) -> np.ndarray:
+    """What is drawn: on a log axis 0 is a gap, not a fall through the floor."""
+    return np.where(curve.y > 0, curve.y, np.nan) if panel.log_y else curve.y
 
 
 def legend_entry(name: str, style: RunStyle) -> dict:
@@ -251,33 +274,51 @@ def legend_entry(name: str, style: RunStyle) -> dict:
 
 
 def states_traces(panel: StatesPanel) -> list[dict]:
-    """The target as a grey area, the run's distribution as a line over it."""
-    return [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "target",
+    """The target in grey, the run's distribution over it: staircases, or bars."""
+    names = panel.names or tuple(f"{state:g}" for state in panel.states)
+    kind: dict = {"type": "scatter", "mode": "lines"}
+    if panel.as_bars:
+        kind = {"type": "bar"}
+    drawn = []
+    for name, values, color in (
+        ("target", panel.target, INK),
+        (panel.run, panel.probs, panel.style.color),
+    ):
+        trace = {
+            **kind,
+            "name": name,
             "showlegend": False,
             "x": panel.states,
-            "y": panel.target,
-            "fill": "tozeroy",
-            "fillcolor": "rgba(128,128,128,.35)",
-            "line": {"color": INK, "width": 1},
-            "hovertemplate": "target, state %{x}: %{y:.4g}<extra></extra>",
-        },
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": panel.run,
-            "legendgroup": panel.run,
-            "showlegend": False,
-            "x": panel.states,
-            "y": panel.probs,
-            "line": {"color": panel.style.color, "width": 2},
-            "hovertemplate": f"{escape(panel.run)}, state %{{x}}: %{{y:.4g}}"
-            "<extra></extra>",
-        },
-    ]
+            "y": values,
+            "text": [escape(one) for one in names],
+            "hovertemplate": f"{escape(name)}, {escape(panel.x_title)} %{{text}}: "
+            "%{y:.4g}<extra></extra>",
+        }
+        if name != "target":
+            trace["legendgroup"] = panel.run
+        drawn.append(trace | style_states(panel, color, behind=name == "target"))
+    return drawn
+
+
+def style_states(panel: StatesPanel, color: str, *, behind: bool) -> dict:
+    """How the target (``behind``) or a run is drawn."""
+    if panel.as_bars:
+        marker = {"color": GREY if behind else color}
+        return {
+            "marker": marker,
+            "width": 0.9 if behind else 0.45,
+            "textposition": "none",
+        }
+    # steps, filled: a single high state is one bar, not the two flanks of a triangle
+    line = {"color": color, "width": 1 if behind else 1.5, "shape": "hvh"}
+    tint = GREY if behind else faded(color)
+    return {"line": line, "fill": "tozeroy", "fillcolor": tint}
+
+
+def faded(color: str) -> str:
+    """A ``#rrggbb`` that what lies behind shines through."""
+    red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
+    return f"rgba({red},{green},{blue},.35)"
 
 
 def cells_trace(panel: CellsPanel, box: Box) -> dict:
@@ -344,18 +385,23 @@ def annotations(page: Page, placement: Placement) -> list[dict]:
     for panel, place in placement.curves:
         texts.append(note(box, place.left - 40, place.top - 22, escape(panel.title)))
         for label in end_labels(panel, place):
-            mark = f'<span style="color:{label.style.color}">{label.style.glyph}</span>'
-            text = f"{mark} {format_number(label.value)}"
-            texts.append(note(box, place.right + 5, label.y - 8, text, 12))
+            color, glyph = label.style.color, label.style.glyph
+            mark = (
+                ""
+                if label.at_marker
+                else f'<span style="color:{color}">{glyph}</span> '
+            )
+            text = mark + format_number(label.value)
+            texts.append(note(box, label.x + 5, label.y - 8, text, 12))
         for mark in mark_labels(panel, place):
             words = escape(mark.words)
-            texts.append(note(box, place.left + 6, mark.text_y - 11, words, 11))
+            texts.append(note(box, place.left + 6, mark.text_y - 11, words, 12))
     for panel, place in placement.maps:
         texts.extend(map_notes(panel, place, box))
     if placement.scale:
         text = "probability of an answer; dark: no longer alive"
         x, y = placement.scale.right + 14, placement.scale.top - 4
-        texts.append(note(box, x, y, text, 11))
+        texts.append(note(box, x, y, text))
     return texts
 
 
@@ -387,12 +433,12 @@ def map_notes(panel: StatesPanel | CellsPanel, place: Box, box: Box) -> list[dic
     if isinstance(panel, StatesPanel):
         return [
             note(box, place.left - 36, place.top - 42, f"{name}: {title}"),
-            note(box, place.left - 36, place.top - 24, remark, 11),
+            note(box, place.left - 36, place.top - 24, remark),
         ]
     return [
         note(box, place.left, place.top - 40, name),
         note(box, place.left, place.top - 22, title),
-        note(box, place.left, place.bottom + 1, remark, 11),
+        note(box, place.left, place.bottom + 1, remark),
     ]
 
 

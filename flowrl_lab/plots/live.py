@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.plots.figures import bundle_from_page, plotly_figure
+from flowrl_lab.plots.figures import THEME, bundle_from_page, plotly_figure
 from flowrl_lab.plots.panels import (
     ALWAYS_LOG,
     History,
@@ -268,7 +268,9 @@ class _WidgetCanvas(_SvgCanvas):
         from IPython.display import display
 
         figure = plotly_figure(page, placement)
-        self._widget = go.FigureWidget(figure)
+        # the style sheet stays in the page, for the finished figure too
+        kind = type("ThemedFigure", (go.FigureWidget,), {"_css": THEME})
+        self._widget = kind(figure)
         self._sent = figure
         self._handle = display(self._widget, display_id=True)
 
@@ -327,7 +329,7 @@ def move_data(widget, sent: dict, figure: dict) -> None:
     before, after = sent["layout"], figure["layout"]
     pairs = zip(before["annotations"], after["annotations"], strict=True)
     for number, (old, new) in enumerate(pairs):
-        for key in ("text", "y"):
+        for key in ("text", "x", "y"):
             if old[key] != new[key]:
                 widget.layout.annotations[number][key] = new[key]
     for name, axis in after.items():

@@ -43,6 +43,8 @@ __all__ = [
 MAX_POINTS = 500
 MAX_CELLS = 1024
 MIN_STATES = 50
+# Curves over a log axis: what lies more decades below the top is out of sight.
+LOG_DECADES = 6.0
 ALWAYS_LOG = ("kl_policy_target", "kl_target_policy")
 
 
@@ -118,12 +120,16 @@ SAMPLED_METRICS = tuple(f"sampled/{name}" for name in GROUP_MEASURES)
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: a run (and seed) seen through one metric."""
+    """One curve: a run (and seed) seen through one metric.
+
+    ``labels``, if any, are words beside its points.
+    """
 
     run: str
     style: RunStyle
     x: np.ndarray
     y: np.ndarray
+    labels: tuple[str, ...] = ()
 
     @property
     def last(self) -> float:
@@ -155,6 +161,16 @@ class LinePanel:
             value = np.log10(value) if value > 0 else low
         return float(np.clip((value - low) / (high - low), 0.0, 1.0))
 
+    def ends(self) -> dict[str, float]:
+        """run -> where its longest curve ends: 0 at the left, 1 at the right."""
+        (low, high), found = self.x_range, {}
+        for curve in self.series:
+            reached = curve.x[np.isfinite(curve.y)]
+            if len(reached):
+                place = float((reached[-1] - low) / (high - low))
+                found[curve.run] = max(place, found.get(curve.run, 0.0))
+        return found
+
     def last_values(self) -> dict[str, tuple[RunStyle, float]]:
         """run -> its style and last value (mean over seeds where there are some)."""
         found: dict[str, tuple[RunStyle, list[float]]] = {}
@@ -166,7 +182,11 @@ class LinePanel:
 
 @dataclass(frozen=True)
 class StatesPanel:
-    """A distribution over numbered states, drawn over the target in grey."""
+    """A distribution over states, drawn over the target in grey.
+
+    Many states are a landscape; few, or such as have ``names``, are bars, since
+    nothing lies between them.
+    """
 
     title: str
     run: str
@@ -176,6 +196,17 @@ class StatesPanel:
     target: np.ndarray
     y_max: float
     note: str
+    names: tuple[str, ...] = ()
+    x_title: str = "state"
+
+    @property
+    def as_bars(self) -> bool:
+        return bool(self.names) or len(self.states) < MIN_STATES
+
+    @property
+    def x_range(self) -> tuple[float, float]:
+        air = 0.5 if self.as_bars else 0.0
+        return float(self.states[0]) - air, float(self.states[-1]) + air
 
 
 @dataclass(frozen=True)
@@ -198,7 +229,9 @@ class CellsPanel:
 
     def gap(self, columns: int) -> float:
         """Pixels between two cells: none where thousands of lines would be a mesh."""
-        return 0.0 if self.picture else 2.0 if columns <= 16 else 0.5
+        if self.picture or columns > 32:
+            return 0.0
+        return 2.0 if columns <= 16 else 0.5
 
     @property
     def levels(self) -> np.ndarray:
@@ -414,18 +447,44 @@ class History:
         return history
 
 
-def curve_range(values: np.ndarray, log_y: bool) -> tuple[float, float]:
-    """A y range that shows all finite values with some air; log10 units if log."""
+def curve_range(
+    values: np.ndarray, log_y: bool, *, from_zero: bool = True
+) -> tuple[float, float]:
+    """A y range that shows all finite values with some air; log10 units if log.
+
+    Heights above 0 that are not all alike stand on 0; a log axis has at most
+    ``LOG_DECADES``.
+    """
     values = values[np.isfinite(values)]
     if log_y:
         values = np.log10(values[values > 0])
     if not len(values):
         return (-1.0, 0.0) if log_y else (0.0, 1.0)
     low, high = float(values.min()), float(values.max())
+    if log_y:
+        low = max(low, high - LOG_DECADES)
+    elif from_zero and 0 < low < 0.5 * high:
+        low = 0.0
     least = 1.0 if log_y else max(1e-3, 0.02 * abs(high))
     missing = max(0.0, least - (high - low)) / 2
     air = 0.06 * max(high - low, least)
     return low - missing - air, high + missing + air
+
+
+def axis_title(
+    title: str, values: np.ndarray, y_range: tuple[float, float], log_y: bool
+) -> str:
+    """A panel's title, with what the eye could mistake about its axis."""
+    if not log_y:
+        cut = y_range[0] > 0 and bool(np.isfinite(values).any())
+        return f"{title} (axis from {y_range[0]:.2g})" if cut else title
+    seen = values[np.isfinite(values)]
+    remark = "log axis"
+    if (seen <= 0).any():
+        remark += ", zeros left out"
+    if ((seen > 0) & (seen < 10.0 ** y_range[0])).any():
+        remark += f", cut at {10.0 ** y_range[0]:.0e}"
+    return f"{title} ({remark})"
 
 
 def line_panel(
@@ -442,13 +501,15 @@ def line_panel(
         end = max(end, history.progress[key][2], *steps[-1:])
     marks = history.floor(metric)
     values.append(np.array([height for _, height in marks]))
+    every = np.concatenate(values)
+    y_range = curve_range(every, log_y)
     return LinePanel(
-        title=metric_title(metric) + (" (log axis)" if log_y else ""),
+        title=axis_title(metric_title(metric), every, y_range, log_y),
         metric=metric,
         log_y=log_y,
         series=tuple(series),
         x_range=(-0.01 * end, 1.01 * end),
-        y_range=curve_range(np.concatenate(values), log_y),
+        y_range=y_range,
         marks=marks,
     )
 

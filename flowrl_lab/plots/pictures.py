@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flowrl_lab._validation import bad_input
 from flowrl_lab.plots.figures import bundle_from_page
 from flowrl_lab.plots.panels import (
     LinePanel,
     Page,
     Series,
+    axis_title,
     curve_range,
     describe_page,
     run_styles,
@@ -46,17 +49,21 @@ def draw_distributions(
     *,
     title: str = "",
     target_label: str = "target p*",
+    labels: Sequence[str] = (),
+    x_title: str = "state",
 ) -> Picture:
-    """Draw log-probabilities over states 0 … N-1, each as a line over the target.
+    """Draw log-probabilities over states 0 … N-1, each over the target.
 
-    A spike higher than 1.6 times the target's peak is cut, and named above its
-    panel.
+    Few states, or such as have names, are bars; many are a landscape.  A spike
+    higher than 1.6 times the target's peak is cut, and named above its panel.
 
     Args:
         target: log-probabilities of the target, drawn in grey.
         curves: name -> log-probabilities; one panel each.
         title: headline.
         target_label: what the target is called.
+        labels: a name for each state.
+        x_title: what a state is.
 
     Returns:
         A picture; as a cell's last value it shows itself.
@@ -70,6 +77,10 @@ def draw_distributions(
         raise ValueError(
             f"target: got shape {tuple(target.shape)}, expected [N], N ≥ 2"
         )
+    if labels and len(labels) != len(target):
+        raise bad_input(
+            "labels", f"has {len(labels)} names", f"{len(target)}", "name each state"
+        )
     styles = run_styles([(name, name) for name in curves])
     panels = []
     for name, log_probs in curves.items():
@@ -79,9 +90,10 @@ def draw_distributions(
                 f"expected {tuple(target.shape)}, like the target"
             )
         probs, goal = (_to_probs(values) for values in (log_probs, target))
-        labels = tuple(str(state) for state in range(len(goal)))
-        snapshot = Snapshot("", labels, probs, goal, goal)
-        panels.append(states_panel(name, styles[name], snapshot, target_label))
+        states = tuple(str(state) for state in range(len(goal)))
+        snapshot = Snapshot("", states, probs, goal, goal)
+        panel = states_panel(name, styles[name], snapshot, target_label)
+        panels.append(replace(panel, names=tuple(labels), x_title=x_title))
     return Picture(Page(title, "", tuple(styles.items()), (), tuple(panels), ""))
 
 
@@ -93,6 +105,7 @@ def draw_curves(
     y_title: str = "y",
     log_y: bool = False,
     marks: Mapping[str, int | float | None] | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Picture:
     """Draw one panel of curves; those named as an algorithm wear its colours.
 
@@ -104,6 +117,7 @@ def draw_curves(
         log_y: heights on a log axis; values of 0 or less are left out.
         marks: name -> a height to mark with a level line, such as
             ``{"your prediction": predicted("02.log_z")}``; None is left out.
+        labels: name -> words beside its points, one for each.
 
     Returns:
         A picture; as a cell's last value it shows itself.
@@ -123,17 +137,26 @@ def draw_curves(
                 f"{name}: got x {x.shape} and y {y.shape}, expected two equally "
                 "long lists with at least one number"
             )
-        series.append(Series(name, styles[name], x, y))
+        words = tuple((labels or {}).get(name, ()))
+        if words and len(words) != len(x):
+            raise bad_input(
+                f"labels[{name!r}]", f"has {len(words)}", f"{len(x)}", "one a point"
+            )
+        series.append(Series(name, styles[name], x, y, words))
     levels = _check_marks(marks or {}, log_y)
     heights = [curve.y for curve in series] + [np.array([v]) for _, v in levels]
-    low, high = curve_range(np.concatenate(heights), log_y)
+    every = np.concatenate(heights)
+    low, high = curve_range(every, log_y)
     panel = LinePanel(
-        y_title + (" (log axis)" if log_y else ""),
+        axis_title(y_title, every, (low, high), log_y),
         y_title,
         log_y,
         tuple(series),
-        curve_range(np.concatenate([curve.x for curve in series]), False),
-        (low, high + 0.1 * (high - low) * bool(levels)),  # room for their words
+        curve_range(
+            np.concatenate([curve.x for curve in series]), False, from_zero=False
+        ),
+        # room for the words of marks and points
+        (low, high + 0.1 * (high - low) * bool(levels or labels)),
         x_title,
         levels,
     )

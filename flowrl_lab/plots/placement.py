@@ -29,7 +29,7 @@ CURVE_HEIGHT = 190.0
 STATES_HEIGHT = 150.0
 CELLS_HEIGHT, PICTURE_SIDE = 170.0, 320.0
 LABEL_GAP = 13
-MAX_END_LABELS = 8
+MAX_END_LABELS = MARKERS_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,18 @@ class Box:
 
 @dataclass(frozen=True)
 class EndLabel:
-    """The last value of a run, written beside the end of its curve."""
+    """The last value of a run, written beside the end of its curve.
+
+    ``at_marker``: right beside the marker of its last point, so that no second one is
+    needed to tell whose it is.
+    """
 
     run: str
     style: RunStyle
     value: float
+    x: float
     y: float
+    at_marker: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def place_curves(page: Page, top: float, width: float) -> list[Box]:
     """Boxes of the metric panels: a title above each, numbers at its right."""
     if not page.curves:
         return []
-    per_row = split_row(len(page.curves), 3)
+    per_row = min(2, len(page.curves))
     spots = place_row(len(page.curves), per_row, width, (52.0, 70.0))
     slot = CURVE_HEIGHT + 72
     return [Box(x, top + 26 + row * slot, w, CURVE_HEIGHT) for row, x, w in spots]
@@ -119,16 +125,24 @@ def place_maps(page: Page, top: float, width: float) -> list[Box]:
         return []
     cells = isinstance(page.maps[0], CellsPanel)
     picture = cells and page.maps[0].picture
-    per_row = split_row(len(page.maps), 3 if picture else 5 if cells else 4)
+    per_row = split_row(len(page.maps), 2 if picture else 4 if cells else 3)
     margins = (12.0, 12.0) if cells else (44.0, 10.0)
     spots = place_row(len(page.maps), per_row, width, margins)
     most = PICTURE_SIDE if picture else CELLS_HEIGHT
     height = min(spots[0][2], most) if cells else STATES_HEIGHT
+    if picture:
+        height = whole_pixels(page.maps[0], height)
     slot = height + (64 if cells else 96)
     return [
         Box(x, top + 44 + row * slot, height if picture else w, height)
         for row, x, w in spots
     ]
+
+
+def whole_pixels(panel: CellsPanel, side: float) -> float:
+    """The side of a picture with equally large cells, of whole screen pixels each."""
+    rows, _ = panel.grid(1.0, 1.0)
+    return float(rows * max(1, int(side) // rows))
 
 
 def place_page(page: Page, *, width: int | float = WIDTH) -> Placement:
@@ -147,13 +161,13 @@ def place_page(page: Page, *, width: int | float = WIDTH) -> Placement:
     title_y = y
     y += HEADER_LINE if page.title else 0
     progress_y = y
-    y += HEADER_LINE
+    y += HEADER_LINE if page.progress else 0
     legend_y = y
     y += HEADER_LINE if page.curves else 0
     curves = place_curves(page, y, width)
     y = max([y, *(box.bottom + 44 for box in curves)])
     map_title_y = y
-    maps = place_maps(page, y + (HEADER_LINE if page.maps else 0), width)
+    maps = place_maps(page, y + (HEADER_LINE if page.map_title else 0), width)
     cells = bool(page.maps) and isinstance(page.maps[0], CellsPanel)
     y = max([y, *(box.bottom + (20 if cells else 44) for box in maps)])
     scale = Box(24.0, y + 4, min(360.0, width - 24), 10.0) if cells else None
@@ -191,16 +205,29 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
         box: where they are drawn.
 
     Returns:
-        Labels with their y in pixels; none when there are too many runs to read.
+        Labels with x and y in pixels, x where the curve ends; none when there are
+        too many runs to read.
     """
+    labelled = {curve.run for curve in panel.series if curve.labels}
+    short = {curve.run for curve in panel.series if len(curve.x) <= MARKERS_SHOWN}
     ends = panel.last_values()
+    ends = {run: end for run, end in ends.items() if run not in labelled}
     if len(ends) > MAX_END_LABELS:
         return []
     heights = {run: panel.height_of(value) for run, (_, value) in ends.items()}
+    places = panel.ends()
     order = sorted(ends, key=lambda run: -heights[run])
     wanted = [box.bottom - heights[run] * box.height for run in order]
     placed = spread(wanted, box.top, box.bottom)
-    return [EndLabel(run, *ends[run], y) for run, y in zip(order, placed, strict=True)]
+    return [
+        EndLabel(
+            *(run, *ends[run]),
+            x=box.left + places[run] * box.width,
+            y=y,
+            at_marker=abs(y - at) < 3 and run in short,
+        )
+        for run, at, y in zip(order, wanted, placed, strict=True)
+    ]
 
 
 def mark_labels(panel: LinePanel, box: Box) -> list[MarkLabel]:

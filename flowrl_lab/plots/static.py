@@ -23,16 +23,27 @@ from flowrl_lab.plots.panels import (
     describe_page,
     format_number,
 )
-from flowrl_lab.plots.placement import Box, Placement, end_labels, mark_labels
+from flowrl_lab.plots.placement import (
+    MARKERS_SHOWN,
+    Box,
+    Placement,
+    end_labels,
+    mark_labels,
+)
 
 __all__ = ["VIRIDIS", "draw_svg", "svg", "viridis"]
 
-INK = "#808080"
+INK = "currentColor"
+# JupyterLab names its own colour where the picture is part of the page; as an image
+# it sees whether the page is light or dark.  Each has a contrast of 4.5 or more.
+LIGHT_INK, DARK_INK = "#57606a", "#a9b3be"
+COLOR = "color:var(--jp-content-font-color1,{})"
+THEME = f".flowrl{{{COLOR.format(LIGHT_INK)}}}"
+THEME += f"@media(prefers-color-scheme:dark){{.flowrl{{{COLOR.format(DARK_INK)}}}}}"
 VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e")
 VIRIDIS += ("#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
 DASHES = {"solid": "", "dash": "8 5", "dot": "2 3", "dashdot": "8 4 2 4"}
 DASHES |= {"longdash": "13 5", "longdashdot": "13 4 2 4"}
-MARKERS_SHOWN = 8
 TITLED_CELLS = 128
 COLOUR_LEVELS = 32
 LIGHT_CELL = 0.45  # of the scale: from here on black is read better than white
@@ -83,7 +94,8 @@ def svg(width: int | float, height: int | float, alt: str, parts: Iterable[str])
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} '
         f'viewBox="0 0 {round(width)} {round(height)}" role="img" '
         f'aria-label={quoteattr(alt)} font-family="system-ui,sans-serif" '
-        f'font-size="12" fill="{INK}" style="max-width:100%;height:auto">'
+        f'font-size="12" class="flowrl" color="{LIGHT_INK}" fill="{INK}" '
+        f'style="max-width:100%;height:auto"><style>{THEME}</style>'
     )
     return "\n".join([head, *filter(None, parts), "</svg>"])
 
@@ -126,7 +138,7 @@ def draw_legend(page: Page, placement: Placement) -> str:
     for name, style in page.legend:
         parts.append(f'<path d="M{num(x)} {num(y)}h36" {stroke(style)}/>')
         parts.append(
-            text(x + 18, y + 4, style.glyph, 11, anchor="middle", color=style.color)
+            text(x + 18, y + 4, style.glyph, anchor="middle", color=style.color)
         )
         parts.append(text(x + 42, y + 4, name))
         x += 62 + 7 * len(name)
@@ -163,21 +175,25 @@ def draw_axes(
     y_range: tuple[float, float],
     x_title: str,
     log_y: bool,
+    names: tuple[str, ...] = (),
 ) -> str:
-    """Grid lines, tick labels and the name of the x axis."""
+    """Grid lines, tick labels and the name of the x axis; ``names`` for 0, 1, …"""
     grid, labels = [], []
-    for tick in linear_ticks(*x_range):
+    ticks = range(len(names)) if names else linear_ticks(*x_range)
+    for tick in ticks:
         x = box.left + (tick - x_range[0]) / (x_range[1] - x_range[0]) * box.width
-        grid.append(f"M{num(x)} {num(box.top)}v{num(box.height)}")
-        labels.append(text(x, box.bottom + 14, f"{tick:g}", 11, anchor="middle"))
+        if not names:
+            grid.append(f"M{num(x)} {num(box.top)}v{num(box.height)}")
+        name = names[tick] if names else f"{tick:g}"
+        labels.append(text(x, box.bottom + 14, name, anchor="middle"))
     for tick in log_ticks(*y_range) if log_y else linear_ticks(*y_range):
         rise = (math.log10(tick) if log_y else tick) - y_range[0]
         y = box.bottom - rise / (y_range[1] - y_range[0]) * box.height
         grid.append(f"M{num(box.left)} {num(y)}h{num(box.width)}")
-        name = f"{round(tick, 10):g}"
-        labels.append(text(box.left - 6, y + 4, name, 11, anchor="end"))
+        name = f"{tick if log_y else round(tick, 10):g}"
+        labels.append(text(box.left - 6, y + 4, name, anchor="end"))
     middle = box.left + box.width / 2
-    labels.append(text(middle, box.bottom + 28, x_title, 11, anchor="middle"))
+    labels.append(text(middle, box.bottom + 28, x_title, anchor="middle"))
     frame = f"M{num(box.left)} {num(box.top)}v{num(box.height)}h{num(box.width)}"
     return (
         f'<path d="{"".join(grid)}" fill="none" stroke="{INK}" stroke-opacity=".25"/>'
@@ -190,10 +206,12 @@ def curve_points(curve: Series, panel: LinePanel, box: Box) -> list[list[tuple]]
     """The curve in pixels, split where a value is missing."""
     low, high = panel.x_range
     pieces: list[list[tuple]] = [[]]
+    floor, below = 10.0 ** panel.y_range[0] if panel.log_y else -np.inf, False
     for x, y in zip(curve.x, curve.y, strict=True):
-        if not np.isfinite(y) or (panel.log_y and y <= 0):
+        if not np.isfinite(y) or (panel.log_y and y <= 0) or (below and y < floor):
             pieces.append([])
             continue
+        below = y < floor
         right = box.left + (x - low) / (high - low) * box.width
         pieces[-1].append((right, box.bottom - panel.height_of(y) * box.height))
     return [piece for piece in pieces if piece]
@@ -219,42 +237,83 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
         parts.append(f'<path d="{path}" {stroke(style)}/>')
         points = [point for piece in pieces for point in piece]
         shown = np.linspace(0, len(points) - 1, min(MARKERS_SHOWN, len(points)))
+        if curve.labels:
+            shown = range(len(points))
+            parts += [
+                text(x + 8, y - 6, words)
+                for (x, y), words in zip(points, curve.labels, strict=False)
+            ]
         parts += [
-            text(x, y + 4, style.glyph, 11, anchor="middle", color=style.color)
+            text(x, y + 4, style.glyph, anchor="middle", color=style.color)
             for x, y in (points[round(i)] for i in shown)
         ]
     for mark in mark_labels(panel, box):
         line = f"M{num(box.left)} {num(mark.line_y)}h{num(box.width)}"
         parts.append(f'<path d="{line}" stroke="{INK}" stroke-dasharray="5 4"/>')
-        parts.append(text(box.left + 6, mark.text_y, mark.words, 11))
+        parts.append(text(box.left + 6, mark.text_y, mark.words))
     for label in end_labels(panel, box):
         y, style = label.y + 4, label.style
-        parts.append(text(box.right + 6, y, style.glyph, 11, color=style.color))
-        parts.append(text(box.right + 19, y, format_number(label.value), 11))
+        if not label.at_marker:
+            parts.append(text(label.x + 6, y, style.glyph, color=style.color))
+        x = label.x + (8 if label.at_marker else 19)
+        parts.append(text(x, y, format_number(label.value)))
     return "".join(parts)
 
 
 def draw_states(panel: StatesPanel, box: Box) -> str:
-    """One distribution over states as a line over the grey target."""
-    ends = (float(panel.states[0]), float(panel.states[-1]))
-    x = box.left + (panel.states - ends[0]) / (ends[1] - ends[0]) * box.width
-
-    def path(values: np.ndarray) -> str:
-        height = np.clip(np.nan_to_num(values) / panel.y_max, 0, 1) * box.height
-        return line_path(list(zip(x, box.bottom - height, strict=True)))
-
-    bottom = num(box.bottom)
-    area = f"{path(panel.target)}L{num(box.right)} {bottom}L{num(box.left)} {bottom}Z"
+    """One distribution over states, as steps or bars over the grey target."""
+    low, high = panel.x_range
     color = panel.style.color
+    steps = steps_path if not panel.as_bars else bars_path
+
+    def path(values: np.ndarray, share: float) -> str:
+        heights = np.clip(np.nan_to_num(values) / panel.y_max, 0, 1) * box.height
+        x = box.left + (panel.states - low) / (high - low) * box.width
+        return steps(x, heights, box, share * box.width / (high - low))
+
+    target, probs = path(panel.target, 0.9), path(panel.probs, 0.45)
+    area = f"{target}H{num(box.left)}Z"
+    drawn = f'<path d="{probs}" {stroke(panel.style, dashed=False)}/>'
+    drawn = drawn.replace('fill="none"', f'fill="{color}" fill-opacity=".35"')
+    if panel.as_bars:
+        area, drawn = target, f'<path d="{probs}" fill="{color}"/>'
     return "".join(
         [
             text(box.left - 36, box.top - 30, "━", color=color),
             text(box.left - 20, box.top - 30, f"{panel.run}: {panel.title}"),
-            text(box.left - 36, box.top - 12, panel.note, 11),
-            draw_axes(box, ends, (0.0, panel.y_max), "state", False),
-            f'<path d="{area}" fill-opacity=".35" stroke="{INK}"/>',
-            f'<path d="{path(panel.probs)}" {stroke(panel.style, dashed=False)}/>',
+            text(box.left - 36, box.top - 12, panel.note),
+            draw_axes(
+                *(box, panel.x_range, (0.0, panel.y_max), panel.x_title, False),
+                panel.names,
+            ),
+            f'<path d="{area}" fill-opacity=".25" stroke="{INK}" stroke-opacity=".6"/>',
+            drawn,
         ]
+    )
+
+
+def steps_path(x: np.ndarray, heights: np.ndarray, box: Box, _wide: float) -> str:
+    """A staircase through the heights, which lets one high state stay one bar."""
+    edges = np.clip(
+        np.append(x, 2 * x[-1] - x[-2]) - (x[1] - x[0]) / 2, box.left, box.right
+    )
+    start = f"M{num(edges[0])} {num(box.bottom)}"
+    return (
+        start
+        + "".join(
+            f"V{num(box.bottom - height)}H{num(edge)}"
+            for height, edge in zip(heights, edges[1:], strict=True)
+        )
+        + f"V{num(box.bottom)}"
+    )
+
+
+def bars_path(x: np.ndarray, heights: np.ndarray, box: Box, wide: float) -> str:
+    """A bar ``wide`` pixels across for every height."""
+    return "".join(
+        f"M{num(middle - wide / 2)} {num(box.bottom)}v{num(-height)}h{num(wide)}"
+        f"v{num(height)}z"
+        for middle, height in zip(x, heights, strict=True)
     )
 
 
@@ -263,7 +322,7 @@ def draw_cells(panel: CellsPanel, box: Box) -> str:
     parts = [
         text(box.left + 14 * bool(panel.style), box.top - 28, panel.run, bold=True),
         text(box.left, box.top - 10, panel.title),
-        text(box.left, box.bottom + 13, panel.note, 11),
+        text(box.left, box.bottom + 13, panel.note),
     ]
     if panel.style:
         color = panel.style.color
@@ -272,12 +331,12 @@ def draw_cells(panel: CellsPanel, box: Box) -> str:
     wide, high = box.width / columns, box.height / rows
     lights = (panel.levels - math.log10(panel.floor)) / -math.log10(panel.floor)
     gap = panel.gap(columns)
-    cell = f"h{num(wide - gap)}v{num(high - gap)}h-{num(wide - gap)}z"
     corners = [
         f"M{num(box.left + (i % columns) * wide)} {num(box.top + i // columns * high)}"
         for i in range(len(lights))
     ]
     if len(lights) <= TITLED_CELLS:
+        cell = f"h{num(wide - gap)}v{num(high - gap)}h-{num(wide - gap)}z"
         parts += [
             f'<path d="{corner}{cell}" fill="{viridis(light)}"><title>'
             f"{escape(name)}: {prob:.4g}</title></path>"
@@ -286,10 +345,14 @@ def draw_cells(panel: CellsPanel, box: Box) -> str:
             )
         ]
         return "".join(parts) + draw_names(panel, lights, box)
-    # many cells: one path for each of a few colours keeps the picture small
+    # many cells: one path for each of a few colours, and one piece for touching
+    # equal neighbours, keep the picture small
+    levels = [round(light * COLOUR_LEVELS) for light in lights]
     buckets: dict[int, list[str]] = {}
-    for corner, light in zip(corners, lights, strict=True):
-        buckets.setdefault(round(light * COLOUR_LEVELS), []).append(corner + cell)
+    for start, end in equal_runs(levels, columns, touching=not gap):
+        across = num((end - start) * wide - gap)
+        piece = f"{corners[start]}h{across}v{num(high - gap)}h-{across}z"
+        buckets.setdefault(levels[start], []).append(piece)
     # crisp edges: without them hairlines shine through between touching cells
     crisp = "" if gap else ' shape-rendering="crispEdges"'
     parts += [
@@ -297,6 +360,19 @@ def draw_cells(panel: CellsPanel, box: Box) -> str:
         for level, paths in buckets.items()
     ]
     return "".join(parts)
+
+
+def equal_runs(
+    levels: list[int], columns: int, *, touching: bool
+) -> list[tuple[int, int]]:
+    """Start and end of neighbours in one row with one level; else of single cells."""
+    runs, start = [], 0
+    for place in range(1, len(levels) + 1):
+        ended = place == len(levels) or levels[place] != levels[start]
+        if ended or place % columns == 0 or not touching:
+            runs.append((start, place))
+            start = place
+    return runs
 
 
 def draw_names(panel: CellsPanel, lights: np.ndarray, box: Box) -> str:
@@ -329,7 +405,7 @@ def draw_scale(floor: float, box: Box) -> str:
     low = math.log10(floor)
     for mark in range(math.ceil(low - 1e-9), 1):
         x = box.left + (mark - low) / -low * box.width
-        parts.append(text(x, box.bottom + 14, f"{10.0**mark:g}", 11, anchor="middle"))
+        parts.append(text(x, box.bottom + 14, f"{10.0**mark:g}", anchor="middle"))
     remark = "probability of an answer; dark: no longer alive"
-    parts.append(text(box.right + 14, box.top + 10, remark, 11))
+    parts.append(text(box.right + 14, box.top + 10, remark))
     return "".join(parts)

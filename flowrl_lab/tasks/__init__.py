@@ -19,6 +19,8 @@ TASKS: dict[str, str] = {
     "make_number": "flowrl_lab.tasks.make_number:MakeNumber",
     "programs": "flowrl_lab.tasks.programs:Programs",
     "open_sets": "flowrl_lab.tasks.open_sets:OpenSets",
+    "number_facts": "flowrl_lab.tasks.number_facts:NumberFacts",
+    "formulas": "flowrl_lab.tasks.formulas:Formulas",
     "required_operator": "flowrl_lab.tasks.required_operator:RequiredOperator",
 }
 

@@ -2,20 +2,19 @@
 
     A prime number: 13          A multiple of 4: 88          A square number: 49
 
-A few such lines stand in front of every question, so that any language model sees
-what is asked of it.  An answer is a number from 1 to 99 and the end of the line.  All
-right answers are known, so a model's whole distribution over them can be computed
-exactly, and collapse is seen without sampling.
+An answer is a number from 1 to 99 and the end of the line.
 
-The same questions are trained on and judged: what is measured here is how the
-answers of *one* question are spread, not whether a rule carries over to new ones.
+Trained on and judged are the same four questions unless ``heldout`` names others:
+then a model has to know those sets already, and what is measured is whether their
+answers stay in use while it learns to answer other questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flowrl_lab.tasks.text import Scored, TextTask
+from flowrl_lab._validation import bad_input, check_choice, check_items
+from flowrl_lab.tasks.few_shot import FewShotTask, no_question
 
 __all__ = ["QUESTIONS", "OpenSets"]
 
@@ -40,6 +39,12 @@ QUESTIONS: dict[str, Callable[[int], bool]] = {
     "A number between 20 and 40": lambda n: 20 < n < 40,
     "A number with two equal digits": lambda n: n > 9 and n % 11 == 0,
     "A multiple of 5": lambda n: n % 5 == 0,
+    "A multiple of 6": lambda n: n % 6 == 0,
+    "A multiple of 9": lambda n: n % 9 == 0,
+    "A number that ends in 7": lambda n: n % 10 == 7,
+    "A number smaller than 20": lambda n: n < 20,
+    "A Fibonacci number": lambda n: n in {1, 2, 3, 5, 8, 13, 21, 34, 55, 89},
+    "A number whose digits add up to 10": lambda n: n // 10 + n % 10 == 10,
 }
 EXAMPLES = (
     ("A multiple of 5", 35),
@@ -56,73 +61,50 @@ DEFAULT = (
 )
 
 
-class OpenSets(TextTask):
-    """Name a number with a property: 9 to 50 right answers a question, all listed.
+class OpenSets(FewShotTask):
+    """Name a number with a property: 4 to 50 right answers a question, all listed.
 
     Args:
-        questions: keys of ``QUESTIONS`` to train on and to judge.
+        questions: keys of ``QUESTIONS`` to train on.
+        heldout: keys to judge on, none of them trained on; None: the same questions,
+            to see how the answers of one question come to be spread.
 
     Raises:
         ValueError: no question, an unknown one, or one twice.
     """
 
     name = "open_sets"
-    stop = ("\n",)
     max_completion_tokens = 4  # two digits and the end of the line, and one to spare
-    reward_scale = None
-    has_referee = True
+    examples = EXAMPLES
 
-    def __init__(self, questions: Sequence[str] = DEFAULT):
-        questions = (questions,) if isinstance(questions, str) else tuple(questions)
-        unknown = [question for question in questions if question not in QUESTIONS]
-        if not questions or unknown or len(set(questions)) < len(questions):
-            raise ValueError(
-                f"questions: got {unknown or list(questions)!r}, expected different "
-                f"ones of {list(QUESTIONS)}. Fix: spell them as they stand there."
-            )
-        self.questions = questions
-
-    def prompts(self, split: str) -> tuple[str, ...]:
-        """The questions; ``"train"`` and ``"heldout"`` are the same ones."""
-        if split not in ("train", "heldout"):
-            raise ValueError(
-                f"split is {split!r}; expected 'train' or 'heldout'. "
-                "Fix: choose one of the two."
-            )
-        return self.questions
-
-    def render(self, prompt: str) -> str:
-        """What the model reads: examples, then the question."""
-        self._rule(prompt)
-        lines = [f"{question}: {number}" for question, number in EXAMPLES]
-        return "\n".join([*lines, f"{prompt}: "])
+    def __init__(
+        self,
+        questions: Sequence[str] = DEFAULT,
+        heldout: Sequence[str] | None = None,
+    ):
+        self.questions = _as_questions("questions", questions)
+        judged = (
+            self.questions if heldout is None else _as_questions("heldout", heldout)
+        )
+        both = sorted(set(judged) & set(self.questions))
+        if heldout is not None and both:
+            wanted = "questions that are not trained on"
+            raise bad_input("heldout", f"has {both}", wanted, "leave them out of one")
+        super().__init__(self.questions, judged)
 
     def answer_texts(self, prompt: str) -> tuple[str, ...]:
         """Every right answer, in rising order."""
-        rule = self._rule(prompt)
+        if prompt not in self.prompts("train") + self.prompts("heldout"):
+            raise no_question(prompt, self.name)
+        rule = QUESTIONS[prompt]
         return tuple(str(n) for n in range(1, LARGEST + 1) if rule(n))
 
-    def score(self, prompt: str, completion: str) -> Scored:
-        """1 for a right answer as a plain number, 0 for anything else."""
-        right = completion in self.answer_texts(prompt)
-        plain = completion.isascii() and completion.isdigit()
-        if right:
-            reason = f"{completion} is {_lower(prompt)}"
-        elif plain:
-            reason = f"{completion} is not {_lower(prompt)} from 1 to {LARGEST}"
-        else:
-            reason = f"{completion!r} is not a plain number"
-        return Scored(float(right), right, reason, {"correct": float(right)})
 
-    def _rule(self, prompt: str) -> Callable[[int], bool]:
-        if prompt not in self.questions:
-            raise ValueError(
-                f"prompt is {prompt!r}; expected one of {list(self.questions)}. "
-                "Fix: pass the question as prompts() gives it."
-            )
-        return QUESTIONS[prompt]
-
-
-def _lower(question: str) -> str:
-    """``"A prime number"`` within a sentence."""
-    return question[0].lower() + question[1:]
+def _as_questions(name: str, asked: Sequence[str]) -> tuple[str, ...]:
+    asked = (asked,) if isinstance(asked, str) else tuple(asked)
+    check_items(name, asked, str, "questions")
+    for question in asked:
+        check_choice(name, question, QUESTIONS)
+    if len(set(asked)) < len(asked):
+        raise bad_input(name, f"is {asked}", "each question once", "name it once")
+    return asked

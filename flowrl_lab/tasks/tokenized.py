@@ -283,6 +283,39 @@ class TokenizedTask(Task):
         zeros = dict.fromkeys(one.parts, 0.0)
         return Scored(0.0, False, "right, but not ended or in unusual tokens", zeros)
 
+    def completion_rows(
+        self, prompt: str, texts: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask ``[N, T]`` of ended completions of one prompt.
+
+        Raises:
+            ValueError: one has more tokens than a completion may have.
+        """
+        start, text = self._prompt_ids(prompt), self.render(prompt)
+        end = [] if self._stop else [self.eos_id]
+        rows = [
+            self._tokens(text + written + self._stop)[0][len(start) :] + end
+            for written in texts
+        ]
+        return self._pad_rows(prompt, rows)
+
+    def _pad_rows(
+        self, prompt: str, rows: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        width = max(map(len, rows))
+        if width > self.max_completion_tokens:
+            raise ValueError(
+                f"an answer of {prompt[:60]!r} has {width} tokens in this tokenizer; "
+                f"expected at most {self.max_completion_tokens}. Fix: raise the task's "
+                "max_completion_tokens."
+            )
+        ids = torch.full((len(rows), self.max_completion_tokens), self.pad_id)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+            mask[number, : len(row)] = True
+        return ids, mask
+
     @functools.cache  # noqa: B019 - a task lives as long as its run
     def _listed(self, prompt: str) -> dict[tuple[int, ...], str]:
         """Every right answer: its tokens, the ending one included -> its text."""
@@ -307,18 +340,7 @@ class TokenizedTask(Task):
             )
         listed = self._listed(prompt)
         texts = list(dict.fromkeys(listed.values()))  # one may end in several ways
-        width = max(map(len, listed))
-        if width > self.max_completion_tokens:
-            raise ValueError(
-                f"an answer of {prompt[:60]!r} has {width} tokens in this tokenizer; "
-                f"expected at most {self.max_completion_tokens}. Fix: raise the task's "
-                "max_completion_tokens."
-            )
-        ids = torch.full((len(listed), self.max_completion_tokens), self.pad_id)
-        mask = torch.zeros(ids.shape, dtype=torch.bool)
-        for number, row in enumerate(listed):
-            ids[number, : len(row)] = torch.tensor(row)
-            mask[number, : len(row)] = True
+        ids, mask = self._pad_rows(prompt, list(listed))
         rewards = [self.task.score(prompt, text).reward for text in listed.values()]
         return AnswerSet(
             prompt=prompt,

@@ -17,8 +17,8 @@ CONFIG_VERSION = 1
 CHOICES = {
     "task": (
         *("landscape", "strings", "make_number", "programs", "open_sets"),
-        *("required_operator", "countdown", "arithmetic", "gsm_symbolic", "gsm8k"),
-        "human_eval",
+        *("number_facts", "formulas", "required_operator", "countdown", "arithmetic"),
+        *("gsm_symbolic", "gsm8k", "human_eval"),
     ),
     "algorithm": (
         *("reinforce_pp", "ppo", "grpo", "dapo", "pass_at_k"),

@@ -27,6 +27,7 @@ __all__ = [
     "PretrainConfig",
     "ProgramsPretrainConfig",
     "Recipe",
+    "answer_weight",
     "build_corpus",
 ]
 
@@ -104,8 +105,13 @@ RECIPES: dict[str, type[Recipe]] = {
 Weighted = list[tuple[str, float]]
 
 
-def _answer_weight(text: str, config: Recipe) -> float:
-    """A fixed random weight: the same answer is as common on every machine."""
+def answer_weight(text: str, config) -> float:
+    """A fixed random weight: the same answer is as common on every machine.
+
+    Args:
+        text: the answer.
+        config: a recipe; its ``seed`` and ``weight_spread`` are read.
+    """
     digest = hashlib.sha256(f"{config.seed}:{text}".encode()).digest()
     uniform = (int.from_bytes(digest[:4], "big") + 0.5) / 2**32
     normal = math.sqrt(2) * torch.erfinv(torch.tensor(2 * uniform - 1)).item()
@@ -116,7 +122,7 @@ def _expression_weight(answer: str, config: PretrainConfig) -> float:
     """Both spellings of an expression have the same weight, times their share."""
     expression = answer if "=" not in answer else answer[: answer.rfind("=")]
     spelling = config.working_share if "=" in answer else 1 - config.working_share
-    return spelling * _answer_weight(expression, config)
+    return spelling * answer_weight(expression, config)
 
 
 def _unfinished_workings(prompt: str) -> list[str]:
@@ -149,7 +155,7 @@ def _program_examples(
     @functools.cache
     def weight(program: str) -> float:
         discount = math.exp(-config.length_discount * len(program))
-        return discount * _answer_weight(program, config)
+        return discount * answer_weight(program, config)
 
     for prompt in _program_prompts(config.prompts_per_function):
         right, plausible = programs.list_programs(prompt)

@@ -71,6 +71,39 @@ _TINY_LM = {
     "kl_reinforce": {"kl_coef": 1 / 8},
 }
 
+# SmolLM2-135M on one CPU core; data/results/README.md says how these were found.
+_SMOLLM2 = {
+    "all": {
+        "policy": "hf_lm",
+        "model": "smollm2-135m",
+        "prompts_per_step": 4,
+        "num_generations": 32,
+        "learning_rate": 2e-4,
+        "lr_schedule": "linear",
+        "log_z_learning_rate": 3e-3,
+        "reward_scale": 6.0,
+        "eval_prompts": 4,
+        "watch_prompt": "A prime number",
+        "on_bad_update": "skip",
+        "max_residual": 200.0,
+    },
+    "full": {"steps": 60, "eval_every": 5},
+    "quick": {"steps": 20, "eval_every": 5},
+    "kl_reinforce": {"kl_coef": 1 / 6},
+}
+# Rules for new parameters need many questions; twelve held-out ones judge.
+_NUMBER_FACTS = {
+    "prompts_per_step": 8,
+    "num_generations": 16,
+    "eval_prompts": 12,
+    "watch_prompt": "",
+}
+_FORMULAS = {
+    **_NUMBER_FACTS,
+    "prompts_per_step": 6,
+    "num_generations": 12,
+}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "landscape": {
         "all": _TABLE,
@@ -91,27 +124,20 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "make_number": _TINY_LM,
     "programs": _TINY_LM,
-    # SmolLM2-135M on one CPU core; data/results/README.md says how these were found.
     "open_sets": {
-        "all": {
-            "policy": "hf_lm",
-            "model": "smollm2-135m",
-            "prompts_per_step": 4,
-            "num_generations": 32,
-            "learning_rate": 2e-4,
-            "lr_schedule": "linear",
-            "log_z_learning_rate": 3e-3,
-            "reward_scale": 6.0,
-            "eval_prompts": 4,
-            "watch_prompt": "A prime number",
-            "on_bad_update": "skip",
-            "max_residual": 200.0,
-        },
-        "full": {"steps": 60, "eval_every": 5},
-        "quick": {"steps": 20, "eval_every": 5},
+        **_SMOLLM2,
         # Log Z from the group instead of a network; it stayed nearer to the target.
         "flowrl": {"log_z": "vargrad"},
-        "kl_reinforce": {"kl_coef": 1 / 6},
+    },
+    "number_facts": {
+        **_SMOLLM2,
+        "all": _SMOLLM2["all"] | _NUMBER_FACTS,
+        "flowrl_paper": {"reward_scale": 15.0},
+    },
+    "formulas": {
+        **_SMOLLM2,
+        "all": _SMOLLM2["all"] | _FORMULAS,
+        "flowrl_paper": {"reward_scale": 15.0},
     },
 }
 

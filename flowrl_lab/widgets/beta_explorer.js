@@ -35,6 +35,12 @@ function target(rewards, logReference, scale) {
   return { logZ, probs, entropy };
 }
 
+// 1, 2 or 5 times a power of ten, at least the value: an axis that need not move often.
+function ceiling(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].map((factor) => factor * power).find((mark) => mark >= value);
+}
+
 function panel(svg, top, values, low, high, title, reference) {
   const group = node("g", {});
   const count = values.length;
@@ -105,6 +111,9 @@ function render({ model, el }) {
   // the notebook would take the arrow keys for itself
   input.addEventListener("keydown", (event) => event.stopPropagation());
   let now = null;
+  // While the dial moves the axis may grow and never shrinks: what is seen to move are
+  // the probabilities.
+  let held = 0;
 
   function draw() {
     const scale = model.get("reward_scale");
@@ -132,10 +141,10 @@ function render({ model, el }) {
       `β = ${round(scale)}: ${facts.join(", ")}`;
     const picture = { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": words };
     const svg = node("svg", picture);
-    const top = Math.max(...now.probs);
+    held = Math.max(held, ceiling(Math.max(...now.probs)));
     panel(svg, 24, rewards, Math.min(0, least), Math.max(best, 0), "reward r(x)", null);
     const title = "target p*(x) ∝ π_ref(x) exp(β r(x));  line: π_ref";
-    panel(svg, HEIGHT + 62, now.probs, 0, top, title, reference);
+    panel(svg, HEIGHT + 62, now.probs, 0, held, title, reference);
     axis(svg, height - 4, labels);
     el.querySelector(".picture").replaceChildren(svg);
     return facts;
@@ -147,6 +156,7 @@ function render({ model, el }) {
     model.save_changes();
   });
   input.addEventListener("change", () => {
+    held = 0;
     spoken.textContent = `At β = ${round(model.get("reward_scale"))}: ` +
       `${draw().join(", ")}.`;
   });

@@ -317,6 +317,6 @@ def draw_fork_marks(placement: Placement, steps: Sequence[int]) -> str:
                 f'<path class="fork" d="M{x:.1f} {box.top:.1f}v{box.height:.1f}" '
                 f'stroke="#808080" stroke-dasharray="2 3"><title>fork at step {step}'
                 f'</title></path><text x="{x + 3:.1f}" y="{box.top + 10:.1f}" '
-                f'font-size="11">fork</text>'
+                f">fork</text>"
             )
     return "".join(parts)

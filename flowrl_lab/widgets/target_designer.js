@@ -33,6 +33,12 @@ function round(value) {
   return String(Number(value.toPrecision(3)));
 }
 
+// 1, 2 or 5 times a power of ten, at least the value: an axis that need not move often.
+function ceiling(value) {
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].map((factor) => factor * power).find((mark) => mark >= value);
+}
+
 function clamp(value, low, high) {
   return Math.min(Math.max(value, low), high);
 }
@@ -147,6 +153,14 @@ function render({ model, el }) {
     }
   }
 
+  let held = 0;
+
+  function letGo() {
+    held = 0;
+    draw();
+    speak();
+  }
+
   function outdated() {
     const result = model.get("_result");
     return result.reward_scale !== model.get("reward_scale") ||
@@ -157,7 +171,10 @@ function render({ model, el }) {
   function drawTarget() {
     const result = model.get("_result");
     const runs = result.runs && result.rewards.length === rewards.length ? result.runs : [];
-    const high = (runs.length ? 1.5 : 1.05) * Math.max(...now.probs);
+    // while dial or pen moves the axis may grow and never shrinks: what is seen to
+    // move are the probabilities
+    held = Math.max(held, ceiling((runs.length ? 1.5 : 1) * Math.max(...now.probs)));
+    const high = held;
     const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${TOP + HEIGHT + 22}`, role: "img" });
     const key = runs.map((run) => `${run.glyph} ${run.name}`).join(", ");
     const title = `grey: target p*(x) = π_ref exp(β r(x)) / Z${key && `;  lines: ${key}`}`;
@@ -316,7 +333,7 @@ function render({ model, el }) {
       if (before === null) return;
       before = null;
       save();
-      speak();
+      letGo();
     });
   }
 
@@ -369,7 +386,7 @@ function render({ model, el }) {
     model.set("reward_scale", clamp(scale, lowest, highest));
     model.save_changes();
   });
-  slider.addEventListener("change", speak);
+  slider.addEventListener("change", letGo);
   button.addEventListener("click", () => {
     waiting = true;
     drawStatus();

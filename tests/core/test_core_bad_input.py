@@ -163,9 +163,11 @@ FLOWS = {k: v for k, v in FLOWRL.items() if k != "log_z"} | {
     "log_flows": rand(B, T + 1),
     "reward_scale": 1.0,
 }
+GAPS = [MASK.flip(1), MASK & (torch.arange(T) != 1)]
 FLOWS_BAD = {k: v for k, v in FLOWRL_BAD.items() if k != "log_z"} | {
     "log_flows": [*WRONG_TYPE, TOKENS, poisoned(FLOWS["log_flows"], NAN)],
-    "completion_mask": [*BAD_MASK, MASK.flip(1), MASK & (torch.arange(T) != 1)],
+    # None stands for a mask that keeps every token
+    "completion_mask": [bad for bad in BAD_MASK if bad is not None] + GAPS,
     "reduction": BAD_CHOICE,
 }
 ENUMERATED = {"ref_log_probs": LOG_P, "rewards": LOG_P, "reward_scale": 1.0}

@@ -469,8 +469,15 @@ def test_without_a_mask_every_token_counts(name):
         loss(*arguments, reward_scale=SCALE),
         loss(*arguments, everything, reward_scale=SCALE),
     )
-    with pytest.raises(ValueError, match="log_probs"):
-        loss(flows, new[0], ref, rewards, reward_scale=SCALE)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("bad", [torch.zeros(5), [[0.0]], None])
+@pytest.mark.parametrize("name", ["detailed_balance", "subtrajectory_balance"])
+def test_without_a_mask_log_probs_are_checked_first(name, bad):
+    loss = getattr(losses, f"{name}_loss")
+    with pytest.raises(ValueError, match="`log_probs`"):
+        loss(rand(4, 6), bad, rand(4, 5), rand(4), reward_scale=SCALE)
 
 
 def test_flow_losses_are_zero_for_the_true_flows(words):

@@ -331,13 +331,17 @@ def test_picture_of_curves_says_what_it_shows():
         curves, title="a & b", x_title="log₂ k", y_title="unsolved", log_y=True
     )
     words, bundle = repr(picture), picture._repr_mimebundle_()
-    assert "unsolved (log axis) over log₂ k: at the end grpo 1.0e-04" in words
+    assert (
+        "unsolved (log axis, zeros left out) over log₂ k: at the end grpo 1.0e-04"
+        in words
+    )
     svg = bundle["image/svg+xml"]
     assert "log₂ k</text>" in svg and "a &amp; b" in svg and ">step<" not in svg
     figure = bundle["application/vnd.plotly.v1+json"]
     assert figure["layout"]["xaxis"]["title"]["text"] == "log₂ k"
     assert figure["layout"]["yaxis"]["type"] == "log"
     drawn = {line["name"]: (line["x"], line["y"]) for line in figure["data"]}
+    curves["other"] = ([0, 2], [0.3, None])  # 0 has no place on a log axis
     assert drawn == {name: (list(x), list(y)) for name, (x, y) in curves.items()}
     grpo = next(line for line in figure["data"] if line["name"] == "grpo")
     assert grpo["line"]["color"] == "#D55E00"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,10 @@ from colours import contrast
 
 from drawings.__main__ import DRAWINGS, FOLDER
 from drawings.machine import CHAPTERS
+from drawings.race import looks
 from drawings.sheet import COLORS, PAPER, WIDTH, Sheet
+from flowrl_lab.plots.panels import colour_floor
+from flowrl_lab.plots.static import viridis
 
 EMBEDDED = re.compile(r"!\[([^\]]*)\]\(drawings/(\w+)\.svg\)")
 NOTEBOOKS = sorted(FOLDER.parent.glob("*.ipynb"))
@@ -79,3 +83,21 @@ def test_the_map_shows_the_notebooks_in_their_order():
     for number, word in words.items():
         topic = topics.get(word, word.split()[-1].rstrip("s").lower())
         assert topic in stems[number], (number, word)
+
+
+def test_the_moving_picture_plays_the_recorded_maps():
+    """Each frame of each cell has the colour of its recorded probability."""
+    text = (FOLDER / "race.svg").read_text(encoding="utf-8")
+    assert len(text) < 1_500_000
+    fills = re.findall(r'attributeName="fill"[^>]*values="(#[^"]*)"[^>]*keyTimes', text)
+    moving = [row.split(";") for row in fills if 'calcMode="discrete"' not in row]
+    steps = looks("grpo"), looks("flowrl")
+    assert {len(records) for records in steps} == {13}
+    floor = colour_floor(steps[0][0].snapshot.target_probs)
+    cells = [row for row in moving if len(row) == 14]  # 13 looks, the last one held
+    assert len(cells) == 50
+    for place, row in enumerate(cells):
+        records, cell = steps[place // 25], place % 25
+        for shown, record in zip(row, records, strict=False):
+            level = math.log10(max(float(record.snapshot.probs[cell]), floor))
+            assert shown == viridis(1 - level / math.log10(floor))

@@ -66,7 +66,7 @@ def find_imports(path: Path) -> set[str]:
     if path.is_relative_to(ROOT / "tests"):
         beside |= {other.stem for other in (ROOT / "tests").glob("*.py")}
     benchmarks = {other.stem for other in (ROOT / "benchmarks").glob("*.py")}
-    own = {"flowrl_lab", "benchmarks", "lab", *beside, *benchmarks}
+    own = {"flowrl_lab", "benchmarks", "drawings", "lab", *beside, *benchmarks}
     return names - set(sys.stdlib_module_names) - own
 
 
@@ -128,8 +128,9 @@ def test_what_runs_here_is_inside_the_ranges():
     from flowrl_lab.course.doctor import check_packages, read_requirements
 
     checks = check_packages(read_requirements())
-    # other graders are for lecturers who use them; doctor does not speak of them
-    shown = {name: g for name, g in GROUPS.items() if name not in GRADERS}
+    # other graders and the book are for lecturers; doctor does not speak of them
+    unspoken = (*GRADERS, "book")
+    shown = {name: g for name, g in GROUPS.items() if name not in unspoken}
     assert len(checks) == sum(
         Requirement(r).name != PROJECT["name"]
         for group in shown.values()
@@ -144,7 +145,7 @@ def test_what_runs_here_is_inside_the_ranges():
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("flowrl_lab", ("lm", "notebooks", "gym", "sets", "trackers", "trl")),
+        ("flowrl_lab", ("lm", "notebooks", "gym", "sets", "trackers", "trl", "book")),
         ("tests", tuple(EXTRAS)),
     ],
 )

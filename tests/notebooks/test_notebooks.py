@@ -38,7 +38,6 @@ MAX_LINES, MAX_MEDIAN_LINES, MAX_COLUMNS = 25, 12, 76
 MIN_EXERCISES = 3
 # May only get shorter: notebooks whose exercises still have the old cells.
 OLD_EXERCISES = {
-    "04_token_log_probs",
     "05_reward_maximisers",
 }
 

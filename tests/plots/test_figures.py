@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from itertools import combinations, pairwise
@@ -11,14 +12,18 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
+from colours import contrast
 from fake_records import make_exact, make_race, make_record, make_snapshot
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flowrl_lab.plots.figures import (
+    INK,
     bundle_from_page,
     figure_from_records,
     page_from_records,
+    plotly_figure,
     svg_from_records,
 )
 from flowrl_lab.plots.panels import (
@@ -35,8 +40,17 @@ from flowrl_lab.plots.panels import (
     tabulate_page,
     thin,
 )
+from flowrl_lab.plots.pictures import draw_curves, draw_distributions
 from flowrl_lab.plots.placement import LABEL_GAP, end_labels, place_page, spread
-from flowrl_lab.plots.static import VIRIDIS, linear_ticks, log_ticks, viridis
+from flowrl_lab.plots.static import (
+    DARK_INK,
+    LIGHT_INK,
+    VIRIDIS,
+    draw_svg,
+    linear_ticks,
+    log_ticks,
+    viridis,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -335,3 +349,115 @@ def test_nothing_here_imports_plotly() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_zeros_on_a_log_axis_are_gaps_and_the_axis_has_at_most_six_decades() -> None:
+    steps, kl = np.arange(60.0), np.append(np.zeros(4), np.exp(-np.arange(56.0)))
+    page = draw_curves(
+        {"flowrl": (steps.tolist(), kl.tolist())}, y_title="KL", log_y=True
+    ).page
+    (panel,) = page.curves
+    low, high = panel.y_range
+    assert high - low < 6.8  # and some air
+    assert panel.title == "KL (log axis, zeros left out, cut at 4e-07)"
+    figure = plotly_figure(page, place_page(page))
+    drawn = figure["data"][1]["y"]
+    assert np.isnan(drawn[:4]).all() and (drawn[4:] > 0).all()
+    names = figure["layout"]["yaxis"]["ticktext"]
+    assert len(set(names)) == len(names) and "0" not in names
+    svg = ElementTree.fromstring(draw_svg(page, place_page(page)))
+    said = [node.text for node in svg.iter(f"{SVG}text")]
+    assert "1e-06" in said and "0" in said  # the first step, not a height
+    curve = next(
+        p.get("d")
+        for p in svg.iter(f"{SVG}path")
+        if "#0072B2" in (p.get("stroke") or "") and (p.get("d") or "").count("L") > 5
+    )
+    bottom = place_page(page).curves[0][1].bottom
+    lows = [piece for piece in curve.split("L") if float(piece.split()[-1]) >= bottom]
+    assert len(lows) == 1  # it leaves the frame and does not creep along its edge
+
+
+def test_an_axis_that_does_not_start_at_zero_says_so() -> None:
+    def title(*heights: float) -> str:
+        return (
+            draw_curves({"a": ((0, 1), heights)}, y_title="share").page.curves[0].title
+        )
+
+    assert title(0.8, 0.9) == "share (axis from 0.79)"
+    assert title(0.2, 0.9) == title(-1, 2) == title(0, 1) == "share"
+
+
+def test_a_label_stands_where_its_curve_ends() -> None:
+    page = draw_curves({"a": ((0, 50), (0, 1)), "b": ((0, 100), (1, 0))}).page
+    ((panel, box),) = place_page(page).curves
+    labels = {label.run: label for label in end_labels(panel, box)}
+    low, high = panel.x_range
+    for run, end in (("a", 50), ("b", 100)):
+        at = box.left + (end - low) / (high - low) * box.width
+        assert labels[run].x == pytest.approx(at)
+        assert labels[run].at_marker  # so no second marker beside it
+
+
+def test_points_carry_their_words() -> None:
+    dial = ["β = 4", "β = 8"]
+    page = draw_curves(
+        {"a": ((1, 2), (3, 4)), "b": ((1,), (2,))}, labels={"a": dial}
+    ).page
+    named, plain = plotly_figure(page, place_page(page))["data"][2:]
+    assert named["text"] == dial and named["mode"].endswith("text")
+    assert "text" not in plain
+    assert all(words in draw_svg(page, place_page(page)) for words in dial)
+    assert [label.run for label in end_labels(*place_page(page).curves[0])] == ["b"]
+
+
+@pytest.mark.bad_input
+def test_names_of_the_wrong_number_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"labels\['a'\].*has 1"):
+        draw_curves({"a": ((1, 2), (3, 4))}, labels={"a": ["x"]})
+    even = torch.full((3,), 1 / 3).log()
+    with pytest.raises(ValueError, match=r"labels.*has 2"):
+        draw_distributions(even, {"a": even}, labels=("x", "y"))
+
+
+def test_categories_are_named_bars_and_nothing_joins_them() -> None:
+    even, names = torch.full((3,), 1 / 3).log(), ("6*4", "4*6", "8*3")
+    page = draw_distributions(
+        even, {"flowrl": even}, labels=names, x_title="answer"
+    ).page
+    figure = plotly_figure(page, place_page(page))
+    assert [trace["type"] for trace in figure["data"]] == ["bar", "bar"]
+    axis = figure["layout"]["xaxis"]
+    assert axis["ticktext"] == list(names) and axis["title"]["text"] == "answer"
+    svg = draw_svg(page, place_page(page))
+    said = [n.text for n in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert {*names, "answer"} <= set(said) and "state" not in said
+
+
+def test_a_single_high_state_is_one_filled_bar() -> None:
+    spike = torch.full((100,), -20.0)
+    spike[50] = 0.0
+    page = draw_distributions(spike.log_softmax(0), {"grpo": spike.log_softmax(0)}).page
+    run = plotly_figure(page, place_page(page))["data"][1]
+    assert run["line"]["shape"] == "hvh" and run["fill"] == "tozeroy"
+    svg = ElementTree.fromstring(draw_svg(page, place_page(page)))
+    path = next(p for p in svg.iter(f"{SVG}path") if p.get("stroke") == "#D55E00")
+    assert path.get("fill") == "#D55E00" and "L" not in path.get("d")
+
+
+def test_a_page_without_progress_has_no_void_under_its_title() -> None:
+    even = torch.full((100,), 0.01).log()
+    still = place_page(draw_distributions(even, {"a": even}, title="t").page)
+    assert still.maps[0][1].top - still.title_y < 75
+    bare = place_page(draw_curves({"a": ((0, 1), (0, 1))}, title="t").page)
+    assert bare.curves[0][1].top - bare.title_y < 80
+
+
+def test_text_stands_out_on_light_and_dark_pages() -> None:
+    assert contrast(LIGHT_INK, "#ffffff") >= 4.5
+    assert contrast(DARK_INK, "#111111") >= 4.5
+    assert contrast(INK, "#ffffff") >= 4.5  # and THEME where the page is dark
+    svg = svg_from_records(make_race(size=60), ("reward",), solution_map=True)
+    sizes = {int(n) for n in re.findall(r'font-size="(\d+)"', svg)}
+    assert min(sizes) >= 12
+    assert "#808080" not in svg

@@ -49,10 +49,12 @@ def test_pictures_are_square_and_their_pixels_touch(runs):
     assert len({(box.left, box.top) for box in boxes}) == runs + 1
     for box in boxes:
         assert box.width == box.height >= 240
+        assert box.width % 64 == 0  # pixels of one size
     bundle = picture._repr_mimebundle_()
     for trace in bundle["application/vnd.plotly.v1+json"]["data"]:
         assert trace["xgap"] == trace["ygap"] == 0
     assert "crispEdges" in bundle["image/svg+xml"]
+    assert len(bundle["image/svg+xml"]) < 50_000  # equal neighbours are one piece
 
 
 def test_a_live_plot_shows_each_runs_words_as_they_are_now(task):

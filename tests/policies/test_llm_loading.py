@@ -483,8 +483,12 @@ def test_a_task_without_prompts_is_refused():
 def test_questions_are_checked():
     with pytest.raises(ValueError, match="A prime numbr"):
         OpenSets(questions=["A prime numbr"])
-    with pytest.raises(ValueError, match="split is 'test'"):
-        OpenSets().prompts("test")
+    with pytest.raises(ValueError, match="`split` is 'dev'"):
+        OpenSets().prompts("dev")
+    with pytest.raises(ValueError, match="each question once"):
+        OpenSets(questions=["A prime number", "A prime number"])
+    with pytest.raises(ValueError, match="questions that are not trained on"):
+        OpenSets(heldout=["A prime number"])
     assert QUESTIONS["A prime number"](97) and not QUESTIONS["A prime number"](1)
     assert sum(map(QUESTIONS["A prime number"], range(1, 100))) == 25
 
@@ -502,7 +506,7 @@ class Bare:
 
 
 def test_a_task_needs_no_more_than_has_no_default():
-    task = TokenizedTask(Bare(), build_tokenizer(), vocab_size=300, context=100)
+    task = make_task(Bare())
     assert task.reward_scale is None and not task.has_referee
     assert task.task.render("say a:") == "say a:"
     assert copy.deepcopy(task.task).score("say a:", "a").reward == 1.0
@@ -514,4 +518,4 @@ def test_a_task_is_told_what_it_lacks():
         score = property()  # as if there were none
 
     with pytest.raises(ValueError, match=r"\(Less\) lacks score.*Fix: add score to"):
-        TokenizedTask(Less(), build_tokenizer(), vocab_size=300, context=100)
+        make_task(Less())

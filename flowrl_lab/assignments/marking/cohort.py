@@ -79,11 +79,11 @@ def _histogram(shares: Sequence[float]) -> str:
         height = round(120 * count / most)
         x, label = 20 + 56 * place, f"{10 * place}-{10 * place + 10} %"
         words.append(f"{label}: {count}")
+        said = 'fill="currentColor" text-anchor="middle" font-size="12"'
         bars.append(
             f'<rect x="{x}" y="{140 - height}" width="46" height="{height}" '
-            f'fill="#0072B2"/><text x="{x + 23}" y="{132 - height}" fill="#808080" '
-            f'text-anchor="middle" font-size="12">{count}</text><text x="{x + 23}" '
-            f'y="156" fill="#808080" text-anchor="middle" font-size="10">{label}</text>'
+            f'fill="#0072B2"/><text x="{x + 23}" y="{132 - height}" {said}>{count}'
+            f'</text><text x="{x + 23}" y="156" {said}>{label}</text>'
         )
     return (
         f'<figure><svg viewBox="0 0 600 165" role="img" aria-label="Score histogram. '
