@@ -100,23 +100,24 @@ def judge(trainer, config):
 
 def compare(ours: list[float], theirs: list[float]) -> dict[str, float]:
     """Means, spreads, and how likely so large a difference is by chance."""
-    from scipy.stats import ttest_ind
+    from flowrl_lab.measuring.significance import welch_p
 
     return {
         "ours": statistics.mean(ours),
         "ours_sd": statistics.stdev(ours),
         "trl": statistics.mean(theirs),
         "trl_sd": statistics.stdev(theirs),
-        "p": float(ttest_ind(ours, theirs, equal_var=False).pvalue),
+        "p": welch_p(ours, theirs),
     }
 
 
 def correct(table: dict[str, dict[str, float]]) -> None:
     """Add Holm's p to every line: the chance that any of them is as extreme."""
-    worst = 0.0
-    for left, row in enumerate(sorted(table.values(), key=lambda row: row["p"])):
-        worst = max(worst, min(1.0, (len(table) - left) * row["p"]))
-        row["p_holm"] = worst
+    from flowrl_lab.measuring.significance import correct_by_holm
+
+    corrected = correct_by_holm([row["p"] for row in table.values()])
+    for row, p in zip(table.values(), corrected, strict=True):
+        row["p_holm"] = p
 
 
 def summarise(sides: dict[str, list[dict]]) -> dict[str, dict[str, float]]:

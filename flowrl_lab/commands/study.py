@@ -59,6 +59,11 @@ def run_study(args: argparse.Namespace) -> int:
         return _check(cell, parse_seeds(args.seeds)[0])
     if args.protocol:
         _check_options(args)
+        if args.small and args.publish:
+            raise ValueError(
+                "--publish goes with the whole protocol; what --small runs is a part "
+                "at one rate. Fix: leave out --small or --publish."
+            )
         return _protocol(args)
     cells = load_cells(parse_specs(args.only))
     if args.list:
@@ -224,10 +229,19 @@ class _ProtocolWork:
         self.curves: list = []
         self.failed = False
         self._left = protocol.count_runs() * protocol.settings["steps"]
+        self._kept = [] if args.small else self._published()
+
+    def _published(self) -> list:
+        """What data/results holds already: it is not run again."""
+        from flowrl_lab.measuring.protocol import curves_path, load_curves
+
+        tasks = [t for t in self.protocol.tasks if curves_path(t).is_file()]
+        return [curve for t in tasks for curve in load_curves(t, self.protocol)]
 
     def do(self, part: str, families: list[str]) -> bool:
         """Search, or sweep, some families; False if somebody asked to stop."""
         from flowrl_lab.measuring.protocol import (
+            already_kept,
             choose,
             gather_curves,
             plan_report,
@@ -240,7 +254,9 @@ class _ProtocolWork:
             chosen = choose(self.protocol, self.curves)
             jobs = plan_report(self.protocol, families, chosen, self.out)
         self._left -= sum(job.config.steps for job in jobs)
-        print(f"{part}: {', '.join(families)}")
+        jobs, kept = already_kept(part, jobs, self._kept)
+        self.curves += kept
+        print(f"{part}: {', '.join(families)}; {len(kept)} runs are kept already")
         outcome = work_off(jobs, self.args.jobs, others=self._left)
         for job, reason in outcome.failed:
             print(f"failed: {job.folder.name}: {reason}", file=sys.stderr)

@@ -292,7 +292,8 @@ def _differences_of_running(config: ExperimentConfig) -> list[Difference]:
         ),
         Difference(
             "eval_every, eval_prompts, eval_split, watch_prompt",
-            f"exact, on {config.eval_prompts} held-out prompts, one of them watched "
+            f"exact, on {config.eval_prompts} "
+            f"{config.eval_split.replace('heldout', 'held-out')} prompts, one watched "
             f"({config.watch_prompt or 'the first'})",
             f"every {config.eval_every} steps too, on samples of all of heldout.jsonl",
             "evaluate its checkpoints with this library to compare",

@@ -8,19 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowrl_lab.measuring.protocol import CellKey, Chosen, Curve, Protocol, choose
+from flowrl_lab.measuring.significance import Test, compare_values, corrected
 from flowrl_lab.measuring.tables import Spread
 from flowrl_lab.plots.tabulate import text_table
 
 __all__ = [
     "Moment",
-    "Test",
-    "correct_by_holm",
     "moments",
     "planned_tests",
     "protocol_table",
     "spread_of",
     "untrained",
-    "welch_p",
 ]
 
 TABLE = {
@@ -30,35 +28,6 @@ TABLE = {
     "kl_target_policy": ("KL(p*‖π)", 2),
     "kl_policy_target": ("KL(π‖p*), of right answers", 2),
 }
-
-
-def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p of Welch's test: how likely so large a difference is by chance.
-
-    Two samples without any spread: 1 if they are equal, else 0.
-    """
-    from scipy.stats import ttest_ind
-
-    if min(len(first), len(second)) < 2:
-        raise ValueError(
-            f"got {len(first)} and {len(second)} values; expected two or more each. "
-            "Fix: compare cells with several seeds."
-        )
-    if len({*first}) == len({*second}) == 1:
-        return 1.0 if first[0] == second[0] else 0.0
-    return float(ttest_ind(first, second, equal_var=False).pvalue)
-
-
-def correct_by_holm(ps: Sequence[float]) -> list[float]:
-    """Holm's corrected p of each of several tests, in their order.
-
-    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
-    """
-    corrected, worst = [0.0] * len(ps), 0.0
-    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        worst = max(worst, min(1.0, (len(ps) - rank) * ps[place]))
-        corrected[place] = worst
-    return corrected
 
 
 @dataclass(frozen=True)
@@ -93,59 +62,36 @@ def moments(
 
     A cell that lacks a seed, or whose family's search is incomplete, is left out.
     """
-    curves = list(curves)
-    chosen = choose(protocol, curves)
-    found = {}
-    for cell, runs in _complete(protocol, curves).items():
-        choice = chosen.get((runs[0].task, cell.family))
-        if choice is not None:
-            step = choice.step if when == "chosen" else runs[0].steps[-1]
-            found[cell] = Moment(cell, step, tuple(runs))
-    return found
-
-
-def _complete(
-    protocol: Protocol, curves: Sequence[Curve]
-) -> dict[CellKey, list[Curve]]:
-    """Cells of the report that have every seed, in the protocol's order."""
-    wanted, found = sorted(protocol.report["seeds"]), {}
-    for family in protocol.families:
+    curves, found = list(curves), {}
+    for (_, family), choice in choose(protocol, curves).items():
         for cell in protocol.cells(family):
-            runs = [c for c in curves if c.part == "report" and c.cell == cell]
-            runs.sort(key=lambda run: run.seed)
-            if [run.seed for run in runs] == wanted:
-                found[cell] = runs
-    return found
+            runs = _report_runs(protocol, curves, cell, choice)
+            if runs:
+                step = choice.step if when == "chosen" else runs[0].steps[-1]
+                found[cell] = Moment(cell, step, runs)
+    order = [cell for family in protocol.families for cell in protocol.cells(family)]
+    return {cell: found[cell] for cell in order if cell in found}
+
+
+def _report_runs(
+    protocol: Protocol, curves: Sequence[Curve], cell: CellKey, choice: Chosen
+) -> tuple[Curve, ...]:
+    """The runs of a cell at the chosen rate; none if a seed is missing."""
+    runs = {
+        curve.seed: curve
+        for curve in curves
+        if curve.part == "report"
+        and curve.cell == cell
+        and curve.learning_rate == choice.learning_rate
+    }
+    seeds = sorted(protocol.report["seeds"])
+    return tuple(runs[s] for s in seeds) if set(seeds) <= set(runs) else ()
 
 
 def untrained(curves: Iterable[Curve]) -> dict[str, float]:
     """The figures before training, which all runs on a split share."""
     first = next(curve for curve in curves if curve.part == "report")
     return {name: values[0] for name, values in first.figures.items()}
-
-
-@dataclass(frozen=True)
-class Test:
-    """One planned comparison, two-sided.
-
-    Attributes:
-        first, second: what is compared; ``second`` is "untrained" or a cell.
-        figure: on which figure.
-        when: "chosen" or "end".
-        difference: mean of the first minus that of the second.
-        p: uncorrected.
-        p_holm: corrected with all planned tests of its kind.
-    """
-
-    first: str
-    second: str
-    figure: str
-    when: str
-    difference: float
-    p: float
-    p_holm: float = math.nan
-
-    __test__ = False  # no test of pytest's
 
 
 def planned_tests(protocol: Protocol, curves: Iterable[Curve]) -> list[Test]:
@@ -165,27 +111,13 @@ def planned_tests(protocol: Protocol, curves: Iterable[Curve]) -> list[Test]:
                 "cannot be made. Fix: finish the protocol's runs."
             )
         found += [
-            _compare(cells[a], cells[b], figure, when)
+            compare_values(
+                (a, cells[a].values(figure)), (b, cells[b].values(figure)), figure, when
+            )
             for a, b in plan["pairs"]
             for figure in plan["figures"]
         ]
-    return _corrected(found)
-
-
-def _compare(first: Moment, second: Moment, figure: str, when: str) -> Test:
-    a, b = first.values(figure), second.values(figure)
-    difference = statistics.fmean(a) - statistics.fmean(b)
-    if figure == "effective_answers":  # a factor, not a difference
-        a, b = ([math.log(value) for value in values] for values in (a, b))
-    p = welch_p(a, b)
-    return Test(str(first.cell), str(second.cell), figure, when, difference, p)
-
-
-def _corrected(tests: list[Test]) -> list[Test]:
-    from dataclasses import replace
-
-    corrected = correct_by_holm([test.p for test in tests])
-    return [replace(t, p_holm=p) for t, p in zip(tests, corrected, strict=True)]
+    return corrected(found)
 
 
 def protocol_table(protocol: Protocol, curves: Sequence[Curve]) -> str:

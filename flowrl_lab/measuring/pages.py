@@ -7,9 +7,9 @@ dark theme, and every picture carries its numbers as alt text.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,8 +24,10 @@ from flowrl_lab.measuring.tables import (
     METRICS,
     Spread,
     average_runs,
+    beside_untrained,
     compute_spread,
     group_runs,
+    join_dials,
     metric_of,
     summarize,
 )
@@ -161,7 +163,7 @@ def _about(results: list[RunResult]) -> list[str]:
     return [
         _overview(results, groups),
         "<h2>Results</h2>",
-        _summary_table(results, groups),
+        _summary_table(results),
         "<h2>While training</h2>",
         *_figures(groups),
         "<h2>Every run</h2>",
@@ -210,8 +212,9 @@ def _overview(results: list[RunResult], groups: dict[str, list[RunResult]]) -> s
     )
 
 
-def _summary_table(results: list[RunResult], groups: dict) -> str:
-    table = summarize(results)
+def _summary_table(results: list[RunResult]) -> str:
+    results = beside_untrained(results)
+    table, groups = summarize(results), group_runs(results)
     keys = list(next(iter(table.values())))
     shown = [metric for metric in METRICS if metric.key in keys]
     head = ["run", "n", *(metric.title for metric in shown)]
@@ -245,7 +248,8 @@ def _run_table(groups: dict[str, list[RunResult]]) -> str:
 
 def _figures(groups: dict[str, list[RunResult]]) -> list[str]:
     """Curves, the accuracy-diversity picture, and the solution map."""
-    averaged = {name: average_runs(runs) for name, runs in groups.items()}
+    averaged = {name: average_runs(group) for name, group in groups.items()}
+    runs = itertools.chain(*groups.values())
     records = [record for rows in averaged.values() for record in rows]
     names = ", ".join(averaged)
     figures = [
@@ -255,7 +259,7 @@ def _figures(groups: dict[str, list[RunResult]]) -> list[str]:
             "others are exact and drawn at evaluation steps.",
         ),
         _figure(
-            draw_front(groups),
+            draw_front(group_runs(beside_untrained(runs))),
             "What accuracy costs in diversity: up and to the right is better. Bars "
             "are one standard deviation over seeds.",
         ),
@@ -305,7 +309,7 @@ def draw_front(groups: dict[str, list[RunResult]]) -> str:
             box.bottom - _share(answers.mean, y_range) * box.height,
         )
 
-    for family in _families(points):
+    for family in join_dials(points):
         path = " ".join("{:.1f},{:.1f}".format(*place(name)) for name in family)
         parts.append(
             f'<polyline points="{path}" fill="none" opacity=".6" '
@@ -326,18 +330,6 @@ def draw_front(groups: dict[str, list[RunResult]]) -> str:
             f"{answers.mean:.2f}</text>"
         )
     return svg(720, 360, f"Accuracy against effective answers. {words}", parts)
-
-
-def _families(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in one number only, such as β, in that number's order."""
-    families: dict[str, list[tuple[float, str]]] = {}
-    for name in names:
-        stem, found, number = name.rpartition("=")
-        if found:
-            with contextlib.suppress(ValueError):
-                families.setdefault(stem, []).append((float(number), name))
-    sorted_families = [sorted(family) for family in families.values()]
-    return [[name for _, name in f] for f in sorted_families if len(f) > 1]
 
 
 def _bar(spread: Spread) -> float:

@@ -31,6 +31,7 @@ __all__ = [
     "Family",
     "Protocol",
     "add_curves",
+    "already_kept",
     "choose",
     "curve_of",
     "curves_path",
@@ -73,15 +74,16 @@ class Family:
     stage: int
     settings: dict
     dial: str = ""
-    values: tuple[float, ...] = ()
-    middle: float | None = None
+    values: tuple[int | float, ...] = ()
+    middle: int | float | None = None
     inverse: bool = False
 
-    def at(self, value: float | None) -> dict:
+    def at(self, value: int | float | None) -> dict:
         """The settings with the dial at ``value``."""
         if value is None:
             return dict(self.settings)
-        setting = 1 / value if self.inverse else value
+        kind = type(getattr(ExperimentConfig, self.dial))  # of its default: int, float
+        setting = kind(1 / value if self.inverse else value)
         return {**self.settings, self.dial: setting}
 
 
@@ -90,7 +92,7 @@ class CellKey:
     """One family at one place of its dial: ``"flowrl=8"``, ``"grpo"``."""
 
     family: str
-    value: float | None = None
+    value: int | float | None = None
 
     def __str__(self) -> str:
         return self.family if self.value is None else f"{self.family}={self.value:g}"
@@ -331,6 +333,23 @@ def _figure(report, name: str) -> float:
 
 def _rounded(value: float) -> float | None:
     return None if math.isnan(value) else float(f"{value:.{DIGITS}g}")
+
+
+def already_kept(
+    part: str, jobs: Sequence[Job], kept: Iterable[Curve]
+) -> tuple[list[Job], list[Curve]]:
+    """The jobs that are still to be run, and the kept curves of the others."""
+    found = {(curve.task, *_identity(curve)): curve for curve in kept}
+    left, done = [], []
+    for job in jobs:
+        config = job.config
+        cell = str(_cell_of(config.name))
+        key = (config.task, part, cell, config.learning_rate, config.seed)
+        if key in found:
+            done.append(found[key])
+        else:
+            left.append(job)
+    return left, done
 
 
 def gather_curves(protocol: Protocol, part: str, jobs: Sequence[Job]) -> list[Curve]:

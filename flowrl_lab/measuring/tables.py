@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowrl_lab.measuring.folder import RunResult
@@ -14,14 +15,19 @@ from flowrl_lab.plots.tabulate import markdown_table, text_table
 from flowrl_lab.types import ExactReport, StepRecord
 
 __all__ = [
+    "LEGEND",
     "METRICS",
+    "UNTRAINED",
     "Metric",
     "Spread",
     "average_runs",
+    "beside_untrained",
     "compute_spread",
     "format_markdown",
     "format_table",
+    "fronts",
     "group_runs",
+    "join_dials",
     "metric_of",
     "summarize",
 ]
@@ -40,6 +46,8 @@ class Metric:
         """Heading and direction."""
         return f"{self.heading} {self.better}".strip()
 
+
+UNTRAINED = "untrained"
 
 METRICS = (
     Metric("accuracy", "accuracy", "↑"),
@@ -69,7 +77,7 @@ class Spread:
             return "–"
         if self.count == 1:
             return format_number(self.mean)
-        if not self.deviation > 1e-9 * abs(self.mean):
+        if not self.deviation > 1e-6 * abs(self.mean):
             return f"{format_number(self.mean)} ± 0"
         # two digits of the deviation say how many digits of the mean mean anything
         decimals = min(6, max(0, 1 - math.floor(math.log10(self.deviation))))
@@ -91,6 +99,83 @@ def group_runs(results: Iterable[RunResult]) -> dict[str, list[RunResult]]:
     for result in results:
         groups.setdefault(result.name, []).append(result)
     return {k: sorted(v, key=lambda result: result.seed) for k, v in groups.items()}
+
+
+def beside_untrained(results: Iterable[RunResult]) -> list[RunResult]:
+    """The runs, after what those of each seed started from, called "untrained".
+
+    Seeds without a run that reports its start are left out of that first group.
+    """
+    results = list(results)
+    starts: dict[int, RunResult] = {}
+    for result in results:
+        first = result.records[0]
+        if first.step == 0 and first.exact is not None and result.seed not in starts:
+            record = dataclasses.replace(first, run=UNTRAINED, seconds=0.0)
+            starts[result.seed] = dataclasses.replace(result, records=(record,))
+    return [*starts.values(), *results]
+
+
+def join_dials(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in one number only, such as β, in that number's order.
+
+    A name that stands alone is a list of one.
+    """
+    families: dict[str, list[tuple[float, str]]] = {}
+    for name in names:
+        stem, found, number = name.rpartition("=")
+        value = math.nan
+        with contextlib.suppress(ValueError):
+            value = float(number) if found else math.nan
+        stem = name if math.isnan(value) else stem
+        families.setdefault(stem, []).append((value, name))
+    return [[name for _, name in sorted(family)] for family in families.values()]
+
+
+# Families that a picture shows, and what it calls them: more marks than colours could
+# not be told apart.
+LEGEND = {
+    UNTRAINED: UNTRAINED,
+    "reinforce_pp": "reinforce_pp",
+    "ppo": "ppo",
+    "grpo": "grpo",
+    "pass@4 training": "pass@4",
+    "flowrl": "flowrl",
+    "flowrl paper form β=15": "paper β=15",
+}
+
+
+def fronts(
+    results: Iterable[RunResult], legend: Mapping[str, str] = LEGEND
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Accuracy against variety, the untrained model first, each dial a curve.
+
+    Args:
+        results: runs of one study.
+        legend: family -> what the picture calls it.  A family of several values of a
+            dial is named without them: "flowrl" for "flowrl β=4" and "flowrl β=8".
+
+    Returns:
+        name -> (effective answers, accuracy), means over seeds, in the order of the
+        dial: what ``draw_curves`` takes.  Families without runs are left out.
+    """
+    groups = group_runs(beside_untrained(results))
+    families = {_stem(names): names for names in join_dials(groups)}
+    return {
+        shown: tuple(
+            [compute_spread(groups[n], key).mean for n in families[family]]
+            for key in ("effective_answers", "accuracy")
+        )
+        for family, shown in legend.items()
+        if family in families
+    }
+
+
+def _stem(names: Sequence[str]) -> str:
+    """What the names of one dial share."""
+    if len(names) == 1:
+        return names[0]
+    return names[0].rpartition("=")[0].removesuffix(" β")
 
 
 def summarize(results: Iterable[RunResult]) -> dict[str, dict[str, Spread]]:
@@ -120,6 +205,7 @@ def compute_spread(runs: Sequence[RunResult], key: str) -> Spread:
 
 def format_table(results: Sequence[RunResult]) -> str:
     """The summary as plain text, one line a metric and one column a run name."""
+    results = beside_untrained(results)
     groups, table = group_runs(results), summarize(results)
     rows = [["", *table], ["seeds", *(str(len(runs)) for runs in groups.values())]]
     headings = {metric.key: metric.heading for metric in METRICS}
@@ -138,11 +224,17 @@ MARKDOWN = {
 
 
 def format_markdown(results: Sequence[RunResult]) -> str:
-    """The table that README and notes show: a row a run name, mean ± deviation."""
+    """The table that README and notes show: a row a run name, mean ± deviation.
+
+    The first row is the untrained model, which has no spread.
+    """
     rows = []
-    for name, runs in group_runs(results).items():
+    for name, runs in group_runs(beside_untrained(results)).items():
         spreads = [(compute_spread(runs, key), d) for key, (_, d) in MARKDOWN.items()]
-        cells = [f"{s.mean:.{d}f} ± {s.deviation:.{d}f}" for s, d in spreads]
+        cells = [
+            f"{s.mean:.{d}f}" + f" ± {s.deviation:.{d}f}" * (name != UNTRAINED)
+            for s, d in spreads
+        ]
         rows.append([name, *cells])
     return markdown_table(["variant", *(h for h, _ in MARKDOWN.values())], rows)
 

@@ -32,15 +32,23 @@ class LivePictures(LivePlot):
     Args:
         task: a strings task whose picture is as wide as it is high.
         metrics: panels of curves above the pictures; none if empty.
+        beside_target: show the target's picture first.
         options: of ``LivePlot``.
 
     Raises:
         ValueError: as of ``LivePlot``; a picture that is not square.
     """
 
-    def __init__(self, task: Strings, metrics: tuple[str, ...] = (), **options):
+    def __init__(
+        self,
+        task: Strings,
+        metrics: tuple[str, ...] = (),
+        *,
+        beside_target: bool = True,
+        **options,
+    ):
         _check_square(task)
-        self.task = task
+        self.task, self.beside_target = task, beside_target
         super().__init__(metrics, solution_map=True, **options)
 
     def page(self) -> Page:
@@ -53,7 +61,8 @@ class LivePictures(LivePlot):
         panels = _panels(
             self.task, first.target_probs, probs, dict(page.legend), self.target_label
         )
-        return replace(page, maps=panels, map_title="")
+        maps = panels if self.beside_target else panels[1:]
+        return replace(page, maps=maps, map_title="")
 
 
 def draw_pictures(

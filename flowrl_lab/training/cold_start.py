@@ -52,8 +52,8 @@ class ColdStart:
     task: str = "formulas"
     model: str = "smollm2-135m"
     steps: int = 200
-    batch_size: int = 6
-    answers_per_prompt: int = 6
+    batch_size: int = 8
+    answers_per_prompt: int = 3
     learning_rate: float = 2e-3
     lora_rank: int = 4
     right_share: float = 2 / 3

@@ -140,6 +140,29 @@ def test_on_policy_flowrl_gradient_with_sums_is_twice_the_kl_gradient(
     assert_close(gradient, 2 * words.gradient(words.kl(words.log_target)))
 
 
+@pytest.mark.parametrize("group", [2, 3])
+def test_rewards_less_their_groups_mean_rest_at_a_lower_beta(words, group):
+    """r − r̄ holds 1/G of a sample's own reward: β acts as β(G−1)/G."""
+    samples = torch.cartesian_prod(*[torch.arange(9)] * group)
+    log_probs = words.log_probs[samples]  # [9^G, G]
+    rewards = words.rewards[samples]
+    centred = rewards - rewards.mean(1, keepdim=True)
+    first = log_probs[:, 0]
+    losses_of_first = losses.trajectory_balance_loss(
+        torch.full_like(first, 0.4),
+        first,
+        words.ref[samples[:, 0]],
+        centred[:, 0],
+        reward_scale=SCALE,
+        reduction="none",
+    )
+    chance = log_probs.sum(1).exp().detach()
+    gradient = words.gradient((chance * losses_of_first).sum())
+    lower = SCALE * (group - 1) / group
+    target = (words.ref + lower * words.rewards).log_softmax(0)
+    assert_close(gradient, 2 * words.gradient(words.kl(target)))
+
+
 def test_best_log_z_is_the_true_one_minus_the_kl(words):
     log_z = torch.zeros((), dtype=torch.float64, requires_grad=True)
     expected = words.expected(
@@ -536,6 +559,7 @@ def surrogate_table(mask, new, old, ref, advantages, **settings):
         ("reinforce_pp", 0.0),
         ("reinforce_pp", COEF),
         ("ppo", 0.0),
+        ("ppo", COEF),
     ],
 )
 def test_clipped_losses_equal_their_loops(name, coef, per_token):
@@ -559,9 +583,15 @@ def test_clipped_losses_equal_their_loops(name, coef, per_token):
                 tokens = [x for row in table for x in row]
                 loss = sum(tokens) / len(tokens)
         else:
-            extra = {} if name == "ppo" else {"ref_log_probs": ref, "kl_coef": coef}
             loss = getattr(losses, f"{name}_loss")(
-                log_probs, old, advantages, mask, clip_low=0.2, clip_high=0.28, **extra
+                log_probs,
+                old,
+                advantages,
+                mask,
+                clip_low=0.2,
+                clip_high=0.28,
+                ref_log_probs=ref,
+                kl_coef=coef,
             )
         loss.backward()
         outcomes.append((loss.detach(), log_probs.grad))
@@ -641,18 +671,21 @@ def test_on_policy_surrogate_gradient_is_the_policy_gradient(words, name):
     assert_close(gradient, -words.gradient(reward) / 2)
 
 
+@pytest.mark.parametrize("coef", [0.0, COEF])
 @pytest.mark.parametrize("idle", [(), (0,), (1,), (0, 1)])
-def test_dapo_is_the_token_mean_over_groups_that_differ(idle):
+def test_dapo_is_the_token_mean_over_groups_that_differ(idle, coef):
     """Idle groups leave the mean, numerator and denominator; a loop says the same."""
     mask, new, old, ref = token_batch()
     advantages = torch.tensor([1.0, -1.0, 0.0, -0.7], dtype=torch.float64)
     for group in idle:
         advantages[2 * group : 2 * group + 2] = 0.0
     log_probs = new.clone().requires_grad_()
-    result = losses.dapo_loss(log_probs, old, advantages, mask, 2)
+    result = losses.dapo_loss(
+        log_probs, old, advantages, mask, 2, ref_log_probs=ref, kl_coef=coef
+    )
     table = surrogate_table(
         mask, log_probs, old, ref, advantages.unsqueeze(1).expand(4, 5),
-        low=0.2, high=0.28, coef=0.0,
+        low=0.2, high=0.28, coef=coef,
     )  # fmt: skip
     kept = [row for b, row in enumerate(table) if b // 2 not in idle]
     tokens = [x for row in kept for x in row]

@@ -110,6 +110,7 @@ OTHER = {
     "lora_alpha": 3.0,
     "eval_every": 3,
     "eval_prompts": 3,
+    "eval_split": "test",
     "watch_prompt": "24!37:",
     "device": "cuda",
     "model": "mine",
@@ -236,7 +237,7 @@ def test_every_difference_of_the_textbook_form_is_named(exported):
         "dtype, device",
         "seed",
         "prompt_format",
-        "eval_every, eval_prompts, watch_prompt",
+        "eval_every, eval_prompts, eval_split, watch_prompt",
         "on_bad_update, max_residual, max_skips",
     }
     assert "0.8, 1.2" in named["importance, clip_low, clip_high"].here

@@ -36,10 +36,6 @@ EXPECTED = (
 MAY_KEEP_OUTPUTS = {"nbval-check-output", "stored-figure"}
 MAX_LINES, MAX_MEDIAN_LINES, MAX_COLUMNS = 25, 12, 76
 MIN_EXERCISES = 3
-# May only get shorter: notebooks whose exercises still have the old cells.
-OLD_EXERCISES = {
-    "05_reward_maximisers",
-}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -209,20 +205,7 @@ def test_stubs_are_unsolved_and_ask_for_the_library_function(path):
         assert required <= set(parameters)
 
 
-def test_only_what_has_the_old_exercise_cells_is_excused():
-    excused = {
-        path.stem
-        for path in NOTEBOOKS
-        if any(c.source.startswith("hint_and_solution(") for c in code_cells(path))
-    }
-    assert excused == OLD_EXERCISES
-
-
-@pytest.mark.parametrize(
-    "path",
-    [path for path in NOTEBOOKS if path.stem not in OLD_EXERCISES],
-    ids=lambda path: path.stem,
-)
+@each_notebook
 def test_an_exercise_is_its_stub_and_one_cell_that_checks_and_uses_it(path):
     """The same two lines everywhere; from there on no import takes the name back."""
     cells = read(path).cells

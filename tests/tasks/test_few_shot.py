@@ -6,11 +6,15 @@ import itertools
 import re
 
 import pytest
+import torch
 
+from flowrl_lab.evaluation import evaluate_policy
 from flowrl_lab.tasks import load_task
 from flowrl_lab.tasks.formulas import FEWEST, MOST, Formulas, evaluate_formula
 from flowrl_lab.tasks.number_facts import FACTS, NumberFacts
 from flowrl_lab.tasks.tokenized import TokenizedTask
+from flowrl_lab.training.making import make_task_and_policy
+from flowrl_lab.training.presets import preset
 from tests.support.llm_models import build_tokenizer
 
 TASKS = ("number_facts", "formulas")
@@ -152,3 +156,13 @@ def test_every_kind_of_fact_is_asked_in_each_split():
         for fact in FACTS:
             asked = re.compile(fact.replace("{}", r"\d+"))
             assert any(asked.fullmatch(q) for q in task.prompts(split)), fact
+
+
+@pytest.mark.full
+def test_untrained_smollm2_is_sometimes_right_about_number_facts():
+    """The real one, exact, on thirty training questions."""
+    config = preset("number_facts", "grpo")
+    task, policy = make_task_and_policy(config, torch.device("cpu"))
+    found = evaluate_policy(policy, task, task.prompts("train")[:30])
+    assert 0.15 < found.accuracy < 0.6
+    assert found.effective_answers > 4

@@ -480,8 +480,8 @@ def test_bad_prompts_are_refused_with_a_fix(task, prompt):
 def test_other_bad_input_is_refused_with_a_fix(task):
     with pytest.raises(ValueError, match=r"no prompt was given.*Fix:"):
         task.encode(())
-    with pytest.raises(ValueError, match=r"split is 'test'.*Fix:"):
-        task.prompts("test")
+    with pytest.raises(ValueError, match=r"split` is 'tset'.*Fix:"):
+        task.prompts("tset")
     with pytest.raises(ValueError, match=r"no right answer.*Fix:"):
         task.answers("97!89:")
     ids = torch.zeros(3, 2, dtype=torch.long)

@@ -369,7 +369,7 @@ def test_bad_prompts_are_refused_with_a_fix(task, prompt):
 def test_other_bad_input_is_refused_with_a_fix(task):
     with pytest.raises(ValueError, match=r"reward is 'test'.*graded.*Fix:"):
         load_task("programs", reward="test")
-    with pytest.raises(ValueError, match=r"split is 'test'.*Fix:"):
-        task.prompts("test")
+    with pytest.raises(ValueError, match=r"split` is 'tset'.*Fix:"):
+        task.prompts("tset")
     with pytest.raises(ValueError, match=r"no right answer.*5 words.*Fix:"):
         task.answers("012>000,321>123;...:")

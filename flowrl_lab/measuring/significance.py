@@ -1,0 +1,115 @@
+"""Is it more, or chance?  Welch's test over seeds, and Holm's correction.
+
+Seeds are the unit: a small p says that other seeds would very likely give the same
+order on these prompts and this model; it says nothing of other tasks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from flowrl_lab.measuring.folder import RunResult
+from flowrl_lab.measuring.tables import metric_of
+
+__all__ = [
+    "LEVEL",
+    "Test",
+    "compare_runs_by_name",
+    "compare_values",
+    "correct_by_holm",
+    "corrected",
+    "welch_p",
+]
+
+LEVEL = 0.05  # of the corrected p, below which a sentence may say "more"
+FACTORS = ("effective_answers",)  # compared as logarithms
+
+
+def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """Two-sided p of Welch's test: how likely so large a difference is by chance.
+
+    Two samples without any spread: 1 if they are equal, else 0.
+    """
+    from scipy.stats import ttest_ind
+
+    if min(len(first), len(second)) < 2:
+        raise ValueError(
+            f"got {len(first)} and {len(second)} values; expected two or more each. "
+            "Fix: compare cells with several seeds."
+        )
+    if len({*first}) == len({*second}) == 1:
+        return 1.0 if first[0] == second[0] else 0.0
+    return float(ttest_ind(first, second, equal_var=False).pvalue)
+
+
+def correct_by_holm(ps: Sequence[float]) -> list[float]:
+    """Holm's corrected p of each of several tests, in their order.
+
+    Source: Holm, A simple sequentially rejective multiple test procedure (1979).
+    """
+    corrected, worst = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        worst = max(worst, min(1.0, (len(ps) - rank) * ps[place]))
+        corrected[place] = worst
+    return corrected
+
+
+@dataclass(frozen=True)
+class Test:
+    """One planned comparison, two-sided.
+
+    Attributes:
+        first, second: what is compared; ``second`` is "untrained" or a cell.
+        figure: on which figure.
+        when: at which moment of a run: "chosen" or "end".
+        difference: mean of the first minus that of the second.
+        p: uncorrected.
+        p_holm: corrected with all planned tests of its kind.
+    """
+
+    first: str
+    second: str
+    figure: str
+    when: str
+    difference: float
+    p: float
+    p_holm: float = math.nan
+
+    __test__ = False  # no test of pytest's
+
+
+def compare_values(
+    first: tuple[str, Sequence[float]],
+    second: tuple[str, Sequence[float]],
+    figure: str,
+    when: str = "end",
+) -> Test:
+    """Welch's test of two samples, each with its name; uncorrected."""
+    (a, x), (b, y) = first, second
+    difference = statistics.fmean(x) - statistics.fmean(y)
+    if figure in FACTORS:  # a factor, not a difference
+        x, y = ([math.log(value) for value in values] for values in (x, y))
+    return Test(a, b, figure, when, difference, welch_p(x, y))
+
+
+def corrected(tests: Sequence[Test]) -> list[Test]:
+    """The tests with Holm's p, corrected together."""
+    ps = correct_by_holm([test.p for test in tests])
+    return [dataclasses.replace(t, p_holm=p) for t, p in zip(tests, ps, strict=True)]
+
+
+def compare_runs_by_name(
+    groups: Mapping[str, Sequence[RunResult]], pairs: Iterable[tuple[str, str, str]]
+) -> list[Test]:
+    """The ends of runs compared: (name, other name, figure) each; corrected."""
+
+    def values(name: str, figure: str) -> tuple[str, list[float]]:
+        return name, [metric_of(run, figure) for run in groups[name]]
+
+    return corrected(
+        [compare_values(values(a, f), values(b, f), f) for a, b, f in pairs]
+    )

@@ -1,0 +1,624 @@
+"""Sentences that compare: each stands on a test of the recorded runs.
+
+``SENTENCES`` holds what README, ``data/results/README.md`` and notebooks 07, 08, 10
+and 11 say of the recorded study, word for word, with what must be true of the runs.
+A sentence that is changed, or runs that no longer bear it out, fail here; so does a
+sentence with a comparison in those sections that nobody has tied to anything.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from flowrl_lab.measuring.recorded import load_recorded
+from flowrl_lab.measuring.significance import LEVEL, compare_runs_by_name
+from flowrl_lab.measuring.study import judge_claims
+from flowrl_lab.measuring.tables import beside_untrained, group_runs, metric_of
+
+ROOT = Path(__file__).resolve().parents[2]
+MATHS, CODE, GRADED = "make_number", "programs", "make_number_graded"
+OURS, SOFT, SHARP, SHARPER = (f"flowrl β={b}" for b in (8, 4, 15, 30))
+PAPER, PASS, KL = "flowrl paper form β=15", "pass@4 training", "kl_reinforce β=8"
+VARGRAD, GRPO_KL, SLOW = "vargrad β=8", "grpo kl=0.1", "grpo lr=0.001"
+ACC, MANY, P64, FAR = "accuracy", "effective_answers", "pass@64", "kl_target_policy"
+MAXIMISERS = ("reinforce_pp", "ppo", "grpo", "dapo")
+README, RESULTS = "README.md", "data/results/README.md"
+N07, N08, N10, N11 = (
+    f"notebooks/{stem}.ipynb"
+    for stem in (
+        "07_tiny_lm_maths",
+        "08_tiny_lm_code",
+        "10_measuring_diversity",
+        "11_ablations_and_limits",
+    )
+)
+
+
+@cache
+def runs_of(study: str):
+    return load_recorded(study)
+
+
+@cache
+def groups_of(study: str):
+    return group_runs(beside_untrained(runs_of(study)))
+
+
+@cache
+def mean(study: str, name: str, key: str) -> float:
+    return statistics.fmean(metric_of(run, key) for run in groups_of(study)[name])
+
+
+# ------------------------------------------------------------- what must be true
+
+
+@dataclass(frozen=True)
+class More:
+    """``first`` has more than ``second``, by a corrected test ("untrained" is one)."""
+
+    study: str
+    figure: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Alike:
+    """No difference was found: p ≥ 0.05, not even corrected."""
+
+    study: str
+    figure: str
+    first: str
+    second: str
+
+    def holds(self) -> bool:
+        pair = (self.first, self.second, self.figure)
+        return compare_runs_by_name(groups_of(self.study), [pair])[0].p >= LEVEL
+
+
+@dataclass(frozen=True)
+class Says:
+    """A figure that the sentence prints, made of means."""
+
+    text: str
+    shown: str
+
+    def holds(self) -> bool:
+        return self.shown == self.text
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A plain fact of the means."""
+
+    true: bool
+
+    def holds(self) -> bool:
+        return self.true
+
+
+def times(study: str, first: str, second: str, text: str) -> Says:
+    ratio = mean(study, first, MANY) / mean(study, second, MANY)
+    return Says(text, f"{ratio:.1f}")
+
+
+def points(study: str, first: str, second: str, text: str) -> Says:
+    gap = 100 * (mean(study, first, ACC) - mean(study, second, ACC))
+    return Says(text, f"{gap:.1f}")
+
+
+def answers(study: str, name: str, text: str, digits: int = 1) -> Says:
+    return Says(text, f"{mean(study, name, MANY):.{digits}f}")
+
+
+def fewer(first: str, second: str, text: str) -> Says:
+    gap = mean(MATHS, first, MANY) - mean(MATHS, second, MANY)
+    return Says(text, f"{gap:.1f}")
+
+
+def verdict(study: str, ours: str, which: int) -> bool:
+    """Of ``judge_claims``: more accurate, more answers, pass@64, nobody ahead."""
+    return judge_claims(runs_of(study), ours=ours)[which].holds
+
+
+def all_below_start(key: str) -> Fact:
+    start = mean(CODE, "untrained", key)
+    names = [name for name in groups_of(CODE) if name != "untrained"]
+    return Fact(len(names) == 12 and all(mean(CODE, n, key) < start for n in names))
+
+
+def best_of_trained(name: str, key: str, *, most: bool = True) -> Fact:
+    pick = max if most else min
+    names = [n for n in groups_of(CODE) if n != "untrained"]
+    return Fact(pick(names, key=lambda n: mean(CODE, n, key)) == name)
+
+
+SAME_TARGET = [
+    Alike(MATHS, key, OURS, name) for name in (KL, VARGRAD) for key in (ACC, MANY)
+]
+SAME_ON_CODE = [
+    Alike(CODE, key, OURS, name) for name in (KL, VARGRAD) for key in (ACC, MANY, P64)
+]
+FOUR_TIMES = [More(MATHS, MANY, OURS, "grpo"), times(MATHS, OURS, "grpo", "4.2")]
+LIKE_GRPO = [Alike(MATHS, ACC, OURS, "grpo")]
+HALF_RATE = [
+    More(MATHS, MANY, SLOW, "grpo"),
+    answers(MATHS, SLOW, "5.0"),
+    answers(MATHS, "grpo", "3.1"),
+]
+DIAL = [More(MATHS, ACC, OURS, SOFT), points(MATHS, OURS, SOFT, "3.4")]
+DIAL += [More(MATHS, MANY, SOFT, OURS), fewer(SOFT, OURS, "2.5")]
+FLAT = [Alike(MATHS, ACC, SHARP, OURS), Alike(MATHS, ACC, SHARPER, SHARP)]
+FLAT += [More(MATHS, MANY, OURS, SHARP), More(MATHS, MANY, SHARP, SHARPER)]
+PAPER_LIKE_GRPO = [Alike(MATHS, key, PAPER, "grpo") for key in (ACC, MANY)]
+ALL_LOSE = [all_below_start(P64), all_below_start(MANY)]
+ENDS = [More(CODE, ACC, "untrained", "ppo"), More(CODE, ACC, SOFT, "untrained")]
+CODE_P64 = [More(CODE, P64, OURS, name) for name in ("ppo", "grpo", "reinforce_pp")]
+CODE_ACC = [More(CODE, ACC, OURS, name) for name in ("ppo", "grpo")]
+NO_MORE = [Alike(CODE, ACC, OURS, "reinforce_pp")]
+SOFT_BEST = [best_of_trained(SOFT, key) for key in (ACC, MANY, P64)]
+SOFT_BEST += [
+    best_of_trained(SOFT, key, most=False) for key in (FAR, "kl_policy_target")
+]
+SOFT_MORE = [More(CODE, key, SOFT, OURS) for key in (MANY, P64)]
+SOFT_LIKE = [Alike(CODE, ACC, SOFT, OURS)]
+RIVAL = [Alike(CODE, P64, OURS, PASS)]
+RPP_LEVEL = [Alike(MATHS, ACC, b, "reinforce_pp") for b in (SHARP, SHARPER)]
+RPP_FEWER = [More(MATHS, MANY, b, "reinforce_pp") for b in (SHARP, SHARPER)]
+
+JUDGED = [(MATHS, OURS), (MATHS, SOFT), (GRADED, OURS), (CODE, OURS), (CODE, SOFT)]
+
+# (page, sentence as it stands there, what must be true)
+SENTENCES: list[tuple[str, str, list]] = [
+    (README, "uses 4.2 times as many right answers as GRPO", FOUR_TIMES),
+    (README, "in accuracy no difference was found", LIKE_GRPO),
+    (README, "at the same temperature keeps as many", SAME_TARGET),
+    (README, "keeps 5.0 answers instead of 3.1", HALF_RATE),
+    (
+        README,
+        "every method, trained to the end, solves fewer prompts in 64 tries than "
+        "the untrained model",
+        ALL_LOSE[:1],
+    ),
+    (RESULTS, "uses 4.2 times as many answers as GRPO", FOUR_TIMES),
+    (RESULTS, "in accuracy no difference was found. Its KL", LIKE_GRPO),
+    (
+        RESULTS,
+        "is 11 % of GRPO's, and lower than the untrained model's",
+        [
+            Says(
+                "11", f"{100 * mean(MATHS, OURS, FAR) / mean(MATHS, 'grpo', FAR):.0f}"
+            ),
+            More(MATHS, FAR, "untrained", OURS),
+        ],
+    ),
+    (
+        RESULTS,
+        "between FlowRL, `kl_reinforce` and `vargrad` no difference was found in "
+        "accuracy or answers",
+        SAME_TARGET,
+    ),
+    (
+        RESULTS,
+        "keeps more answers than GRPO and fewer than FlowRL at β = 8",
+        [More(MATHS, MANY, GRPO_KL, "grpo"), More(MATHS, MANY, OURS, GRPO_KL)],
+    ),
+    (RESULTS, "GRPO keeps 5.0 answers instead of 3.1", HALF_RATE),
+    (RESULTS, "at β = 15 or 30 no difference in accuracy was found", RPP_LEVEL),
+    (RESULTS, "FlowRL has more answers at both", RPP_FEWER),
+    (
+        RESULTS,
+        "keeps no fewer answers than FlowRL at β = 8, at three points less accuracy",
+        [
+            Fact(mean(MATHS, PASS, MANY) > mean(MATHS, OURS, MANY)),
+            More(MATHS, ACC, OURS, PASS),
+            Says("3", f"{100 * (mean(MATHS, OURS, ACC) - mean(MATHS, PASS, ACC)):.0f}"),
+        ],
+    ),
+    (
+        RESULTS,
+        "DAPO and an entropy bonus keep fewer",
+        [More(MATHS, MANY, OURS, n) for n in ("dapo", "grpo entropy=0.03")],
+    ),
+    (RESULTS, "from 4 to 8 it buys 3.4 points of accuracy for 2.5 answers", DIAL),
+    (
+        RESULTS,
+        "From 8 to 15 and from 15 to 30 no difference in accuracy was found, and "
+        "each step costs answers",
+        FLAT,
+    ),
+    (
+        RESULTS,
+        "There no difference from GRPO was found, in accuracy or answers",
+        PAPER_LIKE_GRPO,
+    ),
+    (
+        RESULTS,
+        "Every run solves fewer prompts in 64 samples than the untrained model,** "
+        "and uses fewer programs",
+        ALL_LOSE,
+    ),
+    (
+        RESULTS,
+        "ends below the untrained model's for PPO, and above it for FlowRL at β = 4",
+        ENDS,
+    ),
+    (
+        RESULTS,
+        "keeps 3.7 times GRPO's programs and has a higher pass@64 than PPO, GRPO "
+        "and REINFORCE++",
+        [times(CODE, OURS, "grpo", "3.7"), More(CODE, MANY, OURS, "grpo"), *CODE_P64],
+    ),
+    (RESULTS, "It is more accurate than PPO and GRPO", CODE_ACC),
+    (RESULTS, "from REINFORCE++ no difference in accuracy was found", NO_MORE),
+    (RESULTS, "β = 4 has the best mean of all trained rows on every line", SOFT_BEST),
+    (RESULTS, "Over β = 8 it has more programs and a higher pass@64", SOFT_MORE),
+    (RESULTS, "higher pass@64; in accuracy no difference was found", SOFT_LIKE),
+    (
+        RESULTS,
+        "at β = 8 no difference was found in accuracy, programs or pass@64",
+        SAME_ON_CODE,
+    ),
+    (RESULTS, "nor between pass@4 training and FlowRL in pass@64", RIVAL),
+    (
+        RESULTS,
+        "no difference in accuracy was found between FlowRL at β = 8 and any of "
+        "REINFORCE++, PPO, GRPO and DAPO",
+        [Alike(GRADED, ACC, OURS, name) for name in MAXIMISERS],
+    ),
+    (
+        RESULTS,
+        "it keeps 2.1 times GRPO's answers, and REINFORCE++ keeps 1.9 times",
+        [
+            times(GRADED, OURS, "grpo", "2.1"),
+            More(GRADED, MANY, OURS, "grpo"),
+            times(GRADED, "reinforce_pp", "grpo", "1.9"),
+            More(GRADED, MANY, "reinforce_pp", "grpo"),
+        ],
+    ),
+    (N07, "keeps **four times** GRPO's effective answers", FOUR_TIMES),
+    (
+        N07,
+        "its KL to the target is a ninth of GRPO's",
+        [Says("9", f"{mean(MATHS, 'grpo', FAR) / mean(MATHS, OURS, FAR):.0f}")],
+    ),
+    (
+        N07,
+        "In *accuracy* the two points between them could be chance",
+        [
+            *LIKE_GRPO,
+            Says(
+                "2", f"{100 * (mean(MATHS, OURS, ACC) - mean(MATHS, 'grpo', ACC)):.0f}"
+            ),
+        ],
+    ),
+    (
+        N07,
+        "Nobody keeps them all",
+        [
+            Fact(
+                all(
+                    mean(MATHS, n, MANY) < mean(MATHS, "untrained", MANY)
+                    for n in groups_of(MATHS)
+                    if n != "untrained"
+                )
+            )
+        ],
+    ),
+    (
+        N07,
+        "At β = 15 no difference in accuracy from REINFORCE++ is found, the maximiser "
+        "with the best mean (85 %), and FlowRL has 10 effective answers instead of 6",
+        [
+            RPP_LEVEL[0],
+            RPP_FEWER[0],
+            answers(MATHS, SHARP, "10", 0),
+            answers(MATHS, "reinforce_pp", "6", 0),
+            Says("85", f"{100 * mean(MATHS, 'reinforce_pp', ACC):.0f}"),
+            Fact(max(MAXIMISERS, key=lambda n: mean(MATHS, n, ACC)) == "reinforce_pp"),
+        ],
+    ),
+    (
+        N07,
+        "Between `vargrad`, `kl_reinforce` and FlowRL no difference is found",
+        SAME_TARGET,
+    ),
+    (
+        N07,
+        "A KL penalty of 0.1 takes GRPO from 3 to 9. Most of what separates the two "
+        "is that penalty",
+        [
+            answers(MATHS, "grpo", "3", 0),
+            answers(MATHS, GRPO_KL, "9", 0),
+            More(MATHS, MANY, GRPO_KL, "grpo"),
+            Fact(
+                2 * (mean(MATHS, GRPO_KL, MANY) - mean(MATHS, "grpo", MANY))
+                > mean(MATHS, OURS, MANY) - mean(MATHS, "grpo", MANY)
+            ),
+        ],
+    ),
+    (N07, "The paper's form **at β = 15** ends where GRPO does", PAPER_LIKE_GRPO),
+    (N07, "it buys 3.4 points of accuracy for 2.5 answers", DIAL),
+    (
+        N07,
+        "from 8 to 15 and from 15 to 30 no difference in accuracy is found, and each "
+        "step costs more than 2 answers",
+        [*FLAT, Fact(mean(MATHS, SHARP, MANY) - mean(MATHS, SHARPER, MANY) > 2)],
+    ),
+    (
+        N07,
+        "GRPO, PPO and the paper's form at β = 15 lie far to the left and no higher",
+        [
+            *PAPER_LIKE_GRPO,
+            *LIKE_GRPO,
+            Alike(MATHS, ACC, OURS, "ppo"),
+            Alike(MATHS, ACC, OURS, PAPER),
+            More(MATHS, MANY, OURS, "ppo"),
+        ],
+    ),
+    (
+        N07,
+        "is level with FlowRL at β = 15, but further left",
+        [RPP_LEVEL[0], RPP_FEWER[0]],
+    ),
+    (
+        N07,
+        "at pass@1 it does not beat REINFORCE++",
+        [
+            Fact(mean(MATHS, b, ACC) <= mean(MATHS, "reinforce_pp", ACC) + 0.001)
+            for b in (SOFT, OURS, SHARP, SHARPER)
+        ],
+    ),
+    (N07, "against `kl_reinforce` and `vargrad` no difference is found", SAME_TARGET),
+    (
+        N08,
+        "every trained row has fewer programs, and solves fewer prompts in 64 samples",
+        ALL_LOSE,
+    ),
+    (N08, "PPO ends below the untrained accuracy; FlowRL at β = 4 ends above it", ENDS),
+    (
+        N08,
+        "keeps more than three times GRPO's effective programs, has a higher pass@64 "
+        "than PPO, GRPO and REINFORCE++, and is more accurate than PPO and GRPO",
+        [
+            *CODE_P64,
+            *CODE_ACC,
+            More(CODE, MANY, OURS, "grpo"),
+            Fact(mean(CODE, OURS, MANY) > 3 * mean(CODE, "grpo", MANY)),
+        ],
+    ),
+    (N08, "From REINFORCE++ no difference in accuracy is found", NO_MORE),
+    (N08, "**β = 4 has the best mean on every line.**", SOFT_BEST),
+    (
+        N08,
+        "Over β = 8 it has more programs and a higher pass@64; in accuracy no "
+        "difference is found",
+        [*SOFT_MORE, *SOFT_LIKE],
+    ),
+    (N08, "and FlowRL at β = 8 no difference is found", SAME_ON_CODE),
+    (N08, "and β = 8 in pass@64", RIVAL),
+    (
+        N08,
+        "*DAPO* ends where GRPO does: its wider clip keeps no more programs here",
+        [Alike(CODE, key, "dapo", "grpo") for key in (ACC, MANY)],
+    ),
+    (
+        N10,
+        "about 3 against 13, from 20 before training",
+        [
+            answers(MATHS, "grpo", "3", 0),
+            answers(MATHS, OURS, "13", 0),
+            answers(MATHS, "untrained", "20", 0),
+            More(MATHS, MANY, OURS, "grpo"),
+        ],
+    ),
+    (
+        N11,
+        "so does VarGrad, which has no Z network: no difference is found",
+        SAME_TARGET,
+    ),
+    (N11, "**the paper's own form at β = 15 ends where GRPO does**", PAPER_LIKE_GRPO),
+    (
+        N11,
+        "From 4 to 8 accuracy rises. From 8 to 15, and from 15 to 30, no difference is "
+        "found, and answers are lost at each step",
+        [DIAL[0], *FLAT],
+    ),
+    (
+        N11,
+        "nowhere is FlowRL more accurate than every maximiser",
+        [Fact(not verdict(study, name, 0)) for study, name in JUDGED],
+    ),
+    (
+        N11,
+        "at β = 8 none is found to be more accurate than FlowRL either, at β = 4 "
+        "REINFORCE++ is, on maths",
+        [Fact(verdict(study, OURS, 3)) for study in (MATHS, CODE, GRADED)]
+        + [More(MATHS, ACC, "reinforce_pp", SOFT)],
+    ),
+    (
+        N11,
+        "at β = 8 *pass@4 training* keeps as many there",
+        [Fact(mean(MATHS, PASS, MANY) >= mean(MATHS, OURS, MANY))],
+    ),
+    (
+        N11,
+        "on programs β = 4 is above every maximiser",
+        [Fact(verdict(CODE, SOFT, 2))],
+    ),
+    (N11, "every trained row is below the untrained model", ALL_LOSE[:1]),
+    (
+        N11,
+        "the mean of REINFORCE++ is never the lowest",
+        [
+            Fact(
+                min(
+                    ("reinforce_pp", "ppo", "grpo", OURS),
+                    key=lambda n: mean(study, n, ACC),
+                )
+                != "reinforce_pp"
+            )
+            for study in (MATHS, CODE, GRADED)
+        ],
+    ),
+    (
+        N11,
+        "more answers than every maximiser on programs, and at β = 4 on maths",
+        [More(CODE, MANY, OURS, n) for n in (*MAXIMISERS, PASS)]
+        + [More(MATHS, MANY, SOFT, n) for n in (*MAXIMISERS, PASS)],
+    ),
+]
+
+
+@cache
+def corrected_tests() -> dict[More, tuple[float, float]]:
+    """Every ``More``: its difference and p, corrected with all others of its study."""
+    every = dict.fromkeys(c for _, _, cs in SENTENCES for c in cs if type(c) is More)
+    found = {}
+    for study in (MATHS, CODE, GRADED):
+        mine = [check for check in every if check.study == study]
+        pairs = [(check.first, check.second, check.figure) for check in mine]
+        tests = compare_runs_by_name(groups_of(study), pairs)
+        found |= {c: (t.difference, t.p_holm) for c, t in zip(mine, tests, strict=True)}
+    return found
+
+
+def holds(check) -> bool:
+    if type(check) is More:
+        difference, p = corrected_tests()[check]
+        return difference > 0 and p < LEVEL
+    return check.holds()
+
+
+def prose(page: str) -> str:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    if page.endswith(".ipynb"):
+        cells = nbformat.reads(text, as_version=nbformat.NO_CONVERT).cells
+        text = "\n\n".join(c.source for c in cells if c.cell_type == "markdown")
+    return text
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize(("page", "sentence", "checks"), SENTENCES)
+def test_a_sentence_of_comparison_is_borne_out_by_the_runs(page, sentence, checks):
+    assert sentence in flat(prose(page)), f"{page} no longer says: {sentence}"
+    assert checks
+    failed = [check for check in checks if not holds(check)]
+    assert not failed, f"{page}: {sentence!r} is not borne out: {failed}"
+
+
+# ------------------------------------------------------------- none left out
+
+COMPARES = re.compile(
+    r"\b(more|fewer|less|most|higher|lower|best|better|ahead|beats?|as many|"
+    r"as accurate|equals?|equally|level|times|within the spread|no difference|keeps?|"
+    r"collapses|ends? (?:below|above|where))\b",
+    re.IGNORECASE,
+)
+# Where the recorded study is talked about: from a heading to the next of its rank.
+SECTIONS = (
+    (README, "## What it shows"),
+    (RESULTS, "## What was measured"),
+    (N07, "## 7.8"),
+    (N07, "## 7.9"),
+    (N08, "## 8.7"),
+    (N11, "## 11.2"),
+)
+# Sentences there that compare, but not runs: what a word means, what was done, theory.
+NO_COMPARISON_OF_RUNS = (
+    "is that of the policy among right answers",
+    "means that Welch's test",
+    '"more" and "fewer", that p is below 0.05',
+    "What keeps the answers is the target",
+    "part of the gap is how far one has trained",
+    "It buys variety, not accuracy",
+    "After 200 steps this table says as much about *overtraining*",
+    "what stopping earlier would give is not in these recordings",
+    "that is part of the order of the maximisers",
+    "with its smaller β untried",
+    "On the 100-state landscape",
+    "FlowRL ends at KL",
+    "GRPO, PPO and REINFORCE++ end on one state",
+    "With **graded rewards** (brief answers earn more",
+    "The protocol](../study/PROTOCOL.md) of a fairer study",
+    "the same sampling budget and the same search for everyone",
+    # questions, and what words mean
+    "which of these keep as many answers as FlowRL?",
+    "*As many* shall mean",
+    "within the spread of five seeds, one answer.",
+    "Which of these are more than chance?",
+    "Welch's test, over the five seeds of each",
+    "More, or chance?",
+    "how often would two rows of seeds differ this much",
+    "whoever asks twenty times finds one p",
+    "the smallest is multiplied by their number",
+    '"more" holds if every such test says so',
+    # how to read a plot, what the untrained model is, theory, what was done
+    "Up is more often right, to the right is more varied",
+    "At the lower right is the model before training",
+    "it has all of its answers, and is right less than half of the time",
+    "It is the *target* that keeps the variety",
+    "There β r̂ counts *per token*",
+    "ask there for more than a small policy can follow",
+    "The dial trades one against the other",
+    "five seeds of each of these algorithms and of several more",
+    "the best *training* reward wins",
+    "Some rivals keep up.",
+    "Two more things have to be said beside that table",
+    "of the next study gives both forms six β",
+)
+
+
+def section(page: str, heading: str) -> str:
+    text = prose(page)
+    start = text.index(heading)
+    rest = text[start + len(heading) :]
+    end = re.search(r"^## ", rest, flags=re.MULTILINE)
+    rest = rest[: end.start()] if end else rest
+    return re.sub(r"<!-- recorded.*?end of the table -->", " ", rest, flags=re.DOTALL)
+
+
+def sentences_of(text: str) -> list[str]:
+    """Also at list items, which need not end with a stop."""
+    parts = re.split(r"(?<=[.!?:;])\**\s+|\n\s*[-*] |\n\n", text)
+    return [flat(part).removeprefix("- ") for part in parts if part.strip()]
+
+
+@pytest.mark.parametrize(("page", "heading"), SECTIONS)
+def test_every_comparison_there_is_tied_to_the_runs(page, heading):
+    tied = [sentence for where, sentence, _ in SENTENCES if where == page]
+    known = [*tied, *NO_COMPARISON_OF_RUNS]
+    loose = [
+        said
+        for said in sentences_of(section(page, heading))
+        if COMPARES.search(said)
+        and not any(one in said or said.rstrip(".:;*") in one for one in known)
+    ]
+    assert not loose, "\n".join(loose)
+
+
+def test_a_comparison_that_nobody_has_tied_is_found():
+    text = "It is fast. FlowRL beats GRPO here.\n\n- and keeps more answers"
+    found = [s for s in sentences_of(text) if COMPARES.search(s)]
+    assert found == ["FlowRL beats GRPO here.", "and keeps more answers"]
+
+
+def test_what_the_runs_do_not_bear_out_fails():
+    """The sentences that stood here before, each by the test that it lacked."""
+    assert not holds(Fact(mean(CODE, OURS, P64) >= mean(CODE, "untrained", P64)))
+    assert Alike(CODE, ACC, OURS, "reinforce_pp").holds()  # "a little more accurate"
+    sharpest = max(
+        (SOFT, OURS, SHARP, SHARPER), key=lambda name: mean(MATHS, name, ACC)
+    )
+    assert sharpest == SHARPER  # "β = 15, its most accurate setting"
+    assert not Alike(MATHS, MANY, OURS, "grpo").holds()
