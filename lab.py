@@ -70,6 +70,8 @@ PYTEST_OPTIONS_WITH_VALUE = (
     *("--ignore", "--deselect", "--maxfail", "--tb", "--rootdir", "--basetemp"),
 )
 CELL_TIMEOUT_SECONDS = {"quick": 300, "full": 1200}
+# Not in the learner's file browser: sources with solutions, and the server's own.
+HIDDEN = ("INSTRUCTORS.md", "instructor", "[1-9]_*.py", "__pycache__", "*~")
 COPIES = ROOT / "test-artifacts" / "notebooks"  # exercises left alone and solved
 
 
@@ -550,6 +552,7 @@ def build_jupyter_command(python, options):
         *(python, "-m", "jupyterlab"),
         f"--ServerApp.root_dir={ROOT}",
         f"--LabApp.app_settings_dir={ROOT / '.jupyter'}",
+        *(f"--ContentsManager.hide_globs={name}" for name in HIDDEN),
         f"--LabApp.workspaces_dir={write_workspace(options.venv)}",
     ]
     if (ROOT / FIRST_NOTEBOOK).exists():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ __all__ = [
 
 HANDOUT_FORMAT = 1
 ANSWER_STUB = "*Your answer here.*"
-NUMBER_STUB = "None  # your number here"
+NUMBER_STUB = r"None  # your .*"  # "your number here", "your set of names here"
 KERNEL = {
     "kernelspec": {
         "display_name": "Python 3 (ipykernel)",
@@ -236,9 +237,8 @@ def _fill_numbers(text: str, questions: dict[str, Question]) -> str:
                 shown = "{" + ", ".join(map(repr, sorted(value))) + "}"
             else:
                 shown = f"{value:.5g}" if isinstance(value, float) else repr(value)
-            text = text.replace(
-                f"{question.name} = {NUMBER_STUB}", f"{question.name} = {shown}"
-            )
+            stub = rf"\b{re.escape(question.name)} = {NUMBER_STUB}"
+            text = re.sub(stub, lambda _, s=f"{question.name} = {shown}": s, text)
     return text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 
 from flowrl_lab.commands import DONE, FAILED, INTERRUPTED
@@ -71,6 +72,18 @@ def plan_jobs(args: argparse.Namespace) -> list:
     return jobs
 
 
+def _tell_sampled(jobs: list) -> None:
+    """Of a task without a list of answers: what the last batches showed."""
+    from flowrl_lab.measuring.progress import describe_groups
+    from flowrl_lab.training.records import record_from_dict
+
+    for job in jobs:
+        text = (job.folder / "records.jsonl").read_text(encoding="utf-8")
+        last = record_from_dict(json.loads(text.splitlines()[-1]))
+        print(f"{job.folder}: {describe_groups(last)}")
+    print("The task lists no answers. Judge runs: python -m flowrl_lab evaluate FOLDER")
+
+
 def _tell(args: argparse.Namespace, jobs: list, outcome) -> int:
     """Write the report of what is finished, then print the table."""
     from flowrl_lab.measuring.folder import load_result
@@ -92,6 +105,8 @@ def _tell(args: argparse.Namespace, jobs: list, outcome) -> int:
         )
     if results:
         print(format_table(results))
+    elif not (outcome.failed or outcome.interrupted):
+        _tell_sampled(jobs)
     for job, reason in outcome.failed:
         print(f"failed: {job.folder.name}: {reason}", file=sys.stderr)
     if outcome.interrupted:

@@ -41,7 +41,11 @@ def run_train(args: argparse.Namespace) -> int:
     config = build_config(args, args.algorithm, args.seed)
     from flowrl_lab.course.session import choose_threads
     from flowrl_lab.measuring.folder import is_finished, load_result
-    from flowrl_lab.measuring.progress import ProgressLine, describe_step
+    from flowrl_lab.measuring.progress import (
+        ProgressLine,
+        describe_groups,
+        describe_step,
+    )
     from flowrl_lab.measuring.runner import prepare_run, stop_on_interrupt, train_into
     from flowrl_lab.measuring.tables import format_table
 
@@ -63,8 +67,9 @@ def run_train(args: argparse.Namespace) -> int:
         print(f"Go on with: {command_to_go_on(args)}")
         return INTERRUPTED
     if not is_finished(args.out):  # a task without a referee
-        solved = run.records[-1].parts.get("solved", float("nan"))
-        print(f"Trained; {solved:.0%} of the last batch was solved. In {args.out}.")
+        print(f"The last batch: {describe_groups(run.records[-1])}.")
+        print(f"Trained, in {args.out}. Judge it with:")
+        print(f"python -m flowrl_lab evaluate {args.out}")
         return DONE
     print(format_table([load_result(args.out)]))
     print(f"Results in {args.out}.")

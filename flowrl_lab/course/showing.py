@@ -17,13 +17,14 @@ STRESS = re.compile(r"(?<![\w*])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])")
 
 # Run All jumps to the last cell; this goes back, until the learner moves the page.
 STAY = """
-const cell = element.closest(".jp-Cell");
-let free = !cell || Date.now() - MADE > 20000;
+let free = Date.now() - MADE > 60000;
 for (const act of ["wheel", "pointerdown", "keydown", "touchstart"])
   window.addEventListener(act, () => { free = true; }, {once: true, passive: true});
 const last = Date.now() + 180000;
 const timer = setInterval(() => {
-  if (free || !cell.isConnected || Date.now() > last) return clearInterval(timer);
+  if (free || Date.now() > last) return clearInterval(timer);
+  const cell = element.closest(".jp-Cell");  // none before the output is attached
+  if (!cell || !cell.isConnected) return;
   const top = cell.getBoundingClientRect().top;
   if (top < 0 || top > window.innerHeight / 3) cell.scrollIntoView({block: "start"});
 }, 250);

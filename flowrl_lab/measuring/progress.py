@@ -8,9 +8,10 @@ import time
 
 from tqdm import tqdm
 
+from flowrl_lab.metrics import GROUP_MEASURES
 from flowrl_lab.types import StepRecord
 
-__all__ = ["ProgressLine", "describe_step"]
+__all__ = ["ProgressLine", "describe_groups", "describe_step"]
 
 LINES_WITHOUT_TERMINAL = 10
 
@@ -58,3 +59,12 @@ class ProgressLine:
 def describe_step(record: StepRecord) -> str:
     """The note beside the bar; before the first step there is no batch to speak of."""
     return "" if math.isnan(record.reward) else f"reward {record.reward:.3f}"
+
+
+def describe_groups(record: StepRecord) -> str:
+    """What the groups of a step's batch showed, beside what they showed untrained."""
+    return ", ".join(
+        f"{GROUP_MEASURES[name]} {record.sampled[name]:.2f} (untrained {mean:.2f})"
+        for name, (mean, _) in record.floor.items()
+        if name in ("right", "distinct", "effective")
+    )

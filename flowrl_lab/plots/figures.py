@@ -54,7 +54,8 @@ PLOTLY_MIME = "application/vnd.plotly.v1+json"
 INK = "#757575"
 THEME = (
     '.js-plotly-plot:has(.main-svg[style*="rgba(0, 0, 0, 0)"]) '
-    "text:not(.hoverlayer *){fill:var(--jp-content-font-color1,#757575)!important}"
+    "text:not(.hoverlayer *,.heatmap-label *)"  # a cell's name has its cell's contrast
+    "{fill:var(--jp-content-font-color1,#757575)!important}"
 )
 GRID, GREY = "rgba(128,128,128,.3)", "rgba(128,128,128,.35)"
 to_plain = partial(plain_values, infinite=lambda _value: None)  # a gap

@@ -23,7 +23,7 @@ __all__ = [
     "place_page",
 ]
 
-WIDTH = 830.0  # fits a cell of JupyterLab on a 1280-pixel screen
+WIDTH = 740.0  # fits a cell of JupyterLab beside its file list on a 1200-pixel screen
 HEADER_LINE = 24
 CURVE_HEIGHT = 190.0
 STATES_HEIGHT = 150.0

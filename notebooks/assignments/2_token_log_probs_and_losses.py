@@ -687,7 +687,7 @@ for name, loss in zoo.items():
 # The names of the broken ones, as a set of texts.
 
 # %% question="BROKEN"
-BROKEN = None  # your number here
+BROKEN = None  # your set of names here
 
 # %% check="BROKEN"
 assignment.check("BROKEN", BROKEN)

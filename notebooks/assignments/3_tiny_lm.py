@@ -486,14 +486,14 @@ recorded(
 
 # %% [markdown] argued="defence"
 # ### BEGIN SOLUTION
-# I tried eight settings with seed 0 and kept two: β = 8 in the textbook form (raw reward, token
+# I tried eight settings with seed 0 and kept two: β = 10 in the textbook form (raw reward, token
 # sums) as the accurate entry, β = 4 as the diverse one. β moves along the front: a larger one
 # buys accuracy and costs answers. Z-scored rewards with token means collapse to about one answer
 # on this model, as GRPO does, whatever β is in its usual range. The features of log Z changed
 # less than the spread between seeds. With three seeds the difference in effective answers
 # between the entries is many standard errors (Welch's t above 10); that of accuracy too. A
 # KL-regularised REINFORCE with kl_coef = 1/β aims at the same target, and theory says the same
-# optimum; I would run it with three seeds at 1/8 and 1/4 and expect no difference above chance.
+# optimum; I would run it with three seeds at 1/10 and 1/4 and expect no difference above chance.
 # My choice loses to GRPO in accuracy alone.
 # ### END SOLUTION
 

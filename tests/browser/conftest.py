@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -63,6 +64,7 @@ def lab_address(lab_folder: Path) -> Iterator[str]:
         *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"),
         f"--IdentityProvider.token={TOKEN}",
         f"--LabApp.app_settings_dir={ROOT / '.jupyter'}",
+        f"--LabApp.workspaces_dir={load_launcher().write_workspace(lab_folder)}",
     ]
     environment = {k: v for k, v in os.environ.items() if k != "FLOWRL_HEADLESS"}
     environment |= {
@@ -100,6 +102,14 @@ def visit(browser: Browser, lab_address: str) -> Iterator[Visit]:
     hosts = {a.hostname for a in web if a.scheme in ("http", "https", "ws", "wss")}
     assert hosts == {urlsplit(lab_address).hostname}
     assert [error for error in visit.errors if error != ANYWIDGET_GAVE_UP] == []
+
+
+def load_launcher():
+    """lab.py as a module: the first look is its own."""
+    spec = importlib.util.spec_from_file_location("lab", ROOT / "lab.py")
+    launcher = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launcher)
+    return launcher
 
 
 def find_free_port() -> int:

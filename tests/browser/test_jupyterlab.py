@@ -11,6 +11,7 @@ import time
 import pytest
 from pages import (
     ROOT,
+    TOKEN,
     Visit,
     error_outputs,
     look_at_plots,
@@ -67,6 +68,20 @@ NOTEBOOKS = [
     pytest.param(path.stem, marks=() if path.stem in ALWAYS else pytest.mark.full)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
 ]
+
+
+def test_it_opens_with_the_contents_and_room_for_the_names(visit, lab_address):
+    """As the launcher opens it: by a notebook's address, in the first workspace."""
+    path = "/lab/tree/notebooks/00_start_here.ipynb"
+    visit.page.goto(f"{lab_address}{path}?token={TOKEN}")
+    contents = visit.page.locator("#table-of-contents")
+    contents.get_by_text("0.1").first.wait_for()
+    assert contents.bounding_box()["width"] >= 300
+    visit.screenshot("first-look")
+    visit.page.locator('[data-id="filebrowser"]').first.click()
+    name = visit.page.get_by_text("03_trajectory_balance.ipynb").first
+    name.wait_for()
+    assert name.evaluate("e => e.scrollWidth <= e.clientWidth")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

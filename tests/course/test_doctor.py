@@ -218,3 +218,23 @@ def test_what_the_kernel_does_not_hold_in_the_sandbox_is_named(monkeypatch, weak
 def test_looking_prints_nothing(monkeypatch):
     monkeypatch.setattr(builtins, "print", lambda *_a, **_k: pytest.fail("printed"))
     doctor.run_doctor()
+
+
+def test_at_a_glance_it_is_one_line_that_opens_where_something_is_broken(monkeypatch):
+    shown: list[dict] = []
+    monkeypatch.setattr(doctor, "show", shown.append)
+    good = Check("Python", "ok", "3.11")
+    bad = Check("torch", "broken", "not <installed>", "pip install torch")
+    for checks in ([good], [good, bad]):
+        monkeypatch.setattr(doctor, "run_doctor", lambda found=checks: found)
+        doctor.glance()
+    well, ill = shown
+    assert well["text/plain"] == "1 checks: everything needed is here"
+    assert "<details><summary>1 checks" in well["text/html"]
+    assert "Python" in well["text/html"]
+    assert "1 of 2 checks found something to mend" in ill["text/plain"]
+    assert "fix: pip install torch" in ill["text/plain"]
+    assert (
+        "<details open>" in ill["text/html"]
+        and "&lt;installed&gt;" in (ill["text/html"])
+    )

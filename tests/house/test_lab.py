@@ -217,6 +217,22 @@ def test_the_first_look_is_written_once_and_then_left_as_it_is(lab, tmp_path):
     assert json.loads(moved.read_text())["data"] == {}
 
 
+def test_the_learners_file_browser_shows_nothing_of_the_instructors(lab):
+    from jupyter_server.services.contents.largefilemanager import LargeFileManager
+    from traitlets.config import Application
+
+    options, _ = lab.parse_arguments([])
+    command = lab.build_jupyter_command("py", options)
+    given = Application()
+    given.classes = [LargeFileManager]
+    given.parse_command_line([part for part in command if "hide_globs" in part])
+    contents = LargeFileManager(config=given.config, root_dir=str(ROOT))
+    seen = contents.get("notebooks/assignments")["content"]
+    assert [entry["name"] for entry in seen] == ["student"]
+    assert contents.should_list("glossary.md") and not contents.should_list("x~")
+    assert not contents.should_list("instructor")  # what `assign build` makes
+
+
 # -------------------------------------------------------------- what is installed
 
 

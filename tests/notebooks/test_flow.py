@@ -39,10 +39,10 @@ class Flow:
     cells: tuple[str, ...]
 
 
-def names_in(source: str, context: type) -> set[str]:
+def names_in(source: str | ast.AST, context: type) -> set[str]:
     """The names that a cell loads, or stores (definitions and imports too)."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source) if isinstance(source, str) else source):
         if isinstance(node, ast.Name) and isinstance(node.ctx, context):
             found.add(node.id)
         elif context is ast.Store:
@@ -55,8 +55,18 @@ def names_in(source: str, context: type) -> set[str]:
 
 def names_taken(source: str) -> set[str]:
     """What a cell takes from earlier ones."""
-    arguments = {n.arg for n in ast.walk(ast.parse(source)) if isinstance(n, ast.arg)}
-    return names_in(source, ast.Load) - names_in(source, ast.Store) - arguments
+    taken: set[str] = set()
+    made: set[str] = set()
+    for statement in ast.parse(source).body:
+        inner = {n.arg for n in ast.walk(statement) if isinstance(n, ast.arg)}
+        for node in ast.walk(statement):
+            if isinstance(node, ast.comprehension):
+                inner |= names_in(node.target, ast.Store)
+        if not isinstance(statement, ast.Assign | ast.AugAssign):
+            inner |= names_in(statement, ast.Store)  # loop variables, and the like
+        taken |= names_in(statement, ast.Load) - made - inner
+        made |= names_in(statement, ast.Store)
+    return taken
 
 
 def find_needed(cells: list[str], target: int, own: str) -> tuple[str, ...]:
@@ -68,6 +78,18 @@ def find_needed(cells: list[str], target: int, own: str) -> tuple[str, ...]:
             needed.insert(0, source)
             wanted = wanted - made | names_taken(source) - {own}
     return tuple(needed)
+
+
+def find_showing(cells: list[str], start: int, name: str) -> list[int]:
+    """The cells from ``start`` on that show what may have come from ``name``."""
+    touched, showing = {name}, []
+    for number in range(start, len(cells)):
+        if names_in(cells[number], ast.Load) & touched:
+            touched |= names_in(cells[number], ast.Store)
+            body = ast.parse(cells[number]).body
+            if "print(" in cells[number] or isinstance(body[-1], ast.Expr):
+                showing.append(number)
+    return showing
 
 
 def find_flows(path: Path) -> list[Flow]:
@@ -85,9 +107,12 @@ def find_flows(path: Path) -> list[Flow]:
         if "exercise" not in mark or " = use(" not in sources[index + 1]:
             continue
         module, _, name = mark["solution"].partition(":")
-        rest = range(index + 2, len(cells))
-        later = [i for i in rest if name in names_in(sources[i], ast.Load)]
-        ways = [find_needed(sources, i, name) for i in later]
+        ways = [
+            way
+            for target in find_showing(sources, index + 2, name)
+            for way in [find_needed(sources, target, name)]
+            if any(name in names_in(source, ast.Load) for source in way)
+        ]
         if ways:  # the one without training, or else the shortest
             cost = lambda way: (any(t in "".join(way) for t in TRAINING), len(way))
             flows.append(Flow(name, mark["solution"], min(ways, key=cost)))

@@ -19,7 +19,6 @@ STEMS = [path.stem for path in NOTEBOOKS]
 # Up to 06 the toys, then the language models.
 MOST_CELLS, MOST_WORDS = (90, 100), (2500, 3000)
 TOO_LONG = {
-    "04_token_log_probs",
     "07_tiny_lm_maths",
     "10_measuring_diversity",
     "11_ablations_and_limits",
@@ -27,11 +26,10 @@ TOO_LONG = {
 NO_NEXT = {
     "07_tiny_lm_maths",
     "08_tiny_lm_code",
-    "09_lora_llm",
     "10_measuring_diversity",
     "11_ablations_and_limits",
 }
-BARE_ASSERTS = NO_NEXT | {"04_token_log_probs"}
+BARE_ASSERTS = NO_NEXT | {"09_lora_llm"}
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=STEMS)
 
@@ -85,3 +83,17 @@ def test_every_assert_says_what_it_means_for_the_reader(path):
         if isinstance(node, ast.Assert) and node.msg is None
     ]
     assert (not bare) == (path.stem not in BARE_ASSERTS), bare
+
+
+def table_of(text: str) -> dict[str, list[str]]:
+    """Notebook's number -> minutes to read and to run, from a table of the course."""
+    rows = re.findall(r"^\| \[?(\d\d) .*\|([^|]+)\|([^|]+)\|$", text, flags=re.MULTILINE)
+    return {number: [reading.strip(), running.strip()] for number, *_, reading, running
+            in rows}
+
+
+def test_the_first_notebook_lists_the_whole_course_as_the_readme_does():
+    course = table_of("\n".join(cells_of(NOTEBOOKS[0], "markdown")))
+    assert list(course) == [stem[:2] for stem in STEMS]
+    readme = NOTEBOOKS[0].parents[1] / "README.md"
+    assert course == table_of(readme.read_text(encoding="utf-8"))

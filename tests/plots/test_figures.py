@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from flowrl_lab.plots.figures import (
     INK,
+    THEME,
     bundle_from_page,
     figure_from_records,
     page_from_records,
@@ -124,6 +125,8 @@ def test_answers_are_written_into_cells_that_have_room(short: bool) -> None:
     svg = svg_from_records(records, solution_map=True)
     words = [e.text for e in ElementTree.fromstring(svg).iter(f"{SVG}text")]
     assert words.count("23") == (len(cells) if short else 0)
+    # the page's own colour must not reach them: they are read on their cell's
+    assert ":not(.hoverlayer *,.heatmap-label *)" in THEME
 
 
 def test_seeds_share_a_colour_and_one_legend_entry() -> None:

@@ -5,7 +5,8 @@
 ``python3 lab.py test`` runs the copies: all cells of a notebook as they are shipped,
 and after each exercise's check a few more.  The stub must have been "not attempted";
 what ``hint_and_solution`` shows is pasted over it; then the check must say "passed".
-One run so covers both learners, the one who skips and the one who solves.
+One run so covers both learners, the one who skips and the one who solves.  And no
+line that is printed may be too long for the page.
 """
 
 from __future__ import annotations
@@ -18,6 +19,29 @@ from nbformat.v4 import new_code_cell
 
 from flowrl_lab.course import hint_and_solution
 
+# What a page of 1,360 pixels shows in one line; longer ones are cut or wrapped.
+COLUMNS = 100
+WATCH = f"""\
+import builtins
+
+_wide, _print = [], builtins.print
+
+
+def _measured(*given, sep=" ", file=None, **settings):
+    text = "" if file else (sep or " ").join(map(str, given))
+    _wide.extend(line for line in text.splitlines() if len(line) > {COLUMNS})
+    _print(*given, sep=sep, file=file, **settings)
+
+
+builtins.print = _measured
+"""
+DEMAND_NARROW = "builtins.print = _print\nassert not _wide, _wide"
+# May only get shorter: what has not been seen to keep to it yet.
+MAY_BE_WIDE = {
+    *("03_trajectory_balance", "04_token_log_probs", "05_reward_maximisers"),
+    *("07_tiny_lm_maths", "08_tiny_lm_code", "09_lora_llm"),
+    *("10_measuring_diversity", "11_ablations_and_limits", "12_scale_out"),
+}
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
@@ -54,6 +78,9 @@ def write_copies(folder: Path) -> list[Path]:
         notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
         if not add_solutions(notebook):
             raise ValueError(f"{path.name} has no exercise. Fix: see DESIGN.")
+        if path.stem not in MAY_BE_WIDE:
+            notebook.cells.insert(0, new_code_cell(WATCH, id="watch-width"))
+            notebook.cells.append(new_code_cell(DEMAND_NARROW, id="demand-width"))
         nbformat.write(notebook, folder / path.name)
         written.append(folder / path.name)
     return written
