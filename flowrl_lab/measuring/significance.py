@@ -32,18 +32,30 @@ FACTORS = ("effective_answers",)  # compared as logarithms
 def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
     """Two-sided p of Welch's test: how likely so large a difference is by chance.
 
-    Two samples without any spread: 1 if they are equal, else 0.
+    A sample without spread (the untrained model) is a known number, and the other is
+    tested against it; two such samples give 1 if they are equal, else 0.
     """
-    from scipy.stats import ttest_ind
+    from scipy.stats import ttest_1samp, ttest_ind
 
     if min(len(first), len(second)) < 2:
         raise ValueError(
             f"got {len(first)} and {len(second)} values; expected two or more each. "
             "Fix: compare cells with several seeds."
         )
-    if len({*first}) == len({*second}) == 1:
-        return 1.0 if first[0] == second[0] else 0.0
+    if _is_one_number([*first, *second]):
+        return 1.0
+    level = [_is_one_number(values) for values in (first, second)]
+    if all(level):
+        return 0.0
+    if any(level):
+        known, sample = (first, second) if level[0] else (second, first)
+        return float(ttest_1samp(sample, statistics.fmean(known)).pvalue)
     return float(ttest_ind(first, second, equal_var=False).pvalue)
+
+
+def _is_one_number(values: Sequence[float]) -> bool:
+    """Equal up to rounding: no spread that a test could be made of."""
+    return max(values) - min(values) <= 1e-6 * max(abs(max(values)), abs(min(values)))
 
 
 def correct_by_holm(ps: Sequence[float]) -> list[float]:

@@ -8,7 +8,7 @@ import math
 import shutil
 
 import pytest
-from scipy.stats import ttest_ind
+from scipy.stats import ttest_1samp, ttest_ind
 
 from flowrl_lab import __main__ as cli
 from flowrl_lab._files import data_path
@@ -176,6 +176,9 @@ def test_welch_and_holm():
     assert welch_p(first, second) == pytest.approx(expected)
     assert welch_p([0.5, 0.5], [0.5, 0.5]) == 1.0
     assert welch_p([0.5, 0.5], [0.6, 0.6]) == 0.0
+    known = [0.4, 0.4 + 1e-9, 0.4]  # the untrained model, to rounding
+    assert welch_p(first, known) == pytest.approx(ttest_1samp(first, 0.4).pvalue)
+    assert welch_p(known, first) == welch_p(first, known)
     # 0.01 x 4, 0.02 x 3, 0.03 x 2, and none below the one before
     assert correct_by_holm([0.03, 0.01, 0.9, 0.02]) == pytest.approx(
         [0.06, 0.04, 0.9, 0.06]
