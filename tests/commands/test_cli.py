@@ -365,6 +365,7 @@ def test_resume_keeps_finished_runs_and_adds_new_ones(compared, capsys):
     new = {path.parent.name for path in after.keys() - before.keys()}
     assert new == {"vargrad_seed0", "vargrad_seed2"}
     assert capsys.readouterr().out.splitlines()[1].split() == [
+        "untrained",
         "flowrl",
         "grpo",
         "vargrad",
