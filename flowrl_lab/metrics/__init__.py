@@ -48,8 +48,6 @@ from flowrl_lab.metrics.distributions import (
 from flowrl_lab.metrics.groups import (
     GROUP_MEASURES,
     GROUP_PASS_AT,
-    measure_groups,
-    spread_of_mean,
 )
 from flowrl_lab.metrics.judging import (
     CountingJudge,
@@ -92,14 +90,12 @@ __all__ = [
     "js_divergence",
     "judge_diversity",
     "kl_divergence",
-    "measure_groups",
     "mode_coverage",
     "ngram_similarity",
     "pass_at_k",
     "rank_correlation",
     "reliability",
     "self_bleu",
-    "spread_of_mean",
     "stated_pass_rate",
     "total_variation",
     "vendi_score",

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import torch
 
-from flowrl_lab.metrics import measure_groups, spread_of_mean
+from flowrl_lab.metrics.groups import measure_groups, spread_of_mean
 from flowrl_lab.tasks.text import RewardError
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch, Rollout
 

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from flowrl_lab.metrics import measure_groups, pass_at_k, spread_of_mean
+from flowrl_lab.metrics import pass_at_k
+from flowrl_lab.metrics.groups import measure_groups, spread_of_mean
 
 
 def test_two_groups_counted_by_hand():

@@ -31,12 +31,14 @@ class Flow:
     Attributes:
         name: of the function.
         solution: ``"module:function"``.
-        cells: sources, in order; the last one calls the function.
+        ways: sources of cells, in order; the last one calls the function.  The
+            cheapest way first; one that leaves out a cell that it needed is passed
+            over.
     """
 
     name: str
     solution: str
-    cells: tuple[str, ...]
+    ways: tuple[tuple[str, ...], ...]
 
 
 def names_in(source: str | ast.AST, context: type) -> set[str]:
@@ -115,7 +117,7 @@ def find_flows(path: Path) -> list[Flow]:
         ]
         if ways:  # the one without training, or else the shortest
             cost = lambda way: (any(t in "".join(way) for t in TRAINING), len(way))
-            flows.append(Flow(name, mark["solution"], min(ways, key=cost)))
+            flows.append(Flow(name, mark["solution"], tuple(sorted(ways, key=cost))))
     return flows
 
 
@@ -179,7 +181,12 @@ def test_a_later_cell_shows_other_numbers_with_another_function(flow, monkeypatc
         calls.append(name)
         return spoil(solution(*given, **settings))
 
-    right = show_cells(flow.cells, flow.name, solution)
-    assert "Error" not in right, right
-    assert show_cells(flow.cells, flow.name, spoilt) != right
+    for cells in flow.ways:
+        right = show_cells(cells, flow.name, solution)
+        # Without the training, what the cell claims of it need not hold.
+        if "Error" not in right.replace("AssertionError", ""):
+            break
+    else:
+        pytest.fail(f"no later cell runs by itself: {right}")
+    assert show_cells(cells, flow.name, spoilt) != right
     assert calls

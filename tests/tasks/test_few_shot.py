@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from llm_models import build_tokenizer
 
 from flowrl_lab.evaluation import evaluate_policy
 from flowrl_lab.tasks import load_task
@@ -15,7 +16,6 @@ from flowrl_lab.tasks.number_facts import FACTS, NumberFacts
 from flowrl_lab.tasks.tokenized import TokenizedTask
 from flowrl_lab.training.making import make_task_and_policy
 from flowrl_lab.training.presets import preset
-from tests.support.llm_models import build_tokenizer
 
 TASKS = ("number_facts", "formulas")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from trl.rewards import accuracy_reward, get_soft_overlong_punishment
+from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
 from flowrl_lab.tasks import load_task, place_of, text_task
 from flowrl_lab.tasks.text import RewardError, TextTask
@@ -99,10 +99,9 @@ def test_the_same_prompt_twice_counts_once():
 
 
 def test_trls_own_rewards_are_taken_as_they_are():
-    """One reads messages and a column, the other the tokens."""
-    rows = [{"prompt": CHAT[1], "solution": "\\frac{1}{2}"}]
-    task = text_task(rows, accuracy_reward)
-    found = values(task, ["It is \\boxed{\\frac{1}{2}}", "It is \\boxed{3}"])
+    """One reads messages, the other the tokens."""
+    task = text_task(CHAT[1:], think_format_reward)
+    found = values(task, ["<think>why</think>so", "so"])
     assert [one.reward for one in found] == [1.0, 0.0]
     soft = get_soft_overlong_punishment(max_completion_len=4, soft_punish_cache=2)
     task = text_task(PROMPTS, soft)

@@ -183,7 +183,8 @@ class Oracle:
             return self.surrogate([[a] * LENGTH for a in self.z_scores()],
                                   kl_coef=coefficient)  # fmt: skip
         if name == "dapo":  # both groups have a signal here: the plain token mean
-            return self.surrogate([[a] * LENGTH for a in self.z_scores()], kl_coef=0.0)
+            table = [[a] * LENGTH for a in self.z_scores()]
+            return self.surrogate(table, kl_coef=coefficient)
         if name == "pass_at_k":
             return self.surrogate([[a] * LENGTH for a in self.best_of_k_scores()],
                                   kl_coef=coefficient)  # fmt: skip
@@ -199,7 +200,8 @@ class Oracle:
             [reward - value for value in values]
             for reward, values in zip(self.rewards, self.old_values, strict=True)
         ]
-        policy = self.surrogate(self.whitened(raw), kl_coef=0.0, dual_clip=3.0)
+        coefficient = self.config.kl_coef
+        policy = self.surrogate(self.whitened(raw), kl_coef=coefficient, dual_clip=3.0)
         errors, now = [], self.read_values()
         for row, t in itertools.product(range(len(self.rows)), range(LENGTH)):
             old, target = self.old_values[row][t], self.rewards[row]

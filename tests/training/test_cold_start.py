@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from llm_models import model_folder
 
 from flowrl_lab.evaluation import evaluate_policy
 from flowrl_lab.policies.loading import load_language_model
@@ -20,7 +21,6 @@ from flowrl_lab.training.cold_start import (
 )
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.making import make_task_and_policy
-from tests.support.llm_models import model_folder
 
 CPU = torch.device("cpu")
 
