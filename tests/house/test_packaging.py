@@ -34,6 +34,8 @@ COMES_WITH = {
     "datasets": "trl",
     "huggingface_hub": "transformers",
     "jupyter_client": "jupyterlab",
+    "jupyter_server": "jupyterlab",
+    "jupyterlab_server": "jupyterlab",
     "nbclient": "jupyterlab",
     "nbformat": "jupyterlab",
     "psutil": "ipykernel",
