@@ -209,7 +209,7 @@ def test_the_first_look_is_written_once_and_then_left_as_it_is(lab, tmp_path):
     place = lab.write_workspace(tmp_path)
     look = WorkspacesManager(str(place)).load("default")  # JupyterLab's own reading
     layout = look["data"]["layout-restorer:data"]
-    assert layout["left"]["current"] == "table-of-contents"
+    assert layout["left"]["current"] == "@jupyterlab/toc:plugin"
     assert layout["relativeSizes"][0] > 0.25
     moved = place / lab.WORKSPACE_FILE
     moved.write_text('{"data": {}, "metadata": {"id": "default"}}')
