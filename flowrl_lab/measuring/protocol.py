@@ -320,9 +320,16 @@ def curve_of(protocol: Protocol, part: str, cell: CellKey, result: RunResult) ->
     kept["wall_seconds"] = round(result.wall_seconds, 1)
     config = result.config
     return Curve(
-        protocol.version, part, config["task"], cell, config["learning_rate"],
-        result.seed, tuple(record.step for record in judged), figures, kept,
-    )  # fmt: skip
+        protocol.version,
+        part,
+        config["task"],
+        cell,
+        config["learning_rate"],
+        result.seed,
+        tuple(record.step for record in judged),
+        figures,
+        kept,
+    )
 
 
 def _figure(report, name: str) -> float:

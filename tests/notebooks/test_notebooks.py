@@ -34,7 +34,7 @@ EXPECTED = (
     "12_scale_out",
 )
 MAY_KEEP_OUTPUTS = {"nbval-check-output", "stored-figure"}
-MAX_LINES, MAX_MEDIAN_LINES, MAX_COLUMNS = 25, 12, 76
+MAX_LINES, MAX_MEDIAN_LINES, MAX_COLUMNS = 25, 11, 76
 MIN_EXERCISES = 3
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
