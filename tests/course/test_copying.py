@@ -62,7 +62,7 @@ def test_jupyterlab_opens_on_the_copy_with_settings_of_its_own(tmp_path):
     places = dict(p.split("=") for p in command if "_dir=" in p)
     look = Path(places["--LabApp.workspaces_dir"]) / Path(copying.WORKSPACE).name
     left = json.loads(look.read_text())["data"]["layout-restorer:data"]["left"]
-    assert left["current"] == "table-of-contents"
+    assert left["current"] == "@jupyterlab/toc:plugin"
     overrides = Path(places["--LabApp.app_settings_dir"]) / "overrides.json"
     assert overrides.read_bytes() == (ROOT / ".jupyter/overrides.json").read_bytes()
 
