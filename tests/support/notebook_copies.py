@@ -40,7 +40,7 @@ DEMAND_NARROW = "builtins.print = _print\nassert not _wide, _wide"
 MAY_BE_WIDE = {
     *("03_trajectory_balance", "04_token_log_probs", "05_reward_maximisers"),
     *("07_tiny_lm_maths", "08_tiny_lm_code", "09_lora_llm"),
-    *("10_measuring_diversity", "11_ablations_and_limits", "12_scale_out"),
+    "12_scale_out",
 }
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
