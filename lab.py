@@ -396,8 +396,9 @@ def compile_passes(folder):
     """Compile for this processor what would otherwise be compiled in a lesson."""
     code = "from flowrl_lab.policies.fast.passes import warm_up; warm_up()"
     command = [find_python(folder), "-c", code]
-    if not run_step("compiling the tiny language model", command, folder / LOG_FILE,
-                    must=False):  # fmt: skip
+    if not run_step(
+        "compiling the tiny language model", command, folder / LOG_FILE, must=False
+    ):
         say("  not now; it is tried again when a notebook needs it")
 
 

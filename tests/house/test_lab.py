@@ -337,8 +337,12 @@ def test_who_uses_a_notebook_gets_the_model(lab, monkeypatch):
     monkeypatch.setattr(lab, "run_command", lambda *_given: 0)
     monkeypatch.setattr(lab, "run_tests", lambda *_given: 0)
     for words, count in (
-        (["setup"], 1), ([], 1), (["test", "--full"], 1), (["test"], 0), (["doctor"], 0)
-    ):  # fmt: skip
+        (["setup"], 1),
+        ([], 1),
+        (["test", "--full"], 1),
+        (["test"], 0),
+        (["doctor"], 0),
+    ):
         fetched.clear()
         assert lab.main(words) == 0
         assert len(fetched) == count, words
