@@ -109,8 +109,11 @@ def test_a_wheel_brings_the_course_and_works_from_an_empty_folder(tmp_path):
     def run(*words):
         done = subprocess.run(
             [sys.executable, "-m", "flowrl_lab", *words],
-            cwd=empty, env=environment, capture_output=True, encoding="utf-8",
-        )  # fmt: skip
+            cwd=empty,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -29,7 +29,7 @@ def run_notebook(folder: Path, **environment: str) -> str:
         env={**os.environ, "PYTHONPATH": str(ROOT), "FLOWRL_HEADLESS": "1",
              "PIP_INDEX_URL": f"{NOWHERE}/simple", "HF_ENDPOINT": NOWHERE,
              **environment},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return "".join(
         output.get("text", "")

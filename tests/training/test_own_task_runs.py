@@ -39,9 +39,14 @@ TASK = text_task(PROMPTS, digits, stop="\n", max_completion_tokens=4, answer=int
 
 def config(task=TASK, variant="flowrl", **changes) -> ExperimentConfig:
     settings = {
-        "model": model_folder(), "steps": 3, "prompts_per_step": 2,
-        "num_generations": 4, "learning_rate": 1e-2, "lora_rank": 2, "eval_every": 2,
-    }  # fmt: skip
+        "model": model_folder(),
+        "steps": 3,
+        "prompts_per_step": 2,
+        "num_generations": 4,
+        "learning_rate": 1e-2,
+        "lora_rank": 2,
+        "eval_every": 2,
+    }
     return preset(task, variant, **{**settings, **changes})
 
 
