@@ -19,17 +19,14 @@ STEMS = [path.stem for path in NOTEBOOKS]
 # Up to 06 the toys, then the language models.
 MOST_CELLS, MOST_WORDS = (90, 100), (2500, 3000)
 TOO_LONG = {
-    "07_tiny_lm_maths",
     "10_measuring_diversity",
     "11_ablations_and_limits",
 }
 NO_NEXT = {
-    "07_tiny_lm_maths",
-    "08_tiny_lm_code",
     "10_measuring_diversity",
     "11_ablations_and_limits",
 }
-BARE_ASSERTS = NO_NEXT | {"09_lora_llm"}
+BARE_ASSERTS = NO_NEXT
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=STEMS)
 
