@@ -82,6 +82,18 @@ def test_every_assert_says_what_it_means_for_the_reader(path):
     assert (not bare) == (path.stem not in BARE_ASSERTS), bare
 
 
+def test_the_step_that_notebook_7_assembles_is_as_short_as_it_says():
+    path = NOTEBOOKS[STEMS.index("07_tiny_lm_maths")]
+    lines = {
+        node.name: node.end_lineno - node.lineno + 1
+        for source in cells_of(path, "code")
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert lines["roll_out"] + lines["training_step"] == 17  # 20 at most
+    assert "\n".join(cells_of(path, "markdown")).count("seventeen lines") == 2
+
+
 def table_of(text: str) -> dict[str, list[str]]:
     """Notebook's number -> minutes to read and to run, from a table of the course."""
     rows = re.findall(r"^\| \[?(\d\d) .*\|([^|]+)\|([^|]+)\|$", text, flags=re.MULTILINE)
