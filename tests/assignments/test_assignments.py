@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from synthetic_submissions import adapters, instructor
 
-from flowrl_lab.assignments import open_assignment
 from flowrl_lab.__main__ import main
+from flowrl_lab.assignments import open_assignment
 from flowrl_lab.assignments.build import (
     build_assignment,
     find_sources,

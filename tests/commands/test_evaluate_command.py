@@ -182,7 +182,9 @@ class Wordy:
 
     name, device, has_referee = "wordy", torch.device("cpu"), False
     max_completion_tokens = 2
-    words = ("yes", "no", "may", "be")
+
+    def __init__(self, *words):
+        self.words = words
 
     def prompts(self, _split):
         return ("one", "two", "three")
@@ -205,7 +207,8 @@ class Wordy:
 
 def test_a_task_that_cannot_list_its_answers_is_judged_from_samples_alone():
     run = Run(preset("landscape", "flowrl", steps=5))
-    run.task = run.policy = Wordy()
+    run.task = run.policy = Wordy("yes", "no", "may", "be")
+    run.untrained_policy = lambda: Wordy("yes", "no", "no", "no")
     evaluation = evaluate_run(run, num_samples=400, repeats=2)
     assert evaluation.exact == () and evaluation.log_z is None
     sampled = by_key(evaluation.sampled)
@@ -213,8 +216,12 @@ def test_a_task_that_cannot_list_its_answers_is_judged_from_samples_alone():
     assert sampled["distinct_correct"].value == 9.0
     assert sampled["distinct_2"].value == pytest.approx(16 / 400)  # pairs of words
     assert all(math.isnan(f.perfect) for f in evaluation.sampled)
+    assert sampled["avg"].untrained == pytest.approx(1 / 16, abs=0.04)
+    assert sampled["distinct_correct"].untrained == 1.0
     text = format_evaluation(evaluation)
     assert "cannot list its answers" in text and "perfect (p*)" not in text
+    (head,) = (line.split() for line in text.splitlines() if "from samples" in line)
+    assert head == ["from", "samples", "policy", "untrained"]
     assert "<h2>Exact</h2>" not in render_evaluation(evaluation)
 
 
