@@ -108,6 +108,7 @@ def use(python, empty):
     )
     train = ("train", "--task", "landscape", "--budget", "quick", "--out", "one")
     run(command, *train, cwd=empty)
+    run(command, "recorded", "landscape", cwd=empty)
     run(command, "doctor", cwd=empty)
 
 

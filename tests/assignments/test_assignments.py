@@ -364,9 +364,10 @@ def test_assignment_3_loses_nothing_but_the_training_that_was_left_out(tmp_path)
 def test_every_variant_of_assignment_3_can_get_full_marks(tmp_path, digit):
     """The solved notebook trains its six adapters for another banned digit."""
     variant = next(
-        v for v in range(1, 99)
+        v
+        for v in range(1, 99)
         if load(SOURCES[2], v).problem["task_options"]["digit"] == digit
-    )  # fmt: skip
+    )
     built = build_assignment(SOURCES[2], variant=variant)
     key = built.key
     (tmp_path / f"{key}.ipynb").write_text(built.solved, encoding="utf-8")
