@@ -24,6 +24,7 @@ __all__ = [
     *(
         "course_root",
         "data_path",
+        "hold_folder",
         "how_to_mend",
         "plain_values",
         "read_json",
@@ -165,6 +166,32 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
             stack.callback(os.close, handle)
             _hold(handle)
         yield Path(made)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder until the block ends.
+
+    Where there are no such locks (Windows, some network disks), nothing is held.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is at work in {folder}. Fix: wait until it ends, "
+                    "or name another folder."
+                ) from None
+            except OSError:
+                pass  # a disk without locks: better unguarded than not at all
+        yield
 
 
 def _hold(handle: int) -> bool:
