@@ -121,8 +121,15 @@ def find_flows(path: Path) -> list[Flow]:
     return flows
 
 
+# Their cheapest way to a later cell trains for ten seconds and more.
+LONG = {"effective_number", "total_variation", "accuracy_after_filter"}
+LONG |= {"effective_groups", "kl_reinforce_loss"}
 FLOWS = [
-    pytest.param(flow, id=f"{path.stem}-{flow.name}")
+    pytest.param(
+        flow,
+        id=f"{path.stem}-{flow.name}",
+        marks=pytest.mark.full if flow.name in LONG else (),
+    )
     for path in NOTEBOOKS
     for flow in find_flows(path)
 ]
