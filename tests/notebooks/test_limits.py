@@ -23,7 +23,6 @@ TOO_LONG = {
     "11_ablations_and_limits",
 }
 NO_NEXT = {
-    "08_tiny_lm_code",
     "10_measuring_diversity",
     "11_ablations_and_limits",
 }
