@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import nbformat
 import pytest
-from test_flow import find_needed
 
+from flowrl_lab.course import draw_curves
 from flowrl_lab.measuring import protocol as protocol_of
 from flowrl_lab.measuring.protocol import (
     FIGURES,
@@ -20,19 +21,21 @@ from flowrl_lab.measuring.significance import HOLDS, NO_DIFFERENCE, NOT_MEASURED
 
 PATH = Path(__file__).resolve().parents[2] / "notebooks/11_ablations_and_limits.ipynb"
 STEPS = (0, 25, 50)
+CELLS = ("def enter_tests", "load_protocol()", "def draw_over_training")
 
 
 def show_curves(monkeypatch, folder: Path) -> tuple[list[str], list]:
-    """The cell that draws the curves, and what it needs: verdicts, and pictures."""
+    """Run the cells of the protocol's curves: the verdicts, and the pictures."""
     monkeypatch.setattr(protocol_of, "curves_path", lambda t: folder / f"{t}.jsonl")
     shown: list = []
     monkeypatch.setattr("IPython.display.display", shown.append)
     cells = nbformat.read(PATH, as_version=nbformat.NO_CONVERT).cells
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
-    drawing = next(i for i, s in enumerate(sources) if "def draw_over_training" in s)
-    names: dict = {"__name__": "__main__"}
-    for source in find_needed(sources, drawing, own=""):
-        exec(source, names)
+    names: dict = {"ACC": "accuracy", "MANY": "effective_answers"}
+    names["draw_curves"] = draw_curves
+    for source in sources:
+        if any(mark in source for mark in CELLS):
+            exec(source, names)
     card = names["card"].items()
     return [row[0] for claim, row in card if "stopped at best" in claim], shown
 
@@ -46,19 +49,18 @@ def write_curves(folder: Path, *, leave_out: str = "") -> None:
         for cell in sorted(cells - {leave_out}):
             family, _, value = cell.partition("=")
             key = CellKey(family, float(value) if value else None)
-            plan = [("report", key, s) for s in protocol.report["seeds"]]
+            rates = protocol.search["learning_rates"]
+            plan = [("report", rates[0], s) for s in protocol.report["seeds"]]
             if key.value == protocol.families[family].middle:
-                plan += [("search", key, s) for s in protocol.search["seeds"]]
-            for part, place, seed in plan:
-                for rate in protocol.search["learning_rates"]:
-                    noise = 0.001 * (seed % 5)
-                    figures = {n: (1.0, 1.0 + noise, 2.0 + noise) for n in FIGURES}
-                    figures["accuracy"] = (0.4, 0.6 + noise, 0.8 + noise)
-                    level = 3.0 if family == "flowrl" else 1.0
-                    figures["effective_answers"] = (9.0, 5.0, level + noise)
-                    curves.append(
-                        Curve(1, part, task, place, rate, seed, STEPS, figures, {})
-                    )
+                plan += product(["search"], rates, protocol.search["seeds"])
+            for part, rate, seed in plan:
+                noise = 0.001 * (seed % 5)
+                figures = dict.fromkeys(FIGURES, (1.0, 1.0 + noise, 2.0 + noise))
+                figures["accuracy"] = (0.4, 0.6 + noise, 0.8 + noise)
+                level = 3.0 if family == "flowrl" else 1.0
+                figures["effective_answers"] = (9.0, 5.0, level + noise)
+                curve = Curve(1, part, task, key, rate, seed, STEPS, figures, {})
+                curves.append(curve)
         add_curves(folder / f"{task}.jsonl", curves)
 
 
