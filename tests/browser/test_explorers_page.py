@@ -13,7 +13,6 @@ import torch
 from colours import contrast_of_words
 from fake_records import make_race
 from playwright.sync_api import Browser, Page
-from test_plot_page import BOXES, DARK, LIGHT
 
 from flowrl_lab.widgets import (
     BetaExplorer,
@@ -25,6 +24,32 @@ from flowrl_lab.widgets import (
 )
 
 pytestmark = pytest.mark.browser
+
+DARK = "--jp-content-font-color1:#fff;--jp-layout-color0:#111;background:#111"
+LIGHT = "--jp-content-font-color1:#000;--jp-layout-color0:#fff;background:#fff"
+
+# Every piece of text that is seen, with its box; and every plot's box.
+BOXES = """() => {
+  const box = e => { const b = e.getBoundingClientRect();
+    return [b.left, b.top, b.right, b.bottom]; };
+  const words = [];
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const node = walk.currentNode, parent = node.parentElement;
+    if (!node.data.trim() || parent.closest('style, script, .tip, .marker, .key'))
+      continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    for (const b of range.getClientRects())
+      words.push([node.data.trim(), b.left, b.top, b.right, b.bottom]);
+  }
+  return {
+    words, plots: [...document.querySelectorAll('.plot')].map(box),
+    wide: document.documentElement.scrollWidth, window: innerWidth,
+    small: [...document.querySelectorAll('.flowrl-figure *')].filter(e =>
+      parseFloat(getComputedStyle(e).fontSize) < 12).length,
+  };
+}"""
 
 REWARDS = np.concatenate([np.linspace(0, 1, 30), np.linspace(0.6, 0, 30)])
 RACE = [r for r in make_race(("flowrl", "grpo", "ppo"), size=34) if r.snapshot]
