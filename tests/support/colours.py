@@ -22,7 +22,8 @@ def contrast(one: str, other: str) -> float:
 
 COLOURS_OF_WORDS = """selector => [...document.querySelectorAll(selector + ' *')]
   .filter(e => !e.closest('style, script, svg, b, .marker, .key, .cell, .tip'))
-  .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && /[\\p{L}\\p{N}]/u.test(n.data)))
+  .filter(e => [...e.childNodes].some(
+    n => n.nodeType === 3 && /[\\p{L}\\p{N}]/u.test(n.data)))
   .map(e => getComputedStyle(e).color + ' ' + getComputedStyle(e).opacity)"""
 
 
