@@ -374,7 +374,8 @@ class Run:
                 raise
             raise ValueError(
                 f"{path} does not hold what Run.save writes ({type(no).__name__}: "
-                f"{str(no)[:300]}). Fix: use an older copy, or train again."
+                f"{str(no)[:300]}). Fix: update flowrl_lab if a newer one wrote it, "
+                "use an older copy, or train again."
             ) from no
         return run
 
@@ -396,6 +397,10 @@ class Run:
         if self.step > self.config.steps:
             raise ValueError(f"step {self.step} of {self.config.steps}")
         self._set_learning_rate(max(self.step - 1, 0))  # as it was left
+
+    def untrained_policy(self):
+        """A policy as this run's was before its first step; it needs as much memory."""
+        return make_task_and_policy(self.config, self.policy.device, self._own_task)[1]
 
     def fork(self, *, folder: str | Path | None = None, **changes) -> Run:
         """A new run that starts from this run's policy, under changed settings.

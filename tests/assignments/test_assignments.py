@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from synthetic_submissions import adapters, instructor
 
+from flowrl_lab.__main__ import main
 from flowrl_lab.assignments import open_assignment
 from flowrl_lab.assignments.build import (
     build_assignment,
@@ -473,3 +474,13 @@ def test_checks_never_stop_a_notebook(tmp_path, capsys):
     with pytest.raises(ZeroDivisionError), assignment.attempt():
         raise ZeroDivisionError
     assert "not written yet" in capsys.readouterr().out
+
+
+def test_the_sources_that_came_with_the_package_are_built_from_any_folder(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["assign", "build"]) == 0
+    assert f"{len(SOURCES)} assignments" in capsys.readouterr().out
+    made = {path.stem for path in (tmp_path / FOLDER / "student").glob("*.ipynb")}
+    assert made == {path.stem for path in SOURCES}

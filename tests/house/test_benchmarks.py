@@ -311,6 +311,7 @@ def test_our_side_really_trains(monkeypatch):
     assert not folder.exists()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason="TRL is not in this environment"

@@ -624,6 +624,7 @@ def test_a_step_keeps_its_output_and_tells_failure_from_success(lab, tmp_path, c
     assert "good: done in" in capsys.readouterr().out
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_without_a_network_the_first_start_says_so_and_can_be_repeated(tmp_path):
     """A real environment, a real pip, and an index where nobody answers."""

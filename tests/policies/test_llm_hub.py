@@ -143,6 +143,7 @@ def test_a_hub_out_of_reach_is_said(tmp_path):
     assert "(it does not answer, and the cache has no copy)" in line
 
 
+@pytest.mark.full
 def test_a_cached_model_loads_where_the_hub_does_not_answer(hub, tmp_path):
     assert ask(hub, tmp_path, "me/tiny") == ["LOADED me/tiny the hub me/tiny"]
     (line,) = ask(NOWHERE, tmp_path, "me/tiny")

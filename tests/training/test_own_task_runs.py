@@ -178,7 +178,13 @@ def test_records_of_earlier_versions_still_load():
         assert record_from_dict(json.loads(line)).step > 0
 
 
-@pytest.mark.parametrize("task", ["landscape", "strings", "make_number", "programs"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        *("landscape", "strings", "make_number"),
+        pytest.param("programs", marks=pytest.mark.full),
+    ],
+)
 def test_tasks_with_a_referee_are_measured_too(task):
     """Sampled and exact figures of the untrained policy agree within the noise."""
     run = Run(preset(task, "grpo", budget="quick", steps=1, eval_prompts=8))
