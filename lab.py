@@ -256,10 +256,11 @@ def prepare_environment(folder, extras):
     with pip_kept_inside(folder):
         install_torch(folder, gpu)
         install_project(folder, extras)
+        compiling = start_compiling(folder)  # beside what pip builds meanwhile
         if "test" in extras:
             install_optional(folder)
     check_installed(folder)
-    compile_passes(folder)
+    finish_compiling(compiling)
     write_state(folder, fingerprint=compute_fingerprint(), extras=extras)
     say(f"Environment ready after {time.perf_counter() - started:.0f} s")
     return find_python(folder)
@@ -392,12 +393,19 @@ def install_optional(folder):
         say(f"  {name}: not possible without {needed}; {skipped} are skipped")
 
 
-def compile_passes(folder):
+def start_compiling(folder):
     """Compile for this processor what would otherwise be compiled in a lesson."""
     code = "from flowrl_lab.policies.fast.passes import warm_up; warm_up()"
-    command = [find_python(folder), "-c", code]
-    if not run_step("compiling the tiny language model", command, folder / LOG_FILE,
-                    must=False):  # fmt: skip
+    return start_step([find_python(folder), "-c", code], folder / LOG_FILE)
+
+
+def finish_compiling(process):
+    """Wait for it; without it the first notebook that needs it compiles."""
+    name, started = "compiling the tiny language model", time.perf_counter()
+    wait_for(process, name, started)
+    if process.returncode == 0:
+        say(f"  {name}: done in {time.perf_counter() - started:.0f} s more")
+    else:
         say("  not now; it is tried again when a notebook needs it")
 
 
@@ -427,16 +435,9 @@ def run_step(name, command, log, must=True):
         Whether it succeeded; with ``must``, a failure raises SetupError instead.
     """
     started = time.perf_counter()
-    command = [str(part) for part in command]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as stream:
-        stream.write(f"\n$ {' '.join(command)}\n".encode())
-        stream.flush()
-        begins = stream.tell()
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd=ROOT
-        )
-        wait_for(process, name, started)
+    begins = log.stat().st_size if log.exists() else 0
+    process = start_step(command, log)
+    wait_for(process, name, started)
     seconds = time.perf_counter() - started
     if process.returncode == 0:
         say(f"  {name}: done in {seconds:.0f} s")
@@ -445,6 +446,18 @@ def run_step(name, command, log, must=True):
         output = log.read_bytes()[begins:].decode("utf-8", "replace")
         raise SetupError(f"{name} failed.\n{explain_failure(output)}\nLog: {log}")
     return False
+
+
+def start_step(command, log):
+    """Start a command whose output goes to the end of the log."""
+    command = [str(part) for part in command]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as stream:
+        stream.write(f"\n$ {' '.join(command)}\n".encode())
+        stream.flush()
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, cwd=ROOT
+        )
 
 
 def wait_for(process, name, started):

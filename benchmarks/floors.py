@@ -8,9 +8,13 @@ import time
 import torch
 
 __all__ = [
-    "attention_shape", "count_weights", "forward_flops", "matmul_peak",
-    "matmul_peak_of_all_cores", "step_flops",
-]  # fmt: skip
+    "attention_shape",
+    "count_weights",
+    "forward_flops",
+    "matmul_peak",
+    "matmul_peak_of_all_cores",
+    "step_flops",
+]
 
 
 def matmul_peak(seconds: float = 1.0, size: int = 1024) -> float:

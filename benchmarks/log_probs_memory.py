@@ -30,8 +30,10 @@ from benchmarks.memory import peak_bytes  # noqa: E402 - after the path
 from flowrl_lab.tokens import log_probs_from_hidden  # noqa: E402
 
 PLAIN, OURS, TRL = ROUTES = (
-    "log_softmax + gather", "log_probs_from_hidden", "selective_log_softmax",
-)  # fmt: skip
+    "log_softmax + gather",
+    "log_probs_from_hidden",
+    "selective_log_softmax",
+)
 HIDDEN = 256
 SMALL = 2**24  # bytes
 

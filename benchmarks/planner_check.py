@@ -67,11 +67,15 @@ def build(shape: ModelShape, work: Workload):
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=shape.vocab, hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.kv_heads,
-        tie_word_embeddings=shape.tied, max_position_embeddings=256,
-    )  # fmt: skip
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        tie_word_embeddings=shape.tied,
+        max_position_embeddings=256,
+    )
     model = add_lora(LlamaForCausalLM(config), rank=work.lora_rank or 1, alpha=32.0)
     if not work.lora_rank:
         for parameter in model.parameters():
@@ -98,10 +102,14 @@ def train_step(policy, optimizer, prompts, work: Workload) -> None:
     reference = policy.evaluate(prompts, *answers, reference=True)
     output = policy.evaluate(prompts, *answers)
     loss = flowrl_loss(
-        torch.zeros(work.rows), output.log_probs, sampled.log_probs,
-        reference.log_probs, torch.rand(work.rows), sampled.completion_mask,
+        torch.zeros(work.rows),
+        output.log_probs,
+        sampled.log_probs,
+        reference.log_probs,
+        torch.rand(work.rows),
+        sampled.completion_mask,
         length_normalize=False,
-    )  # fmt: skip
+    )
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()

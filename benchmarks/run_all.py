@@ -63,8 +63,10 @@ def step_lines(args: argparse.Namespace) -> list[dict]:
 def smollm2_step_lines(args: argparse.Namespace) -> list[dict]:
     """The same on SmolLM2-135M; a quick run does not download it."""
     if args.quick and has_trl(args) and not smollm2_is_here():
-        print("step on SmolLM2-135M: left out (SmolLM2 is not here; without --quick "
-              "it is fetched, 93 MB)")  # fmt: skip
+        print(
+            "step on SmolLM2-135M: left out (SmolLM2 is not here; without --quick "
+            "it is fetched, 93 MB)"
+        )
         return []
     tiny = ["--completion-tokens", "3", "--algorithms", "grpo", "--peers", "trl"]
     few = ["--rounds", "3", "--warmup", "1"]  # a step of TRL takes half a minute
@@ -153,17 +155,26 @@ def log_prob_lines(args: argparse.Namespace) -> list[dict]:
         for peer in peers:
             what, name = f"log-probs {tokens:,} x {vocab:,}", peer["route"]
             lines.append(
-                {"what": f"{what}: time", "ours": ours["total_s"], "peer": name,
-                 "theirs": peer["total_s"], **shared}
-            )  # fmt: skip
+                {
+                    "what": f"{what}: time",
+                    "ours": ours["total_s"],
+                    "peer": name,
+                    "theirs": peer["total_s"],
+                    **shared,
+                }
+            )
             lines.append(
-                {"what": f"{what}: memory", "unit": "MiB", "peer": name,
-                 # tiny sizes may fit into what the process held before
-                 "ours": max(ours["peak_bytes"], 4096) / 2**20,
-                 "theirs": max(peer["peak_bytes"], 4096) / 2**20,
-                 # the gradients of the states and of the weight
-                 "floor": 4 * (tokens + vocab) * log_probs_memory.HIDDEN / 2**20}
-            )  # fmt: skip
+                {
+                    "what": f"{what}: memory",
+                    "unit": "MiB",
+                    "peer": name,
+                    # tiny sizes may fit into what the process held before
+                    "ours": max(ours["peak_bytes"], 4096) / 2**20,
+                    "theirs": max(peer["peak_bytes"], 4096) / 2**20,
+                    # the gradients of the states and of the weight
+                    "floor": 4 * (tokens + vocab) * log_probs_memory.HIDDEN / 2**20,
+                }
+            )
     return lines
 
 
@@ -176,9 +187,15 @@ def live_lines(args: argparse.Namespace) -> list[dict]:
             alone = spent
         if name in ("static", "svg", "widget"):
             lines.append(
-                {"what": f"watched run, {name} plot", "unit": "CPU s", "ours": spent,
-                 "peer": "the run alone", "theirs": spent - inside, "floor": alone}
-            )  # fmt: skip
+                {
+                    "what": f"watched run, {name} plot",
+                    "unit": "CPU s",
+                    "ours": spent,
+                    "peer": "the run alone",
+                    "theirs": spent - inside,
+                    "floor": alone,
+                }
+            )
     return lines
 
 
@@ -255,8 +272,11 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add("--large", action="store_true", help="8,192 tokens x 150,000, too: 16 GB")
     add("--trl-python", metavar="PATH", help="Python of an environment with TRL")
     add("--json", type=Path, metavar="FILE", help="also write everything there")
-    add("--keep", action="store_true", help=f"write {KEPT.relative_to(ROOT)}; with "
-        "--only its other sections stay")  # fmt: skip
+    add(
+        "--keep",
+        action="store_true",
+        help=f"write {KEPT.relative_to(ROOT)}; with --only its other sections stay",
+    )
     add("--note", default="", help="kept with the figures: how the machine was")
     add("--show", action="store_true", help="print the kept table, measure nothing")
     return parser.parse_args(words)

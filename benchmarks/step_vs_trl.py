@@ -62,10 +62,24 @@ from flowrl_lab.course.session import choose_threads  # noqa: E402
 from flowrl_lab.policies.device import threads_for  # noqa: E402
 
 __all__ = [
-    "Ours", "Peer", "attention_shape", "count_weights", "find_trl", "format_rows",
-    "forward_flops", "main", "make_config", "measure", "model_folder", "parse",
-    "prepared", "step_flops", "summarize", "take_turns", "worker_settings",
-]  # fmt: skip
+    "Ours",
+    "Peer",
+    "attention_shape",
+    "count_weights",
+    "find_trl",
+    "format_rows",
+    "forward_flops",
+    "main",
+    "make_config",
+    "measure",
+    "model_folder",
+    "parse",
+    "prepared",
+    "step_flops",
+    "summarize",
+    "take_turns",
+    "worker_settings",
+]
 
 # PyTorch's own choice, from before anybody changes it.
 USUAL_THREADS = torch.get_num_threads()
@@ -282,8 +296,14 @@ def parse(words: list[str] | None) -> argparse.Namespace:
         nargs="+",
         help="our side's (float32; for smollm2 bfloat16, too, where it is native)",
     )
-    add("--peers", nargs="+", choices=PEERS, default=list(PEERS), metavar="NAME",
-        help="TRLs to take part, 'trl' among them (all of %(choices)s)")  # fmt: skip
+    add(
+        "--peers",
+        nargs="+",
+        choices=PEERS,
+        default=list(PEERS),
+        metavar="NAME",
+        help="TRLs to take part, 'trl' among them (all of %(choices)s)",
+    )
     defaults = {
         name: ", ".join(f"{model} {row[name]}" for model, row in MODELS.items())
         for name in ("rounds", "warmup", "prompts", "generations")
@@ -298,12 +318,24 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     )
     add("--prompts", type=int, help=f"a step ({defaults['prompts']})")
     add("--generations", type=int, help=f"of each ({defaults['generations']})")
-    add("--completion-tokens", type=int, default=12, metavar="N",
-        help="smollm2: the most tokens of a completion (%(default)s)")  # fmt: skip
-    add("--stop-at-line", action="store_true",
-        help="smollm2: a completion is a number and the end of its line")  # fmt: skip
-    add("--weights", default=SMOLLM2, metavar="MODEL",
-        help="smollm2: another model, folder or name (%(default)s)")  # fmt: skip
+    add(
+        "--completion-tokens",
+        type=int,
+        default=12,
+        metavar="N",
+        help="smollm2: the most tokens of a completion (%(default)s)",
+    )
+    add(
+        "--stop-at-line",
+        action="store_true",
+        help="smollm2: a completion is a number and the end of its line",
+    )
+    add(
+        "--weights",
+        default=SMOLLM2,
+        metavar="MODEL",
+        help="smollm2: another model, folder or name (%(default)s)",
+    )
     add("--seed", type=int, default=0)
     add("--random-weights", action="store_true", help="tiny_lm: no checkpoint")
     add("--json", type=Path, metavar="FILE", help="also write everything there")

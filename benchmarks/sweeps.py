@@ -59,11 +59,18 @@ def make_policies(case: Case) -> dict:
     from flowrl_lab.policies.language_model import LanguageModelPolicy, add_lora
 
     config = LlamaConfig(
-        vocab_size=VOCAB, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=None,
-        hidden_size=case.hidden, intermediate_size=2 * case.hidden,
-        num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-        max_position_embeddings=64, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        hidden_size=case.hidden,
+        intermediate_size=2 * case.hidden,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )
     torch.manual_seed(0)
     model = add_lora(LlamaForCausalLM(config), rank=16, alpha=32.0)
     settings = {"eos_id": EOS, "pad_id": PAD, "max_completion_tokens": case.tokens}
@@ -107,9 +114,12 @@ def measure(cases, rounds: int, peak: float) -> list[dict]:
                     times[name].append(seconds)
                     lengths.append(length)
         flops = step_flops(
-            policies["ours"], case.prompts, PROMPT_TOKENS,
-            case.prompts * case.generations, statistics.fmean(lengths),
-        )  # fmt: skip
+            policies["ours"],
+            case.prompts,
+            PROMPT_TOKENS,
+            case.prompts * case.generations,
+            statistics.fmean(lengths),
+        )
         rows.append(
             {
                 "what": f"step: {case}",

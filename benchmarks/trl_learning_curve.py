@@ -67,14 +67,23 @@ def train_trl(config) -> dict:
     task = load_task(config.task)
     with tempfile.TemporaryDirectory() as folder:
         args = FlowRLConfig.from_experiment(
-            config, folder, max_completion_length=task.max_completion_tokens,
-            use_cpu=True, bf16=False, report_to="none", disable_tqdm=True,
-            save_strategy="no", logging_steps=1, dataloader_pin_memory=False,
-        )  # fmt: skip
+            config,
+            folder,
+            max_completion_length=task.max_completion_tokens,
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_steps=1,
+            dataloader_pin_memory=False,
+        )
         adapter = LoraConfig(
-            r=config.lora_rank, lora_alpha=config.lora_alpha,
-            target_modules="all-linear", task_type="CAUSAL_LM",
-        )  # fmt: skip
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
         trainer = FlowRLTrainer(
             load_base_model(), args=args, peft_config=adapter, **task_for_trl(task)
         )

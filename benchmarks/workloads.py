@@ -38,14 +38,20 @@ NARROW = ["bfloat16"] if has_native_bfloat16("cpu") else []
 # model -> defaults of the command line
 MODELS = {
     "tiny_lm": {
-        "prompts": 16, "generations": 16, "rounds": 15, "warmup": 3,
+        "prompts": 16,
+        "generations": 16,
+        "rounds": 15,
+        "warmup": 3,
         "dtypes": ["float32"],
     },
     "smollm2": {
-        "prompts": 4, "generations": 8, "rounds": 5, "warmup": 2,
+        "prompts": 4,
+        "generations": 8,
+        "rounds": 5,
+        "warmup": 2,
         "dtypes": ["float32", *NARROW],
     },
-}  # fmt: skip
+}
 
 
 class OpenLines(TextTask):

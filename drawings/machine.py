@@ -8,6 +8,15 @@ import torch
 
 from drawings.losses import PROMPT
 from drawings.sheet import Frame, Sheet
+from flowrl_lab.measuring.recorded import load_recorded
+from flowrl_lab.measuring.significance import (
+    FAILS,
+    HOLDS,
+    Test,
+    compare_runs_by_name,
+    judge_more,
+)
+from flowrl_lab.measuring.tables import beside_untrained, group_runs
 from flowrl_lab.metrics import exact_pass_at_k
 from flowrl_lab.scaling.data_parallel import combine_gradients
 from flowrl_lab.scaling.planner import (
@@ -398,3 +407,44 @@ def data_parallel() -> Sheet:
     sheet.text(420, 234, f"the plain mean says {plain:g}", "pink")
     sheet.lines(284, "a group is never cut: its mean and std need all G rewards")
     return sheet
+
+
+def four_verdicts() -> Sheet:
+    """Which claims can fail, and what an interval says; three recorded comparisons."""
+    sheet = Sheet(
+        346,
+        "Four things that a claim can turn out to be",
+        "A claim without a figure is not measured; one that can be computed holds or "
+        "does not hold exactly. A claim of more is drawn as a difference with its 95 % "
+        "interval on an axis with a zero: right of it, it holds; across it, no "
+        "difference is found; left of it, it does not hold.",
+    )
+    sheet.box(20, 54, 160, 60, "soft", "a claim\nwith “more” in it", bold=True)
+    sheet.arrow([(182, 70), (222, 70)], "ink")
+    sheet.text(232, 75, ["no figure:  ", ("not measured", "soft")], bold=True)
+    sheet.arrow([(182, 98), (222, 98)], "ink")
+    exact = ["computed:  ", ("holds", "green"), "  or  ", ("does not", "orange")]
+    sheet.text(232, 103, exact, bold=True)
+    sheet.arrow([(100, 116), (100, 142)], "ink")
+    sheet.text(20, 162, "runs of five seeds, a difference each, with its 95 % interval")
+    frame = Frame(sheet, 256, 178, 220, 112, (-0.15, 0.15), (0, 3))
+    frame.axes((-0.1, 0, 0.1), (), "difference, from “programs”")
+    frame.curve((0, 0), (0, 3), "ink", width=1.2, dash="4 4")
+    for row, test in enumerate(_three_tests()):
+        verdict, _ = judge_more([test])
+        color = {HOLDS: "green", FAILS: "orange"}.get(verdict, "blue")
+        height = 2.5 - row
+        frame.curve((test.low, test.high), (height, height), color, width=5)
+        _, y = frame.at(0, height)
+        words = f"{test.figure}, over {test.second}"
+        sheet.text(240, y + 5, words, "soft", anchor="end")
+        sheet.text(492, y + 5, verdict, color, bold=True)
+    return sheet
+
+
+def _three_tests() -> list[Test]:
+    """FlowRL (β = 8) on programs: ahead, not told apart, behind; corrected."""
+    runs = group_runs(beside_untrained(load_recorded("programs")))
+    pairs = [("ppo", "accuracy"), ("reinforce_pp", "accuracy")]
+    pairs += [("untrained", "pass@64")]
+    return compare_runs_by_name(runs, [("flowrl β=8", *pair) for pair in pairs])

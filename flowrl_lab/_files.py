@@ -24,6 +24,8 @@ __all__ = [
     *(
         "course_root",
         "data_path",
+        "hold_folder",
+        "how_to_mend",
         "plain_values",
         "read_json",
         "read_lines",
@@ -35,13 +37,23 @@ __all__ = [
 # What a kill left behind is removed at once if its process is gone and nobody holds
 # its lock; after this long also if another process has got that number since.
 ABANDONED_SECONDS = 3600.0
+WHOLE_WHEEL = "pip install --force-reinstall --no-deps flowrl-lab"
+NEWER_WHEEL = "pip install --upgrade flowrl-lab"
 
 
 def course_root() -> Path:
     """Where ``data``, ``notebooks`` and ``docs`` lie: a clone, or inside the wheel."""
     package = Path(__file__).resolve().parent
-    in_clone = (package.parent / "pyproject.toml").is_file()
-    return package.parent if in_clone else package / "_course"
+    return package.parent if _in_clone() else package / "_course"
+
+
+def _in_clone() -> bool:
+    return (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file()
+
+
+def how_to_mend(in_clone: str, in_wheel: str) -> str:
+    """The fix for who works in a clone, or the one for who has installed the wheel."""
+    return in_clone if _in_clone() else in_wheel
 
 
 def data_path(name: str = "") -> Path:
@@ -61,9 +73,10 @@ def data_path(name: str = "") -> Path:
     chosen = os.environ.get("FLOWRL_DATA")
     folder = Path(chosen) if chosen else course_root() / "data"
     if not folder.is_dir():
+        mend = how_to_mend("git checkout data", WHOLE_WHEEL)
         raise FileNotFoundError(
-            f"got no data folder at {folder}; expected the repository's data/. Fix: "
-            "install the wheel, or from a clone (pip install -e .), or set FLOWRL_DATA"
+            f"got no data folder at {folder}; expected the course's data/. Fix: "
+            f"{mend}, or set FLOWRL_DATA"
         )
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
@@ -74,8 +87,8 @@ def data_path(name: str = "") -> Path:
     if not path.exists():
         known = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
         raise FileNotFoundError(
-            f"got {name!r}, which is not in {folder}; expected one of {known}. "
-            "Fix: update the clone (git pull), or check FLOWRL_DATA"
+            f"got {name!r}, which is not in {folder}; expected one of {known}. Fix: "
+            f"{how_to_mend('git pull', NEWER_WHEEL)}, or check FLOWRL_DATA"
         )
     return path
 
@@ -153,6 +166,32 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
             stack.callback(os.close, handle)
             _hold(handle)
         yield Path(made)
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder until the block ends.
+
+    Where there are no such locks (Windows, some network disks), nothing is held.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if fcntl is not None:
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"another process is at work in {folder}. Fix: wait until it ends, "
+                    "or name another folder."
+                ) from None
+            except OSError:
+                pass  # a disk without locks: better unguarded than not at all
+        yield
 
 
 def _hold(handle: int) -> bool:

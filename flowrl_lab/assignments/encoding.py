@@ -64,8 +64,13 @@ def decode(stored: Any) -> Any:
     try:
         return _decode(stored)
     except (
-        TypeError, KeyError, RuntimeError, AttributeError, OverflowError, RecursionError
-    ) as error:  # fmt: skip
+        TypeError,
+        KeyError,
+        RuntimeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise ValueError(
             f"got a stored value that cannot be read ({type(error).__name__}); "
             "expected what encode() writes. Fix: build the file again."

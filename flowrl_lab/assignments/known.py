@@ -25,9 +25,16 @@ def matching_loss(
 ) -> Tensor:
     """``losses.flowrl_loss`` in the paper's form, with clipped weights."""
     return flowrl_loss(
-        log_z, log_probs, old_log_probs, ref_log_probs, rewards, mask,
-        reward_scale=reward_scale, clip_low=clip_low, clip_high=clip_high,
-    )  # fmt: skip
+        log_z,
+        log_probs,
+        old_log_probs,
+        ref_log_probs,
+        rewards,
+        mask,
+        reward_scale=reward_scale,
+        clip_low=clip_low,
+        clip_high=clip_high,
+    )
 
 
 def clipped_loss(
@@ -42,6 +49,12 @@ def clipped_loss(
 ) -> Tensor:
     """``losses.grpo_loss`` with its penalty."""
     return grpo_loss(
-        log_probs, old_log_probs, advantages, mask, clip_low=clip_low,
-        clip_high=clip_high, ref_log_probs=ref_log_probs, kl_coef=kl_coef,
-    )  # fmt: skip
+        log_probs,
+        old_log_probs,
+        advantages,
+        mask,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        ref_log_probs=ref_log_probs,
+        kl_coef=kl_coef,
+    )

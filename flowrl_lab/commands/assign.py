@@ -36,8 +36,16 @@ def add_parser(commands) -> None:
 
 
 def _add_sources(add) -> None:
-    where = "where the sources lie (default: %(default)s)"
-    add("--sources", type=Path, default=FOLDER, metavar="FOLDER", help=where)
+    where = f"where the sources lie (default: {FOLDER}, here or as they were installed)"
+    add("--sources", type=Path, metavar="FOLDER", help=where)
+
+
+def _sources(args: argparse.Namespace) -> Path:
+    """As named; else those of this folder, else those that came with the package."""
+    from flowrl_lab._files import course_root
+
+    here = FOLDER if FOLDER.is_dir() else course_root() / FOLDER
+    return args.sources or here
 
 
 def _add_build(inner) -> None:
@@ -45,7 +53,12 @@ def _add_build(inner) -> None:
     build = inner.add_parser("build", help=what)
     add = build.add_argument
     _add_sources(add)
-    add("--out", type=Path, metavar="FOLDER", help="default: beside the sources")
+    add(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help=f"default: the sources' folder, or {FOLDER}",
+    )
     names = "one name a line: each gets a folder with a variant of their own"
     add("--students", type=Path, metavar="FILE", help=names)
     add("--student", metavar="NAME", help="the same for one student only")
@@ -97,7 +110,7 @@ def run_build(args: argparse.Namespace) -> int:
     """``assign build``: everything from the sources."""
     from flowrl_lab.assignments.build import build_all, find_sources, write_built
 
-    sources, out = find_sources(args.sources), args.out or args.sources
+    sources, out = find_sources(_sources(args)), args.out or args.sources or FOLDER
     students = _students(args)
     if not students:
         for built in build_all(sources, secret=args.secret):
@@ -223,11 +236,12 @@ def run_export(args: argparse.Namespace) -> int:
     """``assign export``: a bundle for another grader."""
     from flowrl_lab.assignments.exports import export
 
-    path = args.sources / f"{args.assignment}.py"
+    sources = _sources(args)
+    path = sources / f"{args.assignment}.py"
     if not path.is_file():
-        known = sorted(p.stem for p in args.sources.glob("[0-9]*_*.py"))
+        known = sorted(p.stem for p in sources.glob("[0-9]*_*.py"))
         raise ValueError(
-            f"there is no assignment {args.assignment!r} in {args.sources}. Fix: "
+            f"there is no assignment {args.assignment!r} in {sources}. Fix: "
             f"choose one of {known}."
         )
     made = export(path, args.out, args.format, variant=args.variant, secret=args.secret)

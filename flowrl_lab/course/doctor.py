@@ -20,12 +20,14 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from flowrl_lab._files import WHOLE_WHEEL, how_to_mend
 from flowrl_lab.course.showing import show
 from flowrl_lab.scaling.machine import Check, check_machine, first_line, in_colab
 
 __all__ = ["Check", "format_checks", "glance", "main", "run_doctor"]
 
 _PROJECT = "flowrl-lab"
+SET_UP = "python3 lab.py setup"
 _OPTIONAL_EXTRAS = ("metrics", "sets", "gym", "trl", "trackers", "test")
 _SHOWN_EXTRAS = ("lm", "notebooks", *_OPTIONAL_EXTRAS)
 
@@ -145,12 +147,13 @@ def check_package(requirement: Requirement, extra: str) -> Check:
     """
     wanted = f"{requirement.name}{requirement.specifier}"
     name = f"{requirement.name} [{extra}]" if extra else requirement.name
-    fix = f'python3 lab.py setup, or: pip install "{wanted}"'
+    fix = how_to_mend(f"{SET_UP}, or: ", "") + f'pip install "{wanted}"'
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:
         if extra in _OPTIONAL_EXTRAS:
-            return Check(name, "note", "not installed", "python3 lab.py test brings it")
+            brings = how_to_mend("python3 lab.py test brings it", fix)
+            return Check(name, "note", "not installed", brings)
         return Check(name, "broken", "not installed", fix)
     if not requirement.specifier.contains(version, prereleases=True):
         found = f"{version}; tested with {requirement.specifier}"
@@ -163,7 +166,7 @@ def check_package(requirement: Requirement, extra: str) -> Check:
 
 def check_widgets() -> Check:
     """Whether live plots can be drawn, and what speaks for it."""
-    fix = "python3 lab.py setup"
+    fix = how_to_mend(SET_UP, "pip install 'flowrl-lab[notebooks]'")
     for name in ("ipywidgets", "anywidget", "plotly"):
         try:
             importlib.import_module(name)
@@ -209,11 +212,13 @@ def check_data(folder: Path | None) -> list[Check]:
     ``{name: {"sha256": ...}}``), names relative to its own folder.
     """
     if folder is None:
-        fix = "work in a clone of the repository, or set FLOWRL_DATA to its data/"
+        again = how_to_mend("git checkout data", WHOLE_WHEEL)
+        fix = f"{again}, or set FLOWRL_DATA"
         return [Check("data", "broken", "no data folder", fix)]
     provenances = sorted(folder.rglob("provenance.json"))
     if not provenances:
-        fix = "git checkout data (the shipped files are gone)"
+        again = how_to_mend("git checkout data", WHOLE_WHEEL)
+        fix = f"{again} (the shipped files are gone)"
         return [Check("data", "broken", f"nothing listed under {folder}", fix)]
     return [check_data_set(provenance, folder) for provenance in provenances]
 
@@ -221,7 +226,7 @@ def check_data(folder: Path | None) -> list[Check]:
 def check_data_set(provenance: Path, folder: Path) -> Check:
     """One data set: all files there, and all as they were shipped."""
     name = f"data/{provenance.parent.relative_to(folder).as_posix()}"
-    fix = f"git checkout -- {name}"
+    fix = how_to_mend(f"git checkout -- {name}", WHOLE_WHEEL)
     try:
         wanted = dict(_read_hashes(provenance))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

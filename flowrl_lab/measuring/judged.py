@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,7 +58,7 @@ class Evaluation:
         facts: run, task, step, prompts, samples, temperature and so on.
         exact: exact figures; empty where the task cannot list its answers.
         sampled: figures of samples, beside their noise floors where the target is
-            known.
+            known, else beside those of the untrained policy.
         log_z: learned against exact log Z over the prompts; None where the run
             learns none, or one that is not the referee's.
         pass_rates: pass rates of the reference as log Z states them, against the
@@ -148,7 +148,8 @@ def evaluate_run(
         )
         log_z, pass_rates = _calibrate(referee, reports)
         exact = tuple(_exact_figures(referee, reports, num_samples))
-    on_stage(f"{num_samples} samples of each, and as many perfect ones {repeats} times")
+    beside = "untrained ones" if referee is None else f"perfect ones {repeats} times"
+    on_stage(f"{num_samples} samples of each, and as many {beside}")
     sampled = tuple(_sampled_figures(run, prompts, referee, facts, judge))
     return Evaluation(facts, exact, sampled, log_z, pass_rates)
 
@@ -282,9 +283,13 @@ def _sampled_figures(
     judge: Judge | None,
 ) -> Sequence[SampledFigure]:
     seed = facts["seed"]
-    generator = torch.Generator(run.policy.device).manual_seed(seed)
-    how = {"temperature": facts["temperature"], "generator": generator}
-    samples = draw_samples(run.policy, run.task, prompts, facts["samples"], **how)
+
+    def draw(policy):
+        generator = torch.Generator(policy.device).manual_seed(seed)
+        how = {"temperature": facts["temperature"], "generator": generator}
+        return draw_samples(policy, run.task, prompts, facts["samples"], **how)
+
+    samples = draw(run.policy)
     answers = [] if referee is None else list(referee.answers.values())
     measures = make_measures(
         facts["samples"],
@@ -294,7 +299,13 @@ def _sampled_figures(
         judge=judge,
     )
     if referee is None:
-        return measure_samples(samples, measures)
+        before = measure_samples(draw(run.untrained_policy()), measures)
+        return [
+            replace(figure, untrained=first.value, untrained_error=first.error)
+            for figure, first in zip(
+                measure_samples(samples, measures), before, strict=True
+            )
+        ]
     return measure_samples(
         samples,
         measures,

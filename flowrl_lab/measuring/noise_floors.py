@@ -78,6 +78,9 @@ class SampledFigure(Metric):
         perfect_spread: the standard deviation of that from draw to draw, of the
             mean over these prompts.
         prompts: how many prompts the measure applied to.
+        untrained: what as many samples of the untrained policy gave, where there is
+            no list of answers; else NaN.
+        untrained_error: the standard error of that over the prompts.
     """
 
     value: float
@@ -86,6 +89,8 @@ class SampledFigure(Metric):
     perfect: float
     perfect_spread: float
     prompts: int
+    untrained: float = math.nan
+    untrained_error: float = math.nan
 
 
 # ---------------------------------------------------------------------- measures

@@ -383,10 +383,12 @@ def _environment_table(results: Sequence[RunResult]) -> str:
 
 EXACT_HEAD = ("exact, from the list of answers", "policy", "perfect (p*)")
 SAMPLED_HEAD = ("from samples", "policy", "its exact mean", "perfect sampler", "in sd")
+UNLISTED_HEAD = ("from samples", "policy", "untrained")
 BIN_HEAD = ("stated pass rate", "prompts", "stated", "exact")
 NO_LIST = (
     "This task cannot list its answers: there are no exact figures, and what a perfect "
-    "sampler would score is not known. ± is the standard error over the prompts."
+    "sampler would score is not known. Beside it stands what as many samples of the "
+    "untrained model show. ± is the standard error over the prompts."
 )
 HOW_TO_READ = (
     "± after the policy is the standard error over the prompts; ± after the perfect "
@@ -434,18 +436,9 @@ def _sections(evaluation: Evaluation) -> list[Section]:
         [figure.title, _number(figure.value), _number(figure.perfect)]
         for figure in evaluation.exact
     ]
-    sampled = [
-        [
-            figure.title,
-            _with_error(figure.value, figure.error),
-            format_number(figure.exact),
-            _with_error(figure.perfect, figure.perfect_spread),
-            _distance(figure),
-        ]
-        for figure in evaluation.sampled
-    ]
-    how = HOW_TO_READ if exact else NO_LIST
-    found = [Section("From samples", how, head=SAMPLED_HEAD, rows=sampled)]
+    how, head = (HOW_TO_READ, SAMPLED_HEAD) if exact else (NO_LIST, UNLISTED_HEAD)
+    sampled = [_sampled_row(figure, bool(exact)) for figure in evaluation.sampled]
+    found = [Section("From samples", how, head=head, rows=sampled)]
     if exact:
         found.insert(0, Section("Exact", head=EXACT_HEAD, rows=exact))
     if evaluation.log_z is not None:
@@ -459,6 +452,18 @@ def _sections(evaluation: Evaluation) -> list[Section]:
         caption = "What log Z says about how hard the prompts are for π_ref."
         found.append(Section("Pass rates", "", caption, BIN_HEAD, rows))
     return found
+
+
+def _sampled_row(figure: SampledFigure, listed: bool) -> list[str]:
+    row = [figure.title, _with_error(figure.value, figure.error)]
+    if not listed:
+        return [*row, _with_error(figure.untrained, figure.untrained_error)]
+    return [
+        *row,
+        format_number(figure.exact),
+        _with_error(figure.perfect, figure.perfect_spread),
+        _distance(figure),
+    ]
 
 
 def _headline(evaluation: Evaluation) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowrl_lab._files import write_json
+from flowrl_lab._files import hold_folder, write_json
 from flowrl_lab.measuring.folder import (
     RunResult,
     describe_environment,
@@ -115,11 +115,17 @@ def train_into(
 
     Raises:
         FloatingPointError: the loss is not finite; the last save stays.
+        ValueError: another process trains into the same folder.
     """
+    with hold_folder(run.folder):
+        return _train(run, should_stop, report, run if records is None else records)
+
+
+def _train(run, should_stop: Callable[[], bool], report: Callable, records) -> bool:
     start = time.monotonic()
     environment = describe_environment(str(run.policy.device))
     earlier = read_environment(run.folder).get("wall_seconds", 0.0)
-    for record in run if records is None else records:
+    for record in records:
         report(record)
         if should_stop():
             break

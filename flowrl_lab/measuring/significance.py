@@ -16,16 +16,24 @@ from flowrl_lab.measuring.folder import RunResult
 from flowrl_lab.measuring.tables import metric_of
 
 __all__ = [
+    "FAILS",
+    "HOLDS",
     "LEVEL",
+    "NOT_MEASURED",
+    "NO_DIFFERENCE",
     "Test",
     "compare_runs_by_name",
     "compare_values",
     "correct_by_holm",
     "corrected",
+    "judge_more",
     "welch_p",
 ]
 
 LEVEL = 0.05  # of the corrected p, below which a sentence may say "more"
+# What may come out for a claim.
+HOLDS, FAILS = "holds here", "does not hold here"
+NO_DIFFERENCE, NOT_MEASURED = "no difference found", "not measured"
 FACTORS = ("effective_answers",)  # compared as logarithms
 
 
@@ -35,6 +43,11 @@ def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
     A sample without spread (the untrained model) is a known number, and the other is
     tested against it; two such samples give 1 if they are equal, else 0.
     """
+    return _welch(first, second)[0]
+
+
+def _welch(first: Sequence[float], second: Sequence[float]) -> tuple[float, ...]:
+    """p, and the ends of the 95 % interval of the difference of the means."""
     from scipy.stats import ttest_1samp, ttest_ind
 
     if min(len(first), len(second)) < 2:
@@ -42,15 +55,20 @@ def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
             f"got {len(first)} and {len(second)} values; expected two or more each. "
             "Fix: compare cells with several seeds."
         )
+    gap = statistics.fmean(first) - statistics.fmean(second)
     if _is_one_number([*first, *second]):
-        return 1.0
+        return 1.0, gap, gap
     level = [_is_one_number(values) for values in (first, second)]
     if all(level):
-        return 0.0
-    if any(level):
-        known, sample = (first, second) if level[0] else (second, first)
-        return float(ttest_1samp(sample, statistics.fmean(known)).pvalue)
-    return float(ttest_ind(first, second, equal_var=False).pvalue)
+        return 0.0, gap, gap
+    if not any(level):
+        test = ttest_ind(first, second, equal_var=False)
+    elif level[1]:
+        test = ttest_1samp([x - statistics.fmean(second) for x in first], 0)
+    else:
+        test = ttest_1samp([statistics.fmean(first) - x for x in second], 0)
+    low, high = test.confidence_interval(1 - LEVEL)
+    return float(test.pvalue), float(low), float(high)
 
 
 def _is_one_number(values: Sequence[float]) -> bool:
@@ -79,6 +97,8 @@ class Test:
         figure: on which figure.
         when: at which moment of a run: "chosen" or "end".
         difference: mean of the first minus that of the second.
+        low, high: 95 % interval of what is tested, uncorrected: the difference, or of
+            a factor its logarithm.
         p: uncorrected.
         p_holm: corrected with all planned tests of its kind.
     """
@@ -90,8 +110,20 @@ class Test:
     difference: float
     p: float
     p_holm: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
     __test__ = False  # no test of pytest's
+
+    @property
+    def effect(self) -> str:
+        """What is tested, with its interval: "+0.019 (−0.008 to +0.046)", "×4.2 …"."""
+        ends = (self.low + self.high) / 2, self.low, self.high
+        if self.figure in FACTORS:
+            middle, low, high = (f"{math.exp(end):.2f}" for end in ends)
+            return f"×{middle} ({low} to {high})"
+        middle, low, high = (f"{end:+.3f}".replace("-", "−") for end in ends)
+        return f"{middle} ({low} to {high})"
 
 
 def compare_values(
@@ -105,13 +137,33 @@ def compare_values(
     difference = statistics.fmean(x) - statistics.fmean(y)
     if figure in FACTORS:  # a factor, not a difference
         x, y = ([math.log(value) for value in values] for values in (x, y))
-    return Test(a, b, figure, when, difference, welch_p(x, y))
+    p, low, high = _welch(x, y)
+    return Test(a, b, figure, when, difference, p, low=low, high=high)
 
 
 def corrected(tests: Sequence[Test]) -> list[Test]:
     """The tests with Holm's p, corrected together."""
     ps = correct_by_holm([test.p for test in tests])
     return [dataclasses.replace(t, p_holm=p) for t, p in zip(tests, ps, strict=True)]
+
+
+def judge_more(tests: Sequence[Test]) -> tuple[str, Test | None]:
+    """What corrected tests say of "the first is more than every second".
+
+    Returns:
+        ``HOLDS`` if every test says so; ``FAILS`` if one says the opposite;
+        ``NO_DIFFERENCE`` if neither; ``NOT_MEASURED`` without tests.  And the test
+        that decides: the weakest, the clearest opposite, the lowest difference.
+    """
+    against = [t for t in tests if t.difference < 0 and t.p_holm < LEVEL]
+    short = [t for t in tests if not t.p_holm < LEVEL]
+    if not tests:
+        return NOT_MEASURED, None
+    if against:
+        return FAILS, min(against, key=lambda test: test.p_holm)
+    if short:
+        return NO_DIFFERENCE, min(short, key=lambda test: test.difference)
+    return HOLDS, max(tests, key=lambda test: test.p_holm)
 
 
 def compare_runs_by_name(

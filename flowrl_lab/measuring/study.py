@@ -25,11 +25,7 @@ from flowrl_lab.measuring.recorded import (
     trim_run,
 )
 from flowrl_lab.measuring.runner import Job
-from flowrl_lab.measuring.significance import LEVEL, Test, compare_runs_by_name
 from flowrl_lab.measuring.tables import (
-    beside_untrained,
-    compute_spread,
-    group_runs,
     metric_of,
 )
 from flowrl_lab.training.config import CONFIG_VERSION, ExperimentConfig
@@ -39,11 +35,9 @@ __all__ = [
     "Cell",
     "Search",
     "Try",
-    "Verdict",
     "cell_results",
     "compare_with_stored",
     "differing_settings",
-    "judge_claims",
     "load_cells",
     "load_search",
     "plan_runs",
@@ -302,118 +296,6 @@ def differing_settings(cell: Cell, stored: RunResult) -> dict[str, tuple]:
         if field.name not in ("name", "seed", "device")
         and getattr(cell.config, field.name) != getattr(then, field.name)
     }
-
-
-# ------------------------------------------------------------------------- claims
-
-MAXIMISERS = ("reinforce_pp", "ppo", "grpo", "dapo", "pass_at_k")
-JUDGED = {
-    "accuracy": "more accurate",
-    "effective_answers": "more effective answers",
-    "pass@64": "a higher pass@64",
-}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One claim about a study, whether it holds, and by which figures."""
-
-    claim: str
-    holds: bool
-    figures: str
-
-
-def judge_claims(results: Sequence[RunResult], *, ours: str) -> list[Verdict]:
-    """What is claimed for FlowRL, held against a study's runs by tests over seeds.
-
-    Reward maximisers are the runs of ``MAXIMISERS`` without a KL penalty.  A claim
-    holds if Welch's test says so of each of them, all tests here corrected together
-    (Holm): what is only a higher mean does not count.
-
-    Args:
-        results: the runs of one study, two or more seeds each.
-        ours: the name of the FlowRL runs that are judged.
-
-    Returns:
-        More accurate, more effective answers and a higher pass@64 than every
-        maximiser; no maximiser more accurate; pass@64 not below the untrained
-        model's; and the paper's order of the mean accuracies.
-
-    Raises:
-        ValueError: no runs called ``ours``, or of plain GRPO; one seed.
-    """
-    groups = group_runs(results)
-    for name in (ours, "grpo"):
-        if name not in groups:
-            raise ValueError(
-                f"no runs are called {name!r}; there are {list(groups)}. Fix: pick one."
-            )
-    rivals = [
-        name
-        for name, runs in groups.items()
-        if runs[0].algorithm in MAXIMISERS and not runs[0].config["kl_coef"]
-    ]
-    tests = compare_runs_by_name(
-        groups, [(ours, rival, key) for key in JUDGED for rival in rivals]
-    )
-    return [
-        *(_ahead_of_all(key, tests, groups, ours) for key in JUDGED),
-        _nobody_ahead(tests),
-        _not_below_untrained(groups, ours),
-        _order(groups, ours),
-    ]
-
-
-def _ahead_of_all(key: str, tests: Sequence[Test], groups, ours: str) -> Verdict:
-    mine = [test for test in tests if test.figure == key]
-
-    def hardest(test: Test) -> tuple:
-        beaten = test.difference > 0 and test.p_holm < LEVEL
-        return not beaten, compute_spread(groups[test.second], key).mean
-
-    best = max(mine, key=hardest)
-    return Verdict(
-        f"{JUDGED[key]} than every reward maximiser",
-        not hardest(best)[0],
-        f"{compute_spread(groups[ours], key).mean:.3f} against "
-        f"{compute_spread(groups[best.second], key).mean:.3f} ({best.second}), "
-        f"p = {best.p_holm:.2g}",
-    )
-
-
-def _nobody_ahead(tests: Sequence[Test]) -> Verdict:
-    ahead = [
-        f"{test.second} (p = {test.p_holm:.2g})"
-        for test in tests
-        if test.figure == "accuracy" and test.difference < 0 and test.p_holm < LEVEL
-    ]
-    claim = "no reward maximiser more accurate"
-    return Verdict(claim, not ahead, ", ".join(ahead) or "none found")
-
-
-def _not_below_untrained(groups: dict[str, list[RunResult]], ours: str) -> Verdict:
-    end = compute_spread(groups[ours], "pass@64").mean
-    start = compute_spread(
-        beside_untrained(groups[ours])[: len(groups[ours])], "pass@64"
-    )
-    return Verdict(
-        "pass@64 not below the untrained model's",
-        end >= start.mean,
-        f"{end:.4f} against {start.mean:.4f}",
-    )
-
-
-def _order(groups: dict[str, list[RunResult]], ours: str) -> Verdict:
-    means = {
-        name: compute_spread(groups[name], "accuracy").mean
-        for name in {ours, "ppo", "grpo", "reinforce_pp"} & set(groups)
-    }
-    order = sorted(means, key=lambda name: -means[name])
-    return Verdict(
-        "the paper's order of accuracies, FlowRL > PPO, GRPO > REINFORCE++",
-        order[0] == ours and order[-1] == "reinforce_pp",
-        " > ".join(f"{name} {means[name]:.3f}" for name in order),
-    )
 
 
 def write_cell(path: Path, config: ExperimentConfig) -> None:

@@ -304,8 +304,12 @@ def _holds_installed(folder: Path) -> bool:
 
 def _base_variables() -> dict[str, str]:
     base, platform_base = sys.base_prefix, sys.base_exec_prefix
-    return {"base": base, "installed_base": base, "platbase": platform_base,
-            "installed_platbase": platform_base}  # fmt: skip
+    return {
+        "base": base,
+        "installed_base": base,
+        "platbase": platform_base,
+        "installed_platbase": platform_base,
+    }
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowrl_lab._files import how_to_mend
 from flowrl_lab.plots.tabulate import text_table
 from flowrl_lab.policies.loading import find_model
 from flowrl_lab.policies.packed import MAX_NODES
@@ -217,7 +218,8 @@ def choose_way(device: Device | None = None) -> Plan:
     here = [one for one in here[: here.index(best) + 1] if find_model(one.model)]
     if not here:
         why = (
-            f"{best.model} is not on this machine. Fix: python3 lab.py setup, or "
+            f"{best.model} is not on this machine. Fix: "
+            f"{how_to_mend('python3 lab.py setup, or ', '')}"
             f"python -m flowrl_lab fetch-model {best.model}"
         )
         return Plan("replay", best, why)

@@ -12,6 +12,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowrl_lab._files import how_to_mend
+
 __all__ = [
     "Check",
     "check_colab",
@@ -82,7 +84,8 @@ def check_device() -> Check:
         torch = importlib.import_module("torch")
         total = float(torch.ones(8).sum())
     except (ImportError, OSError, RuntimeError) as error:
-        fix = "python3 lab.py setup (torch is missing or does not load)"
+        again = how_to_mend("python3 lab.py setup", "pip install --upgrade torch")
+        fix = f"{again} (torch is missing or does not load)"
         return Check("device", "broken", first_line(error), fix)
     if total != 8.0:
         return Check("device", "broken", f"torch adds 8 ones to {total}", "reinstall")

@@ -30,8 +30,14 @@ from itertools import product
 from flowrl_lab.tasks._characters import CharacterTask
 from flowrl_lab.types import AnswerSet
 
-__all__ = ["GRADES", "MakeNumber", "enumerate_expressions", "explain_answer",
-           "grade_answer", "verify_answer"]  # fmt: skip
+__all__ = [
+    "GRADES",
+    "MakeNumber",
+    "enumerate_expressions",
+    "explain_answer",
+    "grade_answer",
+    "verify_answer",
+]
 
 CHARACTERS = "0123456789+-*=!:"
 PAD, EOS = len(CHARACTERS), len(CHARACTERS) + 1
@@ -257,6 +263,9 @@ def _answer_set(prompt: str, reward: str) -> AnswerSet:
     texts = [text for text, _ in rows]
     rewards = [1.0 if reward == "binary" else grade_answer(prompt, t) for t in texts]
     return MakeNumber(reward=reward).answer_set(
-        prompt, texts, rewards=rewards, correct=[True] * len(rows),
+        prompt,
+        texts,
+        rewards=rewards,
+        correct=[True] * len(rows),
         classes=[key for _, key in rows],
-    )  # fmt: skip
+    )

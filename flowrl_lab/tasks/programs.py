@@ -54,10 +54,8 @@ _HINT = f"([.{re.escape(''.join(WORDS))}]{{{LONGEST_SIMPLEST}}})"
 PROMPT_PATTERN = re.compile(f"{_LIST}>{_LIST},{_LIST}>{_LIST};{_HINT}:")
 # Inputs that are shown have three different numbers: they tell most about a program.
 TELLING = [
-    place
-    for place in range(DIGITS**LENGTH)
-    if len(set(from_number(place))) == LENGTH
-]  # fmt: skip
+    place for place in range(DIGITS**LENGTH) if len(set(from_number(place))) == LENGTH
+]
 
 Example = tuple[Numbers, Numbers]
 

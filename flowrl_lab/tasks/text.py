@@ -159,6 +159,7 @@ def combine_parts(
     well_formed: bool,
     used: float,
     reason: str,
+    answer: Hashable = None,
     weights: RewardWeights,
 ) -> Scored:
     """Put a reward together from its parts.
@@ -171,6 +172,7 @@ def combine_parts(
         well_formed: whether it is written as asked.
         used: share of the allowed length that was used; cut to 0 … 1.
         reason: one readable line.
+        answer: what tells a right completion from other right ones.
         weights: what each part counts.
 
     Returns:
@@ -185,7 +187,7 @@ def combine_parts(
     parts = {
         name: float(value) for name, value in parts.items() if getattr(weights, name)
     }
-    return Scored(math.fsum(parts.values()), correct, reason, parts)
+    return Scored(math.fsum(parts.values()), correct, reason, parts, answer)
 
 
 def score_safely(

@@ -397,6 +397,10 @@ class Run:
             raise ValueError(f"step {self.step} of {self.config.steps}")
         self._set_learning_rate(max(self.step - 1, 0))  # as it was left
 
+    def untrained_policy(self):
+        """A policy as this run's was before its first step; it needs as much memory."""
+        return make_task_and_policy(self.config, self.policy.device, self._own_task)[1]
+
     def fork(self, *, folder: str | Path | None = None, **changes) -> Run:
         """A new run that starts from this run's policy, under changed settings.
 

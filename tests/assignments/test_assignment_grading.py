@@ -62,9 +62,19 @@ needs_sandbox = pytest.mark.skipif(
 )
 # Cheap ones, which never reach the sandbox, and a few of each sort that do.
 UNREADABLE = {
-    "empty file", "blank", "no cells", "corrupt", "bytes", "a list", "deep JSON",
-    "damaged zip", "no notebook", "a text", "another course", "folders",
-}  # fmt: skip
+    "empty file",
+    "blank",
+    "no cells",
+    "corrupt",
+    "bytes",
+    "a list",
+    "deep JSON",
+    "damaged zip",
+    "no notebook",
+    "a text",
+    "another course",
+    "folders",
+}
 RUN = {"forges outcomes", "not UTF-8"}
 
 

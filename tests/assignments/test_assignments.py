@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from synthetic_submissions import adapters, instructor
 
+from flowrl_lab.__main__ import main
 from flowrl_lab.assignments import open_assignment
 from flowrl_lab.assignments.build import (
     build_assignment,
@@ -363,9 +364,10 @@ def test_assignment_3_loses_nothing_but_the_training_that_was_left_out(tmp_path)
 def test_every_variant_of_assignment_3_can_get_full_marks(tmp_path, digit):
     """The solved notebook trains its six adapters for another banned digit."""
     variant = next(
-        v for v in range(1, 99)
+        v
+        for v in range(1, 99)
         if load(SOURCES[2], v).problem["task_options"]["digit"] == digit
-    )  # fmt: skip
+    )
     built = build_assignment(SOURCES[2], variant=variant)
     key = built.key
     (tmp_path / f"{key}.ipynb").write_text(built.solved, encoding="utf-8")
@@ -472,3 +474,13 @@ def test_checks_never_stop_a_notebook(tmp_path, capsys):
     with pytest.raises(ZeroDivisionError), assignment.attempt():
         raise ZeroDivisionError
     assert "not written yet" in capsys.readouterr().out
+
+
+def test_the_sources_that_came_with_the_package_are_built_from_any_folder(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["assign", "build"]) == 0
+    assert f"{len(SOURCES)} assignments" in capsys.readouterr().out
+    made = {path.stem for path in (tmp_path / FOLDER / "student").glob("*.ipynb")}
+    assert made == {path.stem for path in SOURCES}

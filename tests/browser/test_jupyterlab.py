@@ -63,7 +63,7 @@ def move_slider(visit: Visit, name: str) -> tuple[str, str]:
 
 # In the quick suite the others run without a browser, and their explorers in tests
 # of their own.
-ALWAYS = ("00_start_here", "01_reward_to_distribution")
+ALWAYS = ("00_start_here",)
 NOTEBOOKS = [
     pytest.param(path.stem, marks=() if path.stem in ALWAYS else pytest.mark.full)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -30,6 +30,7 @@ def race_box(visit: Visit) -> dict:
     return cell.bounding_box()
 
 
+@pytest.mark.full
 def test_run_all_stays_where_the_race_is(visit, lab_address) -> None:
     open_notebook(visit, lab_address, "00_start_here")
     race = visit.page.locator(".jp-Notebook .jp-CodeCell", has_text=RACE).first
@@ -49,7 +50,13 @@ def test_run_all_stays_where_the_race_is(visit, lab_address) -> None:
     assert race_box(visit)["y"] < -500
 
 
-@pytest.mark.parametrize("gone", [False, True], ids=["kernel-runs", "kernel-gone"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        pytest.param(False, id="kernel-runs", marks=pytest.mark.full),
+        pytest.param(True, id="kernel-gone"),
+    ],
+)
 def test_a_prediction_is_there_again_after_a_reload(
     visit, lab_address, lab_folder, gone
 ) -> None:

@@ -45,8 +45,9 @@ def read_numbers(page: Page) -> dict[str, float]:
 def drag(page: Page, places: list[tuple[float, float]]) -> None:
     """Draw through places given as shares of the canvas: (from left, from top)."""
     box = page.locator(".canvas").bounding_box()
-    points = [(box["x"] + x * box["width"], box["y"] + y * box["height"])
-              for x, y in places]  # fmt: skip
+    points = [
+        (box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in places
+    ]
     page.mouse.move(*points[0])
     page.mouse.down()
     for point in points[1:]:
@@ -99,8 +100,19 @@ def test_draw_turn_the_dial_train_and_run_again(page) -> None:
     expect(page.locator(".flat")).to_contain_text("A flat landscape")
 
     # two hills with the mouse: the page's numbers follow at once
-    drag(page, [(0.08, 0.8), (0.25, 0.8), (0.3, 0.2), (0.35, 0.8), (0.62, 0.8),
-                (0.72, 0.25), (0.8, 0.8), (0.98, 0.8)])  # fmt: skip
+    drag(
+        page,
+        [
+            (0.08, 0.8),
+            (0.25, 0.8),
+            (0.3, 0.2),
+            (0.35, 0.8),
+            (0.62, 0.8),
+            (0.72, 0.25),
+            (0.8, 0.8),
+            (0.98, 0.8),
+        ],
+    )
     drawn = read_numbers(page)
     assert drawn["effective states"] < 25
     expect(page.locator(".flat")).to_have_text("")

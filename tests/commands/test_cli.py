@@ -19,6 +19,7 @@ import pytest
 from llm_models import model_folder
 
 from flowrl_lab import __main__ as cli
+from flowrl_lab._files import hold_folder
 from flowrl_lab.commands import COMMANDS, doctor, settings
 from flowrl_lab.integrations import TRACKERS, trackers
 from flowrl_lab.measuring.folder import is_finished, load_result
@@ -284,6 +285,24 @@ def test_a_stopped_run_resumes_to_the_same_end(tmp_path):
     assert cli.main(["train", "--out", out, *SHORT, "--resume"]) == 0
     assert records_of(tmp_path / "parts") == records_of(tmp_path / "whole")
     assert load_result(out).wall_seconds > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no locks on folders there")
+def test_two_processes_do_not_train_into_one_folder(tmp_path, capsys):
+    out, finished = tmp_path / "run", tmp_path / "beside" / "flowrl_seed0"
+    run = prepare_run(config_for(SHORT), out, resume=False)
+    train_into(run, lambda: True, lambda _: None)
+    before = contents(out)
+    with hold_folder(out):
+        assert cli.main(["train", "--out", str(out), *SHORT, "--resume"]) == 2
+    assert "another process is at work" in capsys.readouterr().err
+    assert contents(out) == before
+    assert cli.main(["train", "--out", str(out), *SHORT, "--resume"]) == 0
+    with hold_folder(finished):  # one of a comparison's
+        (failed,) = run_jobs(
+            [Job(config_for(SHORT), finished)], workers=1, report=lambda *_: None
+        ).failed
+    assert "another process is at work" in failed[1]
 
 
 def start(words: list[str]) -> subprocess.Popen:

@@ -42,8 +42,9 @@ def fixture_landscape():
 def test_landscape_report_by_softmax(landscape, temperature):
     task, policy = landscape
     (prompt,) = task.prompts("heldout")
-    referee = Referee(policy, task, (prompt,), reward_scale=3.0,
-                      temperature=temperature)  # fmt: skip
+    referee = Referee(
+        policy, task, (prompt,), reward_scale=3.0, temperature=temperature
+    )
     report = referee.report(FixedLogZ())
     rewards = task.rewards.double().numpy()
     logits = policy.logits[0, 0].detach().double().numpy() / temperature
@@ -204,25 +205,32 @@ def test_graded_maths_report_by_brute_force(maths):
             np.exp(by_plain_passes(model, task, prompt))
             for model in (policy.model, base)
         )
-        rewards = np.array([
-            1.0 - 0.1 * (sum(c in "+-*" for c in text) - 1) - 0.2 * ("=" in text)
-            for text in task.answers(prompt).labels
-        ])  # fmt: skip
+        rewards = np.array(
+            [
+                1.0 - 0.1 * (sum(c in "+-*" for c in text) - 1) - 0.2 * ("=" in text)
+                for text in task.answers(prompt).labels
+            ]
+        )
         masses = reference * np.exp(8.0 * rewards)
         target, within = masses / masses.sum(), now / now.sum()
         log_z = np.log((reference * np.exp(3.0 * rewards)).sum() + 1 - reference.sum())
-        expected.append([
-            (within * np.log(within / target)).sum(),
-            (target * np.log(target / now)).sum(),
-            log_z, now.sum(),
-        ])  # fmt: skip
+        expected.append(
+            [
+                (within * np.log(within / target)).sum(),
+                (target * np.log(target / now)).sum(),
+                log_z,
+                now.sum(),
+            ]
+        )
         snapshot = referee.snapshot(prompt)
         np.testing.assert_allclose(snapshot.target_probs, target, rtol=2e-4)
         np.testing.assert_allclose(snapshot.rewards, rewards, rtol=1e-6)
     found = (
-        report.kl_policy_target, report.kl_target_policy,
-        report.log_z_exact, report.accuracy,
-    )  # fmt: skip
+        report.kl_policy_target,
+        report.kl_target_policy,
+        report.log_z_exact,
+        report.accuracy,
+    )
     np.testing.assert_allclose(found, np.mean(expected, axis=0), rtol=1e-3)
     # the grades move the target: briefer answers than the reference's
     plain = Referee(policy, load_task("make_number"), prompts).report()

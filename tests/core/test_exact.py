@@ -215,8 +215,10 @@ def test_report_at_the_target_is_perfect():
         target, ref, answers, target_reward_scale=SCALE, run_reward_scale=SCALE
     )
     for value in (
-        report.kl_policy_target, report.kl_target_policy, report.total_variation
-    ):  # fmt: skip
+        report.kl_policy_target,
+        report.kl_target_policy,
+        report.total_variation,
+    ):
         assert value == pytest.approx(0.0, abs=1e-12)
     assert report.modes_covered == 1.0 and report.accuracy == pytest.approx(1.0)
 
@@ -237,9 +239,12 @@ def test_a_lost_prompt_is_one_that_64_samples_miss():
     answers = answer_set([1.0], [True], [0], exhaustive=False)
     for accuracy, lost in ((0.011, 0.0), (0.010, 1.0)):  # 1 - 0.989^64 = 0.507
         report = exact_report(
-            double([accuracy]).log(), double([0.1]).log(), answers,
-            target_reward_scale=None, run_reward_scale=1.0,
-        )  # fmt: skip
+            double([accuracy]).log(),
+            double([0.1]).log(),
+            answers,
+            target_reward_scale=None,
+            run_reward_scale=1.0,
+        )
         assert report.lost_prompts == lost
 
 
@@ -248,14 +253,18 @@ def test_report_of_graded_answers_by_hand():
     probs, reference = double([0.3, 0.1, 0.2]), double([0.1, 0.2, 0.3])
     answers = answer_set([1.0, 0.5, 0.25], [True, True, False], [0, 1, -1], False)
     report = exact_report(
-        probs.log(), reference.log(), answers,
-        target_reward_scale=2.0, run_reward_scale=3.0,
-    )  # fmt: skip
+        probs.log(),
+        reference.log(),
+        answers,
+        target_reward_scale=2.0,
+        run_reward_scale=3.0,
+    )
     masses = [0.1 * math.exp(2.0), 0.2 * math.exp(1.0)]  # the right ones only
     target = [mass / sum(masses) for mass in masses]
     within = [0.75, 0.25]
-    log_z = math.log(0.1 * math.exp(3) + 0.2 * math.exp(1.5) + 0.3 * math.exp(0.75)
-                     + 0.4)  # fmt: skip
+    log_z = math.log(
+        0.1 * math.exp(3) + 0.2 * math.exp(1.5) + 0.3 * math.exp(0.75) + 0.4
+    )
     assert report.accuracy == pytest.approx(0.4)
     assert report.log_z_exact == pytest.approx(log_z)
     assert report.kl_policy_target == pytest.approx(

@@ -399,9 +399,12 @@ def test_expected_vargrad_gradient_is_the_kl_gradient_times_2_g_minus_1_over_g(w
     for i, j in itertools.product(range(9), repeat=2):
         rows = [i, j]
         loss = losses.vargrad_loss(
-            words.log_probs[rows], words.ref[rows], words.rewards[rows], 2,
+            words.log_probs[rows],
+            words.ref[rows],
+            words.rewards[rows],
+            2,
             reward_scale=SCALE,
-        )  # fmt: skip
+        )
         per_pair.append(words.log_probs[rows].sum().detach().exp() * loss)
     gradient = words.gradient(torch.stack(per_pair).sum())
     assert_close(gradient, 2 * (2 - 1) / 2 * words.gradient(words.kl(words.log_target)))
@@ -438,9 +441,15 @@ def test_subtb_equals_a_triple_loop(lam):
             value = subtb_loop(log_flows, log_probs, ref, rewards, mask, lam)
         else:
             value = losses.subtrajectory_balance_loss(
-                log_flows, log_probs, ref, rewards, mask,
-                reward_scale=SCALE, subtb_lambda=lam, reduction="none",
-            )  # fmt: skip
+                log_flows,
+                log_probs,
+                ref,
+                rewards,
+                mask,
+                reward_scale=SCALE,
+                subtb_lambda=lam,
+                reduction="none",
+            )
         value.sum().backward()
         results.append((value.detach(), log_flows.grad, log_probs.grad))
     for result, expected in zip(*results, strict=True):
@@ -455,9 +464,12 @@ def test_subtb_turns_into_tb_and_into_detailed_balance():
         *arguments, reward_scale=SCALE, subtb_lambda=1e12
     )
     tb = losses.trajectory_balance_loss(
-        flows[:, 0], (new * mask).sum(1), (ref * mask).sum(1), rewards,
+        flows[:, 0],
+        (new * mask).sum(1),
+        (ref * mask).sum(1),
+        rewards,
         reward_scale=SCALE,
-    )  # fmt: skip
+    )
     assert_close(whole, tb)
     single = losses.subtrajectory_balance_loss(
         *arguments, reward_scale=SCALE, subtb_lambda=1e-12
@@ -574,9 +586,16 @@ def test_clipped_losses_equal_their_loops(name, coef, per_token):
         log_probs = new.clone().requires_grad_()
         if loop:
             table = surrogate_table(
-                mask, log_probs, old, ref, wide, low=0.2, high=0.28, coef=coef,
+                mask,
+                log_probs,
+                old,
+                ref,
+                wide,
+                low=0.2,
+                high=0.28,
+                coef=coef,
                 dual=3.0 if name == "ppo" else None,
-            )  # fmt: skip
+            )
             if name == "grpo":
                 loss = sum(sum(row) / len(row) for row in table) / len(table)
             else:
@@ -637,9 +656,16 @@ def test_ppo_value_loss_equals_a_loop(clipped):
     values.requires_grad_()
     policy_only = losses.ppo_loss(new, old, advantages, mask)
     both = losses.ppo_loss(
-        new, old, advantages, mask, values=values, returns=returns,
-        old_values=old_values if clipped else None, value_coef=0.7, value_clip=0.3,
-    )  # fmt: skip
+        new,
+        old,
+        advantages,
+        mask,
+        values=values,
+        returns=returns,
+        old_values=old_values if clipped else None,
+        value_coef=0.7,
+        value_clip=0.3,
+    )
     errors = []
     for b, t in mask.nonzero().tolist():
         v, v_old, goal = values[b, t], old_values[b, t], returns[b, t]
@@ -684,15 +710,23 @@ def test_dapo_is_the_token_mean_over_groups_that_differ(idle, coef):
         log_probs, old, advantages, mask, 2, ref_log_probs=ref, kl_coef=coef
     )
     table = surrogate_table(
-        mask, log_probs, old, ref, advantages.unsqueeze(1).expand(4, 5),
-        low=0.2, high=0.28, coef=coef,
-    )  # fmt: skip
+        mask,
+        log_probs,
+        old,
+        ref,
+        advantages.unsqueeze(1).expand(4, 5),
+        low=0.2,
+        high=0.28,
+        coef=coef,
+    )
     kept = [row for b, row in enumerate(table) if b // 2 not in idle]
     tokens = [x for row in kept for x in row]
     expected = sum(tokens) / len(tokens) if tokens else 0.0 * log_probs.sum()
     assert_close(result, expected)
-    slopes = [torch.autograd.grad(v, log_probs, retain_graph=True)[0]
-              for v in (result, expected)]  # fmt: skip
+    slopes = [
+        torch.autograd.grad(v, log_probs, retain_graph=True)[0]
+        for v in (result, expected)
+    ]
     assert_close(*slopes)
     assert bool(slopes[0].any()) == (len(idle) < 2)
 
@@ -729,9 +763,12 @@ def kl_reinforce_gradient(words, kl_coef):
     for i, j in itertools.product(range(9), repeat=2):
         rows = [i, j]
         loss = losses.kl_reinforce_loss(
-            words.log_probs[rows], words.ref[rows], words.rewards[rows], 2,
+            words.log_probs[rows],
+            words.ref[rows],
+            words.rewards[rows],
+            2,
             kl_coef=kl_coef,
-        )  # fmt: skip
+        )
         terms.append(words.log_probs[rows].sum().detach().exp() * loss)
     return words.gradient(torch.stack(terms).sum())
 
@@ -861,10 +898,16 @@ def token_losses():
 
     def flowrl(importance, length_normalize):
         return lambda new, old, ref, mask, reduction: losses.flowrl_loss(
-            rand(4, seed=5), new, old, ref, rand(4, seed=6), mask,
-            importance=importance, length_normalize=length_normalize,
+            rand(4, seed=5),
+            new,
+            old,
+            ref,
+            rand(4, seed=6),
+            mask,
+            importance=importance,
+            length_normalize=length_normalize,
             reduction=reduction,
-        )  # fmt: skip
+        )
 
     table = {
         f"flowrl-{importance}-{'mean' if normalize else 'sum'}": flowrl(
@@ -876,16 +919,27 @@ def token_losses():
     for name in ("grpo", "reinforce_pp"):
         function = getattr(losses, f"{name}_loss")
         table[name] = lambda new, old, ref, mask, reduction, f=function: f(
-            new, old, extras(mask, 20), mask,
-            ref_log_probs=ref, kl_coef=COEF, reduction=reduction,
-        )  # fmt: skip
+            new,
+            old,
+            extras(mask, 20),
+            mask,
+            ref_log_probs=ref,
+            kl_coef=COEF,
+            reduction=reduction,
+        )
     table["dapo"] = lambda new, old, _ref, mask, reduction: losses.dapo_loss(
         new, old, rand(4, seed=20), mask, 2, reduction=reduction
     )
     table["ppo"] = lambda new, old, ref, mask, reduction: losses.ppo_loss(
-        new, old, extras(mask, 20), mask, values=ref, old_values=extras(mask, 21),
-        returns=extras(mask, 22), reduction=reduction,
-    )  # fmt: skip
+        new,
+        old,
+        extras(mask, 20),
+        mask,
+        values=ref,
+        old_values=extras(mask, 21),
+        returns=extras(mask, 22),
+        reduction=reduction,
+    )
     table["subtb"] = lambda new, _old, ref, mask, reduction: (
         losses.subtrajectory_balance_loss(
             log_flows(mask),
@@ -949,8 +1003,12 @@ def test_mean_is_the_mean_of_none_for_sequence_losses():
     log_probs, ref, rewards = vargrad_batch()
     for function in (
         lambda reduction: losses.trajectory_balance_loss(
-            rand(12, seed=4), log_probs, ref, rewards,
-            reward_scale=SCALE, reduction=reduction,
+            rand(12, seed=4),
+            log_probs,
+            ref,
+            rewards,
+            reward_scale=SCALE,
+            reduction=reduction,
         ),
         lambda reduction: losses.vargrad_loss(
             log_probs, ref, rewards, 4, reward_scale=SCALE, reduction=reduction
@@ -958,7 +1016,7 @@ def test_mean_is_the_mean_of_none_for_sequence_losses():
         lambda reduction: losses.kl_reinforce_loss(
             log_probs, ref, rewards, 4, kl_coef=COEF, reduction=reduction
         ),
-    ):  # fmt: skip
+    ):
         per_sequence = function("none")
         assert per_sequence.shape == (12,)
         assert_close(function("mean"), per_sequence.mean())

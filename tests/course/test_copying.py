@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,42 +85,3 @@ def test_an_installed_package_tells_its_extras_apart(monkeypatch):
         "lm": ["peft<1"],
         "otter": ["otter-grader"],
     }
-
-
-@pytest.mark.slow
-def test_a_wheel_brings_the_course_and_works_from_an_empty_folder(tmp_path):
-    source, site, empty = (tmp_path / name for name in ("source", "site", "empty"))
-    empty.mkdir()
-    listed = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, encoding="utf-8"
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
-    pip += ["--quiet", "--no-compile", "--target", str(site), str(source)]
-    subprocess.run(pip, check=True, cwd=empty)
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-
-    def run(*words):
-        done = subprocess.run(
-            [sys.executable, "-m", "flowrl_lab", *words],
-            cwd=empty, env=environment, capture_output=True, encoding="utf-8",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    assert "grpo" in run("recorded", "make_number")
-    assert "files of the course copied" in run("notebooks", "mine", "--copy-only")
-    assert (empty / "mine" / FIRST).is_file()
-    train = [
-        "train",
-        "--task",
-        "make_number",
-        "--steps",
-        "1",
-        "--set",
-        "eval_prompts=1",
-    ]
-    assert "Results in one" in run(*train, "--out", "one")

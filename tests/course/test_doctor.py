@@ -170,6 +170,17 @@ def test_a_changed_byte_is_seen(shipped):
     assert check.fix == "git checkout -- data/numbers"
 
 
+def test_who_installed_the_wheel_is_told_to_mend_it_with_pip(shipped, monkeypatch):
+    monkeypatch.setattr("flowrl_lab._files._in_clone", lambda: False)
+    (shipped / "numbers" / "notes.txt").unlink()
+    missing = doctor.check_package(Requirement("no-such-package>=1"), "lm")
+    checks = [*doctor.check_data(shipped), *doctor.check_data(None), missing]
+    assert [check.status for check in checks] == ["broken"] * 3
+    for check in checks:
+        assert check.fix.startswith("pip install"), check
+        assert "lab.py" not in check.fix and "git" not in check.fix, check
+
+
 def test_a_missing_file_is_seen(shipped):
     (shipped / "numbers" / "notes.txt").unlink()
     (check,) = doctor.check_data(shipped)

@@ -79,8 +79,10 @@ def test_sides_take_turns_and_warm_up_is_not_counted():
     taken = bench.take_turns(sides, rounds=2, warmup=1)
     assert calls == ["trl", "a", "b", "b", "a", "trl", "trl", "a", "b"]
     assert {name: len(steps) for name, steps in taken.items()} == {
-        "trl": 2, "a": 2, "b": 2
-    }  # fmt: skip
+        "trl": 2,
+        "a": 2,
+        "b": 2,
+    }
 
 
 def test_ratios_compare_medians():
@@ -111,9 +113,11 @@ def tiny_policy():
     task = MakeNumber()
     model = build_tiny_llama(task.vocab_size, pad_id=task.pad_id, eos_id=task.eos_id)
     policy = LanguageModelPolicy(
-        add_lora(model, rank=16, alpha=32.0), eos_id=task.eos_id, pad_id=task.pad_id,
+        add_lora(model, rank=16, alpha=32.0),
+        eos_id=task.eos_id,
+        pad_id=task.pad_id,
         max_completion_tokens=task.max_completion_tokens,
-    )  # fmt: skip
+    )
     return task, policy
 
 
@@ -141,11 +145,7 @@ def test_floor_counts_each_token_once():
     base, lora, head = bench.count_weights(policy.model)
     flops = bench.step_flops(policy, prompts=2, prompt_tokens=6, rows=8, length=4)
     tokens = 2 * 6 + 8 * 3
-    pairs = sum(
-        context
-        for _ in range(2)
-        for context in range(1, 7)
-    ) + 8 * (7 + 8 + 9)  # fmt: skip
+    pairs = sum(context for _ in range(2) for context in range(1, 7)) + 8 * (7 + 8 + 9)
     attention = 4 * 128 * 4 * pairs
     scores = 2 * head * (2 + 8 * 3)  # where a completion's token is predicted
     adapted = 2 * (base + lora) * tokens + attention + scores
@@ -209,8 +209,11 @@ def test_a_real_model_gets_the_same_adapter_on_both_sides(real):
 
     ours, theirs, settings = real
     model = get_peft_model(theirs.model, worker.lora_config(settings))
-    mine = {n: p.shape for n, p in ours.run.policy.model.named_parameters()
-            if p.requires_grad}  # fmt: skip
+    mine = {
+        n: p.shape
+        for n, p in ours.run.policy.model.named_parameters()
+        if p.requires_grad
+    }
     assert mine == {n: p.shape for n, p in model.named_parameters() if p.requires_grad}
     trained = sum(shape.numel() for shape in mine.values())
     peer = SimpleNamespace(facts={"trainable": trained})
@@ -223,8 +226,9 @@ def test_a_real_model_stops_and_is_paid_alike_on_both_sides(real):
     ours, theirs, _ = real
     task, tokenizer = ours.run.task, theirs.tokenizer
     assert set(theirs.model.generation_config.eos_token_id) == {
-        tokenizer.eos_token_id, tokenizer.pad_token_id
-    }  # fmt: skip
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    }
     texts = ["13", "13\nA s", "14", "49\n", " 13", "88\n4"]
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     prompts = [theirs.texts[number // 3] for number in range(6)]  # prime, square
@@ -291,9 +295,10 @@ def test_our_side_really_trains(monkeypatch):
         ours = bench.Ours(bench.make_config(args, "grpo"))
         # random weights solve nothing: every other completion is called right
         monkeypatch.setattr(
-            type(ours.run.task), "score",
+            type(ours.run.task),
+            "score",
             lambda _self, _prompts, ids, *_rest: (torch.arange(len(ids)) % 2).float(),
-        )  # fmt: skip
+        )
         start = {k: v.clone() for k, v in ours.run.policy.state_dict().items()}
         step = ours.step()
     assert 8 <= step["tokens"] <= 8 * 12 and step["seconds"] > 0
@@ -306,6 +311,7 @@ def test_our_side_really_trains(monkeypatch):
     assert not folder.exists()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason="TRL is not in this environment"
@@ -414,17 +420,21 @@ def test_lines_of_a_step_name_model_side_and_every_trl(monkeypatch):
     run_all = in_repository(monkeypatch)
     row = {"median": 2.0, "cpu": 3.0, "fastest": 1.0, "slowest": 4.0}
     found = {
-        "rows": {"trl": row | {"median": 8.0}, "trl, as it comes": row,
-                 "ours, grpo": row, "ours, flowrl, bfloat16": row},
+        "rows": {
+            "trl": row | {"median": 8.0},
+            "trl, as it comes": row,
+            "ours, grpo": row,
+            "ours, flowrl, bfloat16": row,
+        },
         "flops": {"sampling": 6.0, "forward": 4.0},
-    }  # fmt: skip
+    }
     lines = run_all.lines_of_step(found, "SmolLM2-135M", peak=5.0)
     assert [(line["what"], line["peer"]) for line in lines] == [
         ("SmolLM2-135M, grpo", "TRL, float32, tuned"),
         ("SmolLM2-135M, grpo", "TRL, bfloat16"),
         ("SmolLM2-135M, flowrl, bfloat16", "TRL, float32, tuned"),
         ("SmolLM2-135M, flowrl, bfloat16", "TRL, bfloat16"),
-    ]  # fmt: skip
+    ]
     assert (lines[0]["ours"], lines[0]["theirs"], lines[0]["floor"]) == (2.0, 8.0, 2.0)
 
 

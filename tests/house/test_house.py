@@ -37,6 +37,13 @@ def test_function_bodies_stay_short():
     assert house.percentile(lengths.values(), 0.9) <= 19
 
 
+def test_the_formatter_s_style_is_kept_everywhere():
+    files = [path for path in house.ROOT.rglob("*.py") if ".venv" not in path.parts]
+    mark = "# fmt: " + "skip"
+    assert len(files) > 300
+    assert [str(p) for p in files if mark in p.read_text(encoding="utf-8")] == []
+
+
 ASKED = ("evaluation", "measuring", "plots", "scaling", "widgets", "course")
 ASKED += ("integrations", "commands")
 

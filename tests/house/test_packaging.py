@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -220,7 +221,10 @@ def test_ci_runs_the_command_that_people_run():
     script = ROOT / ".ci" / "run"
     lines = script.read_text().splitlines()
     assert lines[0] == "#!/usr/bin/env bash"
-    assert "exec python3 lab.py test </dev/null" in lines
+    first, second = (line for line in lines if line.endswith("</dev/null"))
+    assert first == "python3 lab.py test </dev/null"
+    assert second.startswith("python3 .ci/wheel.py .venv/bin/python ")
+    assert "set -euo pipefail" in lines  # the first that fails ends it
     assert os.access(script, os.X_OK)
 
 
@@ -233,7 +237,9 @@ def test_everything_that_may_be_left_behind_is_ignored():
 def test_the_public_workflow_runs_what_ci_runs():
     """It cannot run here, so it is held to `.ci/run` and to the launcher's command."""
     text = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
-    job = yaml.safe_load(text)["jobs"]["test"]
+    jobs = yaml.safe_load(text)["jobs"]
+    assert jobs["wheel"]["steps"][-1]["run"] == "python3 .ci/wheel.py"
+    job = jobs["test"]
     matrix = job["strategy"]["matrix"]
     assert {name.split("-")[0] for name in matrix["system"]} == {
         *("ubuntu", "macos", "windows")
@@ -269,6 +275,41 @@ def test_the_citation_names_this_version():
     assert cff["license"] == PROJECT["license"]
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## {PROJECT['version']}" in changes
+
+
+def test_the_classifiers_name_pythons_that_are_tried():
+    text = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
+    tried = yaml.safe_load(text)["jobs"]["test"]["strategy"]["matrix"]["python"]
+    named = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if "3." in c]
+    assert named and set(named) <= set(tried)
+    assert all(
+        Version(name) in SpecifierSet(PROJECT["requires-python"]) for name in named
+    )
+
+
+def test_the_addresses_of_the_project_come_from_one_setting():
+    sys.path.insert(0, str(ROOT))
+    try:
+        made = importlib.import_module("setup")
+    finally:
+        sys.path.remove(str(ROOT))
+    assert {"readme", "urls"} <= set(PROJECT["dynamic"])
+    assert PYPROJECT["tool"]["flowrl_lab"]["repository"] == made.REPOSITORY
+    text = "[a](docs/a.md) ![b](b.svg) [c](https://c.org) [d](#d)"
+    assert made.describe(text, "") == "a  [c](https://c.org) [d](#d)"
+    at = "https://github.com/o/n"
+    assert made.describe(text, "o/n") == (
+        f"[a]({at}/blob/main/docs/a.md) ![b]({at}/raw/main/b.svg) "
+        "[c](https://c.org) [d](#d)"
+    )
+    assert made.addresses("") == {}
+    assert made.addresses("o/n")["Source"] == at
+    for page in made.addresses("o/n").values():
+        if "/blob/main/" in page:
+            assert (ROOT / page.partition("/blob/main/")[2]).exists()
+    others = ["CITATION.cff", "README.md", "CONTRIBUTING.md", "Dockerfile"]
+    for name in others:  # none of them names a place of its own
+        assert "github.com/" not in (ROOT / name).read_text(encoding="utf-8")
 
 
 def test_the_command_of_the_package_exists():

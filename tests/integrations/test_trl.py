@@ -260,6 +260,7 @@ def train_on_two_processes(folder, *arguments: str, **environment: str) -> dict:
     return found
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_two_processes_train_as_one(alone, tmp_path):
     """On the same global batch."""

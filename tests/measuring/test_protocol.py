@@ -260,6 +260,7 @@ def small_protocol(folder) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+@pytest.mark.full
 def test_the_command_searches_sweeps_and_goes_on(tmp_path, monkeypatch, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
     (data / "results").mkdir(parents=True)

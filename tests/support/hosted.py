@@ -49,8 +49,10 @@ def run_hosted(
     # A process of its own: nbclient leaves sockets open until it ends.
     ran = subprocess.run(
         [sys.executable, __file__, notebook, folder, python, done],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     return nbformat.read(done, as_version=4)
 

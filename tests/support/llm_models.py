@@ -36,9 +36,13 @@ def build_tokenizer(*, pad: str | None = None, chat: bool = True):
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", bos_token="<|im_start|>",
-        unk_token="<|endoftext|>", pad_token=pad, padding_side="right",
-    )  # fmt: skip
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        bos_token="<|im_start|>",
+        unk_token="<|endoftext|>",
+        pad_token=pad,
+        padding_side="right",
+    )
     if chat:
         tokenizer.chat_template = CHAT
     return tokenizer
@@ -49,9 +53,14 @@ def build_model(vocab_size: int, architecture: str = "llama", seed: int = 0):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.for_model(
-        architecture, vocab_size=vocab_size, tie_word_embeddings=True,
-        eos_token_id=2, bos_token_id=1, pad_token_id=0, **TINY,
-    )  # fmt: skip
+        architecture,
+        vocab_size=vocab_size,
+        tie_word_embeddings=True,
+        eos_token_id=2,
+        bos_token_id=1,
+        pad_token_id=0,
+        **TINY,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config)

@@ -366,9 +366,11 @@ def recorded_policies() -> Iterator[tuple[str, str, dict, dict[str, bytes], floa
         "far off": (landscape_policy(-0.9, 3.0), 0),
         "not safetensors": (b"logits", 0),
         "another shape": (save({"logits": torch.zeros(7), "log_z": torch.zeros(1)}), 0),
-        "NaN": (save({"logits": torch.full((48,), float("nan")),
-                      "log_z": torch.zeros(1)}), 0),
-    }  # fmt: skip
+        "NaN": (
+            save({"logits": torch.full((48,), float("nan")), "log_z": torch.zeros(1)}),
+            0,
+        ),
+    }
     for kind, (content, left) in policy.items():
         yield kind, ONE, solved(ONE), {name: content}, alone + left
 

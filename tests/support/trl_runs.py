@@ -38,10 +38,14 @@ def make_args(folder, config=None, *, processes: int = 1, **changes):
     from flowrl_lab.tasks import load_task
 
     quiet = {
-        "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True,
-        "save_strategy": "no", "logging_strategy": "no",
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_strategy": "no",
         "dataloader_pin_memory": False,
-    }  # fmt: skip
+    }
     return FlowRLConfig.from_experiment(
         make_config() if config is None else config,
         folder,

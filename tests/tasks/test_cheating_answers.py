@@ -76,10 +76,16 @@ def test_a_verdict_and_its_reason_never_part(answer):
 def test_nonsense_does_not_stop_training():
     """A policy that writes anything at all: rewards of 0, and the run goes on."""
     config = preset(
-        "make_number", "flowrl", steps=2, eval_every=2, eval_prompts=1,
-        prompts_per_step=2, num_generations=4, temperature=50.0,
+        "make_number",
+        "flowrl",
+        steps=2,
+        eval_every=2,
+        eval_prompts=1,
+        prompts_per_step=2,
+        num_generations=4,
+        temperature=50.0,
         task_options={"reward": "graded"},
-    )  # fmt: skip
+    )
     records = list(Run(config))
     assert [record.step for record in records] == [0, 1, 2]
     assert all(record.reward == 0 for record in records[1:])

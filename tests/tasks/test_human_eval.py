@@ -367,6 +367,8 @@ def has_close_elements(numbers: list[float], threshold):
 def test_honest_work_of_other_kinds_is_paid(task, entry, completion):
     scored = task.score(find_prompt(task, entry), completion)
     assert (scored.correct, scored.reward) == (True, 1.0), scored.reason
+    spaced = task.score(find_prompt(task, entry), completion.replace("\n", "  \n\n"))
+    assert spaced.answer == scored.answer is not None  # spaces make no other program
 
 
 # -------------------------------------------------------------- the forms of an answer

@@ -340,9 +340,18 @@ def test_groups_are_the_classes_up_to_commuting(task, prompt):
 
 @pytest.mark.parametrize(
     ("answer", "grade"),
-    [("6*4", 1.0), ("4+8*2", 0.9), ("6*4=24", 0.8), ("4+8=12*2=24", 0.7),
-     ("6*5-6", 0.9), ("8*3", 0.0), ("6*4=2", 0.0), ("4+8=12", 0.0), ("", 0.0)],
-)  # fmt: skip
+    [
+        ("6*4", 1.0),
+        ("4+8*2", 0.9),
+        ("6*4=24", 0.8),
+        ("4+8=12*2=24", 0.7),
+        ("6*5-6", 0.9),
+        ("8*3", 0.0),
+        ("6*4=2", 0.0),
+        ("4+8=12", 0.0),
+        ("", 0.0),
+    ],
+)
 def test_a_briefer_right_answer_is_worth_more(answer, grade):
     task = load_task("make_number", reward="graded")
     assert grade_answer("24!37:", answer) == grade
@@ -365,9 +374,11 @@ def test_grades_change_nothing_but_the_rewards(task):
         assert torch.equal(mine.groups, theirs.groups)
         assert bool(mine.correct.all()) and bool((theirs.rewards == 1).all())
         paid = graded.score(
-            graded.encode((prompt,)), mine.completion_ids, mine.completion_mask,
+            graded.encode((prompt,)),
+            mine.completion_ids,
+            mine.completion_mask,
             len(mine),
-        )  # fmt: skip
+        )
         assert torch.equal(paid, mine.rewards)
         assert set(paid.tolist()) <= set(torch.tensor([1.0, 0.9, 0.8, 0.7]).tolist())
 
@@ -462,9 +473,22 @@ def test_rewards_belong_to_their_own_prompt(task):
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     "prompt",
-    ["", "24", "24!37", "24!73:", "24!33:", "04!37:", "124!37:", "24!3:", "24!37: ",
-     "24!37:6*4", "24!37:\n", "a4!37:", "٢٤!37:"],
-)  # fmt: skip
+    [
+        "",
+        "24",
+        "24!37",
+        "24!73:",
+        "24!33:",
+        "04!37:",
+        "124!37:",
+        "24!3:",
+        "24!37: ",
+        "24!37:6*4",
+        "24!37:\n",
+        "a4!37:",
+        "٢٤!37:",
+    ],
+)
 def test_bad_prompts_are_refused_with_a_fix(task, prompt):
     for refuse in (
         lambda: parse_prompt(prompt),

@@ -76,8 +76,10 @@ def table_row(runs: list[RunResult]) -> list[str]:
     """The cells of the table in data/results/README.md."""
     cells = [str(len(runs))]
     for key, factor, digits in (
-        ("accuracy", 100, 1), ("effective_answers", 1, 2), ("kl_policy_target", 1, 2),
-    ):  # fmt: skip
+        ("accuracy", 100, 1),
+        ("effective_answers", 1, 2),
+        ("kl_policy_target", 1, 2),
+    ):
         values = [factor * value for value in ends(runs, key)]
         cells.append(f"{fmean(values):.{digits}f}")
         if len(values) > 1:

@@ -194,7 +194,7 @@ def test_what_is_meant_is_the_shortest_programs_function(task):
         ("312", "no program: '3' is no word"),
         ("ｒ", "no program: 'ｒ' is no word"),
     ],
-)  # fmt: skip
+)
 def test_verdicts_say_why(program, reason):
     verdict = check_program("312>213,401>104;r..:", program)
     assert verdict.reason.startswith(reason)
@@ -253,9 +253,11 @@ def test_answers_are_all_right_programs(task):
         texts = task.decode(answers.completion_ids, answers.completion_mask)
         assert tuple(texts) == answers.labels
         paid = task.score(
-            task.encode((prompt,)), answers.completion_ids, answers.completion_mask,
+            task.encode((prompt,)),
+            answers.completion_ids,
+            answers.completion_mask,
             len(answers),
-        )  # fmt: skip
+        )
         assert torch.equal(paid, answers.rewards)
 
 
@@ -276,21 +278,25 @@ def test_everything_with_a_reward_is_listed(ambiguous, task, reward, plausible):
         assert torch.equal(answers.groups[:count], right.groups)
         assert bool((answers.groups[count:] == -1).all())
         paid = paying.score(
-            paying.encode((prompt,)), answers.completion_ids, answers.completion_mask,
+            paying.encode((prompt,)),
+            answers.completion_ids,
+            answers.completion_mask,
             len(answers),
-        )  # fmt: skip
+        )
         assert torch.equal(paid, answers.rewards)
 
 
 def test_a_reward_needs_the_end_token(task):
     prompts = task.encode(("312>213,401>104;r..:",))
     word = CHARACTERS.index("r")
-    tokens = torch.tensor([
-        [word, task.eos_id, task.pad_id],
-        [word, task.pad_id, task.pad_id],
-        [word, word, word],
-        [word, task.pad_id, task.eos_id],
-    ])  # fmt: skip
+    tokens = torch.tensor(
+        [
+            [word, task.eos_id, task.pad_id],
+            [word, task.pad_id, task.pad_id],
+            [word, word, word],
+            [word, task.pad_id, task.eos_id],
+        ]
+    )
     lengths = torch.tensor([[2], [1], [3], [3]])
     mask = torch.arange(3) < lengths
     assert task.score(prompts, tokens, mask, 4).tolist() == [1.0, 0.0, 0.0, 0.0]
@@ -305,9 +311,10 @@ def test_held_out_functions_occur_in_no_training_prompt(task):
     assert not train & heldout
     assert 0.15 < len(heldout) / len(train | heldout) < 0.27
     wanted = [
-        m.simplest for m in meanings()
+        m.simplest
+        for m in meanings()
         if 8 <= len(m.programs) <= 300 and len(m.simplest) <= 3
-    ]  # fmt: skip
+    ]
     assert train | heldout == set(wanted)
 
 
@@ -349,11 +356,19 @@ def test_encode_and_decode_round_trip(task):
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     "prompt",
-    ["", "312>213", "312>213,312>213;r..:",
-     "312>213,501>105;r..:", "312>213,401>104:",
-     "312>213,401>104;r...", "312>213,401>104;q...:", "312>213,401>104;r..:r",
-     "312>213,401>104;r..:\n", "٣12>213,401>104;r..:"],
-)  # fmt: skip
+    [
+        "",
+        "312>213",
+        "312>213,312>213;r..:",
+        "312>213,501>105;r..:",
+        "312>213,401>104:",
+        "312>213,401>104;r...",
+        "312>213,401>104;q...:",
+        "312>213,401>104;r..:r",
+        "312>213,401>104;r..:\n",
+        "٣12>213,401>104;r..:",
+    ],
+)
 def test_bad_prompts_are_refused_with_a_fix(task, prompt):
     for refuse in (
         lambda: parse_prompt(prompt),

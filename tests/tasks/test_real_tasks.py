@@ -337,6 +337,28 @@ def test_reasons_of_countdown(answer, correct, reason):
     task = AnswerTask("countdown", [problem], [], judge=judge_countdown)
     scored = task.score(task.prompts("train")[0], f"<answer>{answer}")
     assert (scored.correct, scored.reason) == (correct, reason)
+    assert scored.answer == (answer if correct else None)
+
+
+def test_right_answers_are_told_apart_by_what_they_say_not_by_the_reasoning():
+    from flowrl_lab.tasks.real.gym import judge_countdown, judge_number
+
+    numbers = Problem("q", "", {"numbers": [1, 4, 5], "target": 24})
+    many = AnswerTask("countdown", [numbers], [], judge=judge_countdown)
+    one = AnswerTask("x", [Problem("q", "24")], [])
+    same = AnswerTask("x", [Problem("q", "24")], [], judge=judge_number)
+
+    def keys(task, *answers):
+        (prompt,) = task.prompts("train")
+        scored = [
+            task.score(prompt, f"So: <answer>{text}</answer>") for text in answers
+        ]
+        assert all(one.correct for one in scored)
+        return [one.answer for one in scored]
+
+    assert len(set(keys(many, "4*(5+1)", " 4 * (5 + 1)", "(1+5)*4"))) == 2
+    assert keys(one, "24", "24.0", " 24 ") == ["24"] * 3
+    assert len(set(keys(same, "24", " 24 "))) == 1
 
 
 @GYM

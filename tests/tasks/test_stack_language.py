@@ -142,9 +142,19 @@ def test_what_is_no_program_gets_a_reason(program, problem):
 @pytest.mark.bad_input
 @pytest.mark.parametrize(
     "numbers",
-    [(1, 2), (1, 2, 3, 4), (1, 2, 5), (-1, 0, 0), (1.0, 2, 3), (True, 0, 0), "312",
-     [3, 1, 2], None, ()],
-)  # fmt: skip
+    [
+        (1, 2),
+        (1, 2, 3, 4),
+        (1, 2, 5),
+        (-1, 0, 0),
+        (1.0, 2, 3),
+        (True, 0, 0),
+        "312",
+        [3, 1, 2],
+        None,
+        (),
+    ],
+)
 def test_an_input_that_is_none_is_refused(numbers):
     with pytest.raises(ValueError, match=r"the input is .*; expected .*Fix:"):
         run_program("r", numbers)

@@ -223,10 +223,14 @@ def test_copies_of_a_landscape_are_separate_runs():
         assert torch.equal(three.answers(name).rewards, one.answers(alone).rewards)
     run = Run(
         preset(
-            "landscape", "flowrl", steps=3, prompts_per_step=3, num_generations=8,
+            "landscape",
+            "flowrl",
+            steps=3,
+            prompts_per_step=3,
+            num_generations=8,
             task_options={"variant": "six_modes", "copies": 3},
         )
-    )  # fmt: skip
+    )
     assert [record.step for record in run] == [0, 1, 2, 3]
     rows = run.policy.logits.detach()[:, 0]
     assert rows.shape == (3, 100) and not torch.equal(rows[0], rows[1])

@@ -30,12 +30,21 @@ def make_run(algorithm: str, **changes) -> Run:
     changes = {"pass_k": 3, **changes}
     settings = {
         "task": "strings",
-        "task_options": {"length": LENGTH, "alphabet": VOCAB, "blobs": 2,
-                         "blob_width": 0.3, "heldout_prompts": 0},
-        "prompts_per_step": PROMPTS, "num_generations": GROUP, "reward_scale": 4.0,
-        "clip_low": 0.1, "clip_high": 0.3, "kl_coef": 0.25,
+        "task_options": {
+            "length": LENGTH,
+            "alphabet": VOCAB,
+            "blobs": 2,
+            "blob_width": 0.3,
+            "heldout_prompts": 0,
+        },
+        "prompts_per_step": PROMPTS,
+        "num_generations": GROUP,
+        "reward_scale": 4.0,
+        "clip_low": 0.1,
+        "clip_high": 0.3,
+        "kl_coef": 0.25,
         **changes,
-    }  # fmt: skip
+    }
     run = Run(ExperimentConfig(algorithm=algorithm, **settings))
     shake(run, seed=1, size=1.0)
     return run
@@ -52,9 +61,13 @@ def shake(run: Run, *, seed: int, size: float) -> None:
 def roll_out(run: Run):
     prompts = run.task.encode(run.task.prompts("train"))
     return collect_rollout(
-        run.policy, run.task, prompts, GROUP, temperature=1.0,
+        run.policy,
+        run.task,
+        prompts,
+        GROUP,
+        temperature=1.0,
         generator=torch.Generator().manual_seed(2),
-    )  # fmt: skip
+    )
 
 
 class Oracle:
@@ -82,19 +95,26 @@ class Oracle:
     def read_values(self):
         """The critic has one value for each prefix of each prompt."""
         prefixes = self.logits.shape[1]
-        return torch.stack([
-            torch.stack([self.values[prompt * prefixes + prefix]
-                         for prompt, prefix, _ in row])
-            for row in self.rows
-        ])  # fmt: skip
+        return torch.stack(
+            [
+                torch.stack(
+                    [
+                        self.values[prompt * prefixes + prefix]
+                        for prompt, prefix, _ in row
+                    ]
+                )
+                for row in self.rows
+            ]
+        )
 
     def catch_up(self, run: Run):
         """Take the run's weights as they are now; what was old stays old."""
         self.logits = run.policy.logits.detach().double().requires_grad_()
         for name, weight in run.modules.named_parameters():
             taken = weight.detach().double().requires_grad_()
-            setattr(self, {"log_z.log_z": "log_z", "critic.values": "values"}[name],
-                    taken)  # fmt: skip
+            setattr(
+                self, {"log_z.log_z": "log_z", "critic.values": "values"}[name], taken
+            )
 
     def group(self, row: int) -> list[int]:
         start = row // GROUP * GROUP
@@ -159,19 +179,24 @@ class Oracle:
         if config.reward_form == "group_normalized":
             scores = self.z_scores()
         lengths = LENGTH if config.length_normalize else 1
-        residuals = torch.stack([
-            self.log_z[row // GROUP] + (now[row] - reference[row]) / lengths
-            - config.reward_scale * score
-            for row, score in enumerate(scores)
-        ])  # fmt: skip
+        residuals = torch.stack(
+            [
+                self.log_z[row // GROUP]
+                + (now[row] - reference[row]) / lengths
+                - config.reward_scale * score
+                for row, score in enumerate(scores)
+            ]
+        )
         weights = []
         for ratio in (now - old).exp().tolist():
-            weights.append({
-                "none": 1.0,
-                "raw": ratio,
-                "max10": min(ratio, 10.0),
-                "clip": min(max(ratio, 1 - config.clip_low), 1 + config.clip_high),
-            }[config.importance])  # fmt: skip
+            weights.append(
+                {
+                    "none": 1.0,
+                    "raw": ratio,
+                    "max10": min(ratio, 10.0),
+                    "clip": min(max(ratio, 1 - config.clip_low), 1 + config.clip_high),
+                }[config.importance]
+            )
         return residuals, torch.tensor(weights).double()
 
     def loss(self):
@@ -180,14 +205,16 @@ class Oracle:
             residuals, weights = self.flow_terms()
             return (weights * residuals**2).mean()
         if name == "grpo":
-            return self.surrogate([[a] * LENGTH for a in self.z_scores()],
-                                  kl_coef=coefficient)  # fmt: skip
+            return self.surrogate(
+                [[a] * LENGTH for a in self.z_scores()], kl_coef=coefficient
+            )
         if name == "dapo":  # both groups have a signal here: the plain token mean
             table = [[a] * LENGTH for a in self.z_scores()]
             return self.surrogate(table, kl_coef=coefficient)
         if name == "pass_at_k":
-            return self.surrogate([[a] * LENGTH for a in self.best_of_k_scores()],
-                                  kl_coef=coefficient)  # fmt: skip
+            return self.surrogate(
+                [[a] * LENGTH for a in self.best_of_k_scores()], kl_coef=coefficient
+            )
         if name == "reinforce_pp":
             table = self.whitened([[reward] * LENGTH for reward in self.rewards])
             return self.surrogate(table, kl_coef=coefficient)
@@ -206,8 +233,9 @@ class Oracle:
         for row, t in itertools.product(range(len(self.rows)), range(LENGTH)):
             old, target = self.old_values[row][t], self.rewards[row]
             held = old + (now[row, t] - old).clamp(-0.5, 0.5)
-            errors.append(torch.maximum((now[row, t] - target) ** 2,
-                                        (held - target) ** 2))  # fmt: skip
+            errors.append(
+                torch.maximum((now[row, t] - target) ** 2, (held - target) ** 2)
+            )
         return policy + 0.5 * torch.stack(errors).mean()
 
     def vargrad(self):
@@ -263,9 +291,15 @@ def check(run: Run, oracle: Oracle, batch):
 
 def test_the_eight_algorithms_are_there():
     assert list(ALGORITHMS) == [
-        "reinforce_pp", "ppo", "grpo", "dapo", "pass_at_k", "flowrl", "vargrad",
+        "reinforce_pp",
+        "ppo",
+        "grpo",
+        "dapo",
+        "pass_at_k",
+        "flowrl",
+        "vargrad",
         "kl_reinforce",
-    ]  # fmt: skip
+    ]
     assert [n for n in NAMES if ALGORITHMS[n].uses_values] == ["ppo"]
     assert [n for n in NAMES if ALGORITHMS[n].uses_log_z] == ["flowrl"]
 
@@ -294,8 +328,12 @@ def test_off_policy_loss_and_gradient(algorithm):
 @pytest.mark.parametrize("length_normalize", [False, True])
 @pytest.mark.parametrize("reward_form", ["raw", "group_normalized"])
 def test_every_form_of_flowrl(importance, length_normalize, reward_form):
-    run = make_run("flowrl", importance=importance, reward_form=reward_form,
-                   length_normalize=length_normalize)  # fmt: skip
+    run = make_run(
+        "flowrl",
+        importance=importance,
+        reward_form=reward_form,
+        length_normalize=length_normalize,
+    )
     rollout = roll_out(run)
     oracle, batch = Oracle(run, rollout), run.prepare(rollout)
     shake(run, seed=7, size=2.0)
@@ -313,8 +351,14 @@ def test_importance_modes_differ_only_off_policy():
     losses = {1: [], 2: []}
     for updates, seen in losses.items():
         for importance in modes:
-            run = make_run("flowrl", importance=importance, updates_per_batch=updates,
-                           steps=2, learning_rate=1.0, max_grad_norm=100.0)  # fmt: skip
+            run = make_run(
+                "flowrl",
+                importance=importance,
+                updates_per_batch=updates,
+                steps=2,
+                learning_rate=1.0,
+                max_grad_norm=100.0,
+            )
             seen.append(tuple(record.loss for record in run)[1:])
     assert len(set(losses[1])) == 1
     none, clip, raw, _ = losses[2]

@@ -400,29 +400,33 @@ def put(state, path, value):
 
 
 @pytest.mark.bad_input
-def test_sealed_checkpoints_with_wrong_content_are_refused_or_go_on(run_folder):
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.full)])
+def test_sealed_checkpoints_with_wrong_content_are_refused_or_go_on(run_folder, every):
     """Whatever lies where: a clear ValueError, or a run that trains to its end."""
     path = run_folder / "checkpoint.pt"
     whole = read_checkpoint(path)
+    tried = [
+        (place, value)
+        for place in places(whole)
+        if place[0] not in ("records", "config") or len(place) == 1 or place[1] <= 0
+        for value in WRONG
+    ]
     refused = 0
     try:
-        for place in places(whole):
-            if place[0] in ("records", "config") and len(place) > 1 and place[1] > 0:
+        for place, value in tried[::every]:
+            write_checkpoint(path, put(whole, place, value))
+            try:
+                run = Run.load(run_folder)
+            except ValueError as error:
+                refused += 1
+                assert "Fix:" in str(error), (place, value, error)
                 continue
-            for value in WRONG:
-                write_checkpoint(path, put(whole, place, value))
-                try:
-                    run = Run.load(run_folder)
-                except ValueError as error:
-                    refused += 1
-                    assert "Fix:" in str(error), (place, value, error)
-                    continue
-                run.folder = None
-                try:
-                    list(run)
-                except Exception as error:
-                    pytest.fail(f"{place} = {value!r}: {error!r}")
+            run.folder = None
+            try:
+                list(run)
+            except Exception as error:
+                pytest.fail(f"{place} = {value!r}: {error!r}")
     finally:
         write_checkpoint(path, whole)
-    assert refused > 200
+    assert refused > 200 // every
     assert Run.load(run_folder).step == 1

@@ -197,8 +197,13 @@ def test_another_version_is_refused(text):
 
 @pytest.mark.bad_input
 def test_wrong_types_in_json_are_refused():
-    for name, value in (("steps", "ten"), ("task", {}), ("task_options", "x"),
-                        ("length_normalize", "true"), ("seed", 1.5)):  # fmt: skip
+    for name, value in (
+        ("steps", "ten"),
+        ("task", {}),
+        ("task_options", "x"),
+        ("length_normalize", "true"),
+        ("seed", 1.5),
+    ):
         text = json.dumps({"config_version": CONFIG_VERSION, name: value})
         with pytest.raises(ValueError, match=rf"{name} is .*expected.*Fix:"):
             ExperimentConfig.from_json(text)

@@ -38,11 +38,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def config(**changes) -> ExperimentConfig:
     settings = {
-        "task": "open_sets", "policy": "hf_lm", "model": model_folder(), "steps": 4,
-        "prompts_per_step": 2, "num_generations": 4, "eval_every": 2,
-        "eval_prompts": 2, "learning_rate": 1e-2, "lora_rank": 2, "reward_scale": 4.0,
+        "task": "open_sets",
+        "policy": "hf_lm",
+        "model": model_folder(),
+        "steps": 4,
+        "prompts_per_step": 2,
+        "num_generations": 4,
+        "eval_every": 2,
+        "eval_prompts": 2,
+        "learning_rate": 1e-2,
+        "lora_rank": 2,
+        "reward_scale": 4.0,
         "seed": 3,  # its first batch has a right answer in every number format
-    }  # fmt: skip
+    }
     return ExperimentConfig(**{**settings, **changes})
 
 
@@ -80,10 +88,8 @@ def test_it_trains_with_an_exact_referee(trained):
     assert last.parts["solved"] == pytest.approx(last.reward)
     assert not torch.equal(
         torch.cat([p.flatten() for p in trained.policy.trainable_parameters()]),
-        torch.cat(
-            [p.flatten() for p in Run(config()).policy.trainable_parameters()]
-        ),
-    )  # fmt: skip
+        torch.cat([p.flatten() for p in Run(config()).policy.trainable_parameters()]),
+    )
 
 
 def test_what_the_referee_says_is_what_sampling_says(trained):
@@ -91,9 +97,11 @@ def test_what_the_referee_says_is_what_sampling_says(trained):
     task, policy = trained.task, trained.policy
     prompts = task.encode(("A prime number",))
     drawn = policy.sample(prompts, 4000, generator=torch.Generator().manual_seed(0))
-    share = task.score(
-        prompts, drawn.completion_ids, drawn.completion_mask, 4000
-    ).mean().item()  # fmt: skip
+    share = (
+        task.score(prompts, drawn.completion_ids, drawn.completion_mask, 4000)
+        .mean()
+        .item()
+    )
     from flowrl_lab.evaluation import evaluate_policy
 
     exact = evaluate_policy(policy, task, ("A prime number",)).accuracy
@@ -154,9 +162,12 @@ def test_out_of_memory_halves_the_pass_and_learns_the_same(dtype, monkeypatch, c
 @pytest.mark.parametrize("algorithm", ["grpo", "kl_reinforce", "ppo"])
 def test_other_algorithms_and_chat_prompts(algorithm):
     chosen = config(
-        algorithm=algorithm, prompt_format="chat", steps=1, kl_coef=0.1,
+        algorithm=algorithm,
+        prompt_format="chat",
+        steps=1,
+        kl_coef=0.1,
         micro_batch=3,
-    )  # fmt: skip
+    )
     assert math.isfinite(list(Run(chosen))[-1].loss)
 
 
@@ -208,9 +219,11 @@ def test_killed_in_the_middle_it_goes_on_as_if_nothing_had_happened(tmp_path):
     (tmp_path / "config.json").write_text(chosen.to_json())
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "config.json")]
     with subprocess.Popen(
-        [*command, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True,
+        [*command, str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    ) as process:  # fmt: skip
+    ) as process:
         for line in process.stdout:
             if line.strip() == "5":  # after the save of step 4
                 os.kill(process.pid, signal.SIGKILL)
@@ -247,10 +260,10 @@ def test_an_interrupt_keeps_what_was_trained(monkeypatch):
     steps = iter(run)
     next(steps), next(steps)
     monkeypatch.setattr(
-        type(run.policy), "sample", lambda *_a, **_k: (_ for _ in ()).throw(
-            KeyboardInterrupt
-        ),
-    )  # fmt: skip
+        type(run.policy),
+        "sample",
+        lambda *_a, **_k: (_ for _ in ()).throw(KeyboardInterrupt),
+    )
     with pytest.raises(KeyboardInterrupt):
         next(steps)
     monkeypatch.undo()
@@ -292,9 +305,10 @@ def test_an_export_asks_the_hub_nothing(trained, tmp_path, monkeypatch):
     loaded = dataclasses.replace(trained.policy.loaded, base_name="me/tiny")
     monkeypatch.setattr(trained.policy, "loaded", loaded)
     monkeypatch.setattr(
-        save_and_load, "check_file_exists_on_hf_hub",
+        save_and_load,
+        "check_file_exists_on_hf_hub",
         lambda *_a, **_k: pytest.fail("asked the hub"),
-    )  # fmt: skip
+    )
     folder = export_adapter(trained, tmp_path / "adapter")
     written = json.loads((folder / "adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == "me/tiny"
@@ -317,11 +331,15 @@ def test_the_card_states_the_facts_of_the_run(trained, tmp_path):
     card = (export_adapter(trained, tmp_path / "a") / "README.md").read_text()
     exact = trained.records[-1].exact
     for fact in (
-        "library_name: peft", f"base_model: {json.dumps(model_folder())}",
-        "| algorithm | flowrl |", "| steps done | 4 of 4 |",
-        f"{exact.accuracy:.1%}", f"{exact.effective_answers:.2f}",
-        f"{trained.tokens:,}", "PeftModel.from_pretrained",
-    ):  # fmt: skip
+        "library_name: peft",
+        f"base_model: {json.dumps(model_folder())}",
+        "| algorithm | flowrl |",
+        "| steps done | 4 of 4 |",
+        f"{exact.accuracy:.1%}",
+        f"{exact.effective_answers:.2f}",
+        f"{trained.tokens:,}",
+        "PeftModel.from_pretrained",
+    ):
         assert fact in card, fact
 
 

@@ -16,9 +16,15 @@ from flowrl_lab.training.step import BadUpdateError, training_step
 from flowrl_lab.training.survival import is_out_of_memory
 
 TINY = {
-    "task": "make_number", "prompts_per_step": 3, "num_generations": 4, "steps": 3,
-    "eval_every": 100, "eval_prompts": 1, "lora_rank": 2, "learning_rate": 1e-3,
-}  # fmt: skip
+    "task": "make_number",
+    "prompts_per_step": 3,
+    "num_generations": 4,
+    "steps": 3,
+    "eval_every": 100,
+    "eval_prompts": 1,
+    "lora_rank": 2,
+    "learning_rate": 1e-3,
+}
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 8, 11, 12, 99])
@@ -48,9 +54,7 @@ def gradients(config: ExperimentConfig) -> tuple[list, dict]:
     parted.rows = rows
     update = training_step(parted, run.optimizer, batch, run.algorithm)
     measured = measure(batch.rollout, update, config)
-    parameters = [
-        p for group in run.optimizer.param_groups for p in group["params"]
-    ]  # fmt: skip
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     return [p.grad.clone() for p in parameters if p.grad is not None], measured
 
 
@@ -88,9 +92,13 @@ def test_samples_in_parts_are_whole_rows_with_their_log_probs():
     run = Run(ExperimentConfig(**TINY))
     prompts = run.task.encode(run.task.prompts("train")[:3])
     drawn = sample_in_parts(
-        run.policy, prompts, 4, rows=3, temperature=1.0,
+        run.policy,
+        prompts,
+        4,
+        rows=3,
+        temperature=1.0,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     assert len(drawn.completion_ids) == 12
     again = run.policy.evaluate(prompts, drawn.completion_ids, drawn.completion_mask)
     torch.testing.assert_close(again.log_probs.detach(), drawn.log_probs)

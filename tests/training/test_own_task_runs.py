@@ -39,9 +39,14 @@ TASK = text_task(PROMPTS, digits, stop="\n", max_completion_tokens=4, answer=int
 
 def config(task=TASK, variant="flowrl", **changes) -> ExperimentConfig:
     settings = {
-        "model": model_folder(), "steps": 3, "prompts_per_step": 2,
-        "num_generations": 4, "learning_rate": 1e-2, "lora_rank": 2, "eval_every": 2,
-    }  # fmt: skip
+        "model": model_folder(),
+        "steps": 3,
+        "prompts_per_step": 2,
+        "num_generations": 4,
+        "learning_rate": 1e-2,
+        "lora_rank": 2,
+        "eval_every": 2,
+    }
     return preset(task, variant, **{**settings, **changes})
 
 
@@ -173,7 +178,13 @@ def test_records_of_earlier_versions_still_load():
         assert record_from_dict(json.loads(line)).step > 0
 
 
-@pytest.mark.parametrize("task", ["landscape", "strings", "make_number", "programs"])
+@pytest.mark.parametrize(
+    "task",
+    [
+        *("landscape", "strings", "make_number"),
+        pytest.param("programs", marks=pytest.mark.full),
+    ],
+)
 def test_tasks_with_a_referee_are_measured_too(task):
     """Sampled and exact figures of the untrained policy agree within the noise."""
     run = Run(preset(task, "grpo", budget="quick", steps=1, eval_prompts=8))

@@ -50,9 +50,16 @@ def test_every_preset_is_a_valid_run(task, variant, budget):
 def test_all_variants_get_the_same_budget(task, budget):
     """The race is fair: the same samples, evaluation and size of adapter."""
     shared = (
-        "steps", "prompts_per_step", "num_generations", "temperature", "task_options",
-        "eval_prompts", "eval_every", "lora_rank", "seed",
-    )  # fmt: skip
+        "steps",
+        "prompts_per_step",
+        "num_generations",
+        "temperature",
+        "task_options",
+        "eval_prompts",
+        "eval_every",
+        "lora_rank",
+        "seed",
+    )
     configs = [preset(task, variant, budget=budget) for variant in VARIANTS]
     for config in configs[1:]:
         assert not differences(configs[0], config) & set(shared)

@@ -112,8 +112,9 @@ def test_working_is_shown_as_often_as_the_recipe_says(task):
     for (prompt, answer), weight in weights.items():
         if "=" not in answer and len(answer) == 5:
             first = int(answer[0]), int(answer[2])
-            value = {"+": sum(first), "-": first[0] - first[1],
-                     "*": math.prod(first)}[answer[1]]  # fmt: skip
+            value = {"+": sum(first), "-": first[0] - first[1], "*": math.prod(first)}[
+                answer[1]
+            ]
             working = f"{answer[:3]}={value}{answer[3:]}={prompt[:2]}"
             assert weights[prompt, working] > 0
             pairs += 1
@@ -125,10 +126,14 @@ def test_working_is_shown_as_often_as_the_recipe_says(task):
 
 def test_expression_weights_are_a_fixed_log_normal():
     config = PretrainConfig(working_share=0.5, weight_spread=0.7)
-    logs = torch.tensor([
-        math.log(2 * corpora._expression_weight(f"{a}+{b}*{c}", config))
-        for a in range(10) for b in range(10) for c in range(10)
-    ])  # fmt: skip
+    logs = torch.tensor(
+        [
+            math.log(2 * corpora._expression_weight(f"{a}+{b}*{c}", config))
+            for a in range(10)
+            for b in range(10)
+            for c in range(10)
+        ]
+    )
     assert abs(logs.mean()) < 0.1 and abs(logs.std() - 0.7) < 0.05
     flat = PretrainConfig(working_share=0.5, weight_spread=0.0)
     assert corpora._expression_weight("1+2*3", flat) == 0.5
@@ -255,8 +260,11 @@ def test_the_first_loss_is_the_cross_entropy_of_answers(task):
     one = dataclasses.replace(SHORT, steps=1)
     model = new_model(task)
     tokens, weights = build_corpus(task, one)
-    draws = torch.rand(one.batch_size, dtype=torch.double,
-                       generator=torch.Generator().manual_seed(one.seed))  # fmt: skip
+    draws = torch.rand(
+        one.batch_size,
+        dtype=torch.double,
+        generator=torch.Generator().manual_seed(one.seed),
+    )
     shares = weights.double() / weights.double().sum()
     rows = [int((shares.cumsum(0) < draw).sum()) for draw in draws]
     total, count = 0.0, 0
@@ -280,8 +288,9 @@ def test_the_recipe_is_repeatable_bit_for_bit(task):
         models.append(new_model(task, seed))
         losses.append([loss for _, loss in pretrain_steps(task, models[-1], config)])
     assert losses[0] == losses[1] != losses[2]
-    for first, second in zip(models[0].parameters(), models[1].parameters(),
-                             strict=True):  # fmt: skip
+    for first, second in zip(
+        models[0].parameters(), models[1].parameters(), strict=True
+    ):
         assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -66,9 +66,11 @@ def test_a_rollout_is_what_was_sampled_and_what_it_was_worth(task, policy, tempe
     assert torch.equal(rollout.old_log_probs, sampled.log_probs)
     assert rollout.num_generations == 4 and rollout.prompts is prompts
     now = policy.evaluate(
-        prompts, rollout.completion_ids, rollout.completion_mask,
+        prompts,
+        rollout.completion_ids,
+        rollout.completion_mask,
         temperature=temperature,
-    )  # fmt: skip
+    )
     torch.testing.assert_close(rollout.old_log_probs, now.log_probs.detach())
     assert not rollout.old_log_probs.requires_grad
     expected = torch.full((12, 3), -math.log(3))

@@ -38,20 +38,33 @@ def small(algorithm: str = "flowrl", **changes) -> ExperimentConfig:
     """Six steps on a landscape of eight states: a few milliseconds each."""
     settings = {
         "task_options": {"rewards": [0.0, 1.0, 0.2, 0.9, 0.0, 0.5, 1.0, 0.1]},
-        "steps": 6, "prompts_per_step": 1, "num_generations": 16, "eval_every": 2,
-        "learning_rate": 0.1, "log_z_learning_rate": 0.2, "value_learning_rate": 0.1,
-        "reward_scale": 3.0, "kl_coef": 0.1, "lr_schedule": "cosine",
+        "steps": 6,
+        "prompts_per_step": 1,
+        "num_generations": 16,
+        "eval_every": 2,
+        "learning_rate": 0.1,
+        "log_z_learning_rate": 0.2,
+        "value_learning_rate": 0.1,
+        "reward_scale": 3.0,
+        "kl_coef": 0.1,
+        "lr_schedule": "cosine",
         **changes,
-    }  # fmt: skip
+    }
     return ExperimentConfig(task="landscape", algorithm=algorithm, **settings)
 
 
 def tiny_maths(algorithm="flowrl", **changes) -> ExperimentConfig:
     """Two steps of the tiny language model."""
     settings = {
-        "steps": 2, "prompts_per_step": 2, "num_generations": 4, "eval_every": 2,
-        "eval_prompts": 2, "lora_rank": 2, "lora_alpha": 4.0, **changes,
-    }  # fmt: skip
+        "steps": 2,
+        "prompts_per_step": 2,
+        "num_generations": 4,
+        "eval_every": 2,
+        "eval_prompts": 2,
+        "lora_rank": 2,
+        "lora_alpha": 4.0,
+        **changes,
+    }
     return preset("make_number", algorithm, **settings)
 
 
@@ -180,8 +193,11 @@ def test_every_number_is_finite_or_does_not_apply(algorithm):
     assert 0 == records[0].seconds < records[1].seconds < records[3].seconds
     last = records[-1]
     assert (last.run, last.algorithm, last.steps, last.seed) == (
-        algorithm, algorithm, 3, 0,
-    )  # fmt: skip
+        algorithm,
+        algorithm,
+        3,
+        0,
+    )
 
 
 def test_the_first_record_is_the_untrained_policy():
@@ -295,8 +311,9 @@ def test_learning_rate_schedules():
         ("cosine", [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]),
     ):
         expected = [[0.1 * factor, 0.2 * factor] for factor in factors]
-        torch.testing.assert_close(torch.tensor(rates[schedule]),
-                                   torch.tensor(expected))  # fmt: skip
+        torch.testing.assert_close(
+            torch.tensor(rates[schedule]), torch.tensor(expected)
+        )
 
 
 def test_records_survive_json():
@@ -431,15 +448,34 @@ def test_the_library_loss_from_outside_gives_the_same_run(config):
 def test_a_loss_from_outside_is_the_one_that_is_minimised():
     seen = []
 
-    def doubled(log_z, log_probs, old_log_probs, ref_log_probs, rewards,
-                completion_mask, *, reward_scale, importance, clip_low, clip_high,
-                length_normalize):  # fmt: skip
+    def doubled(
+        log_z,
+        log_probs,
+        old_log_probs,
+        ref_log_probs,
+        rewards,
+        completion_mask,
+        *,
+        reward_scale,
+        importance,
+        clip_low,
+        clip_high,
+        length_normalize,
+    ):
         seen.append((importance, clip_low, clip_high, length_normalize))
         return 2 * losses.flowrl_loss(
-            log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
-            reward_scale=reward_scale, importance=importance, clip_low=clip_low,
-            clip_high=clip_high, length_normalize=length_normalize,
-        )  # fmt: skip
+            log_z,
+            log_probs,
+            old_log_probs,
+            ref_log_probs,
+            rewards,
+            completion_mask,
+            reward_scale=reward_scale,
+            importance=importance,
+            clip_low=clip_low,
+            clip_high=clip_high,
+            length_normalize=length_normalize,
+        )
 
     config = small(steps=1, importance="raw", clip_low=0.1, length_normalize=True)
     (_, once), (_, twice) = train(config), train(config, flowrl_loss=doubled)
@@ -624,11 +660,11 @@ def test_groups_without_a_difference_are_survived_and_shown(algorithm, reward):
 
 def test_groups_without_a_difference_are_counted(monkeypatch):
     rewards = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0, -1.0, -1.0])
-    monkeypatch.setattr("flowrl_lab.tasks.strings.Strings.score",
-                        lambda *_: rewards)  # fmt: skip
+    monkeypatch.setattr("flowrl_lab.tasks.strings.Strings.score", lambda *_: rewards)
     options = {"length": 2, "alphabet": 3, "train_prompts": 4, "heldout_prompts": 0}
-    config = small(steps=1, prompts_per_step=4, num_generations=2,
-                   task_options=options).replace(task="strings")  # fmt: skip
+    config = small(
+        steps=1, prompts_per_step=4, num_generations=2, task_options=options
+    ).replace(task="strings")
     *_, record = train(config)
     assert record.reward == pytest.approx(rewards.mean().item())
     assert record.zero_variance_groups == 0.75  # all but the second
@@ -751,8 +787,9 @@ def test_a_checkpoint_that_cannot_be_resumed_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"damaged.*Fix:"):
         Run.load(folder)
     config = json.loads(state["config"])
-    write_checkpoint(path, {**state, "config": json.dumps({**config, "config_version":
-                                                           99})})  # fmt: skip
+    write_checkpoint(
+        path, {**state, "config": json.dumps({**config, "config_version": 99})}
+    )
     with pytest.raises(ValueError, match=r"version 99.*Fix:"):
         Run.load(folder)
     del state["optimizer"]

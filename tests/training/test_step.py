@@ -52,9 +52,15 @@ def assembled_step(policy, task, log_z, optimizer, config):
     now = policy.evaluate(prompts, *rows)
     z = log_z(policy.prompt_features(prompts)).repeat_interleave(group)
     loss = flowrl_loss(
-        z, now.log_probs, drawn.log_probs, reference.log_probs, rewards, rows[1],
-        reward_scale=config.reward_scale, length_normalize=config.length_normalize,
-    )  # fmt: skip
+        z,
+        now.log_probs,
+        drawn.log_probs,
+        reference.log_probs,
+        rewards,
+        rows[1],
+        reward_scale=config.reward_scale,
+        length_normalize=config.length_normalize,
+    )
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(policy.trainable_parameters(), config.max_grad_norm)

@@ -96,6 +96,7 @@ def test_training_reports_exact_distances() -> None:
     )
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_flowrl_finds_the_drawn_target_and_the_maximiser_does_not() -> None:
     for seed in range(5):

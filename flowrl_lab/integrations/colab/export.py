@@ -1,57 +1,59 @@
-"""Write a notebook that runs by upload alone: library and data in its first cell."""
+"""Write a notebook that runs by upload alone: library and data in its second cell."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import importlib.metadata
 import io
-import os
 import re
-import shutil
-import subprocess
-import sys
+import tarfile
+import textwrap
 import tomllib
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
-from flowrl_lab._files import data_path, scratch_folder
+from flowrl_lab._files import course_root, data_path
 from flowrl_lab._validation import bad_input
+from flowrl_lab.course.doctor import read_requirements
 from flowrl_lab.tasks import TASKS
 
 __all__ = ["export_notebook", "git_badge", "select_data"]
 
-ROOT = Path(__file__).resolve().parents[3]
-EXTRAS = ("lm", "metrics", "notebooks")
+PROJECT = "flowrl-lab"
+EXTRAS = ("", "lm", "metrics", "notebooks")
+NOT_ASKED_FOR = ("jupyterlab",)  # the page is there already
+CARRIED = (".py", ".js", ".css", ".json")
 LINK = re.compile(r"!?\[([^\]]+)\]\(([^)\s]+)\)")
 DRAWING = re.compile(r"(?<=\]\()[\w./-]+\.svg(?=\))")
-TITLE = "#@title Set up flowrl_lab: run this cell first"
+TITLE = "#@title 1. Set up flowrl_lab: run this cell first"
+SECOND_TITLE = "#@title 2. Unpack flowrl_lab: run this cell next"
 # Words in a notebook that stand for data which it does not name.
-WORDS_FOR = {"explorer": ("RunScrubber", "run_scrubber", "landscape_runs")}
+WORDS_FOR = {"explorer": {"RunScrubber", "run_scrubber", "landscape_runs"}}
+LOADERS = {"load_tiny_lm", "load_base_model"}  # of the model of a task that is named
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{repository}/blob/{branch}/{path})"
 )
 
 
-def export_notebook(
-    path: str | Path, out: str | Path, *, repository: str = "", branch: str = "main"
-) -> Path:
+def export_notebook(path: str | Path, out: str | Path, *, package: str = "") -> Path:
     """Write a self-contained copy of a notebook for Colab.
 
-    Its new first cell carries the library as a wheel and the data that the notebook
-    needs, installs what the library needs without moving the host's own packages
-    (torch, numpy, pillow and more: ``first_cell.KEPT``), and asks for a restart,
-    before any download, if it must replace what the session has in memory.
+    Its first cell installs what the library needs without moving the host's own
+    packages (torch, numpy, pillow and more: ``first_cell.KEPT``), and asks for a
+    restart, before any download, if it must replace what the session has in memory.
+    The second carries the library and the data that the notebook needs.
 
     Args:
         path: a notebook of the course.
         out: the file to write; its folder is made.
-        repository: a Git address; the first cell then clones it instead.
-        branch: of that repository.
+        package: what pip installs instead of carrying the library, such as
+            ``"flowrl-lab==0.1.0"``, a wheel's address, or
+            ``"flowrl-lab @ git+https://github.com/OWNER/NAME@main"``.
 
     Returns:
         ``out``.
@@ -62,17 +64,12 @@ def export_notebook(
     path, out = Path(path), Path(out)
     check_exports([path], [out])
     notebook = _read(path)
-    source = "\n".join(cell.source for cell in notebook.cells)
-    if repository:
-        ending = f"bring = lambda: clone({repository!r}, {branch!r})"
-    else:
-        payload = _pack(build_wheel(), select_data(source))
-        digest = hashlib.sha256(payload).hexdigest()
-        text = base64.b85encode(payload).decode()
-        ending = f"PAYLOAD = {text!r}\nbring = lambda: unpack(PAYLOAD, {digest!r})"
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    cells = [_first_cell(package)]
+    cells += [] if package else [_second_cell(pack(select_data("\n".join(code))))]
     _inline_drawings(notebook, path.parent)
     _inline_links(notebook)
-    notebook.cells.insert(0, _first_cell(ending))
+    notebook.cells[:0] = cells
     notebook.metadata["accelerator"] = "GPU"  # Colab then offers one
     notebook.metadata["colab"] = {"provenance": []}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -114,90 +111,98 @@ def _read(path: Path) -> nbformat.NotebookNode:
         raise bad_input("notebook", got, wanted, fix) from error
 
 
-def _first_cell(ending: str) -> nbformat.NotebookNode:
-    code = (Path(__file__).parent / "first_cell.py").read_text(encoding="utf-8")
-    call = f"set_up({read_requirements()!r}, bring)"
-    cell = new_code_cell(f"{TITLE}\n{code}\n\n{ending}\n{call}", id="flowrl-set-up")
+def _first_cell(package: str) -> nbformat.NotebookNode:
+    code = _code_of("first_cell")
+    wanted = " ".join(find_requirements())
+    lines = "\n".join(textwrap.wrap(wanted, 84, break_on_hyphens=False))
+    itself = f', "--no-deps", {package!r}' if package else ""
+    call = f'NEEDED = """\n{lines}\n"""\nset_up(NEEDED{itself})'
+    source = f"{TITLE}\n{code}\n\n{call}"
+    return new_code_cell(source, id="flowrl-set-up")
+
+
+def _second_cell(packed: bytes) -> nbformat.NotebookNode:
+    digest = hashlib.sha256(packed).hexdigest()
+    text = base64.b85encode(packed).decode()
+    call = f"CARRIED = {text!r}\nunpack(CARRIED, {digest!r})"
+    source = f"{SECOND_TITLE}\n{_code_of('second_cell')}\n\n{call}"
+    cell = new_code_cell(source, id="flowrl-unpack")
     cell.metadata["cellView"] = "form"  # Colab folds the code away
     cell.metadata["jupyter"] = {"source_hidden": True}
     return cell
 
 
-def read_requirements() -> list[str]:
-    """What the library needs in a notebook, as in pyproject.toml."""
-    project = _read_project()["project"]
-    groups = [project["dependencies"]]
-    groups += [project["optional-dependencies"][extra] for extra in EXTRAS]
-    return [r for group in groups for r in group if not r.startswith("flowrl-lab")]
+def _code_of(name: str) -> str:
+    """The text of a module beside this one, which is pasted into a cell as it is."""
+    text = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    return text.rstrip().replace("\n\n\n", "\n\n")
 
 
-def _read_project() -> dict:
-    path = ROOT / "pyproject.toml"
-    if not path.is_file():
-        raise ValueError(
-            f"there is no {path.name} beside this flowrl_lab, so that its wheel cannot "
-            "be built. Fix: work in a clone of the repository (pip install -e .)."
-        )
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+def find_requirements() -> list[str]:
+    """What the library needs in a notebook that has its page already."""
+    return [
+        f"{requirement.name}{requirement.specifier}"
+        for requirement, extra in read_requirements()
+        if extra in EXTRAS and requirement.name not in NOT_ASKED_FOR
+    ]
 
 
-def build_wheel() -> tuple[str, bytes]:
-    """The library's wheel, (file name, bytes), built from a copy of its sources."""
-    _read_project()
-    with scratch_folder("flowrl-wheel-") as folder:
-        copy = folder / "source"
-        ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
-        shutil.copytree(ROOT / "flowrl_lab", copy / "flowrl_lab", ignore=ignore)
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, copy / name)
-        build = "import sys, setuptools.build_meta as b; b.build_wheel(sys.argv[1])"
-        command = [sys.executable, "-c", build, folder]
-        # one time for all files: the same sources give the same wheel
-        how = {"cwd": copy, "env": {**os.environ, "SOURCE_DATE_EPOCH": "1577836800"}}
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", **how
-        )
-        wheels = list(folder.glob("*.whl"))
-        if done.returncode or not wheels:
-            raise ValueError(
-                f"the wheel could not be built: {done.stderr.strip()[-500:]}. Fix: "
-                "pip install 'setuptools>=77'"
-            )
-        return wheels[0].name, wheels[0].read_bytes()
+def pack(files: list[Path]) -> bytes:
+    """The library, its metadata and these files of the data folder, as a tar.xz.
 
-
-def select_data(source: str) -> list[Path]:
-    """Files of the data folder that a notebook with this text needs.
-
-    A folder or result is needed if the notebook names it, or its task (the
-    ``make_number`` of ``make_number_tiny_lm``), or a word of ``WORDS_FOR``.
+    The same sources give the same bytes.
     """
-    words = set(re.findall(r"\w+", source))
-    named = tuple(words & TASKS.keys())
+    package = Path(__file__).resolve().parents[2]
+    members = {
+        path.relative_to(package.parent).as_posix(): path.read_bytes()
+        for path in sorted(package.rglob("*"))
+        if path.suffix in CARRIED
+        and not {"_course", "__pycache__"} & set(path.relative_to(package).parts)
+    }
+    data = f"{package.name}/_course/data"  # where `course_root` looks in a wheel
+    for path in files:
+        name = path.relative_to(data_path()).as_posix()
+        members[f"{data}/{name}"] = path.read_bytes()
+    about = importlib.metadata.distribution(PROJECT)
+    folder = f"{PROJECT.replace('-', '_')}-{about.version}.dist-info"
+    members[f"{folder}/METADATA"] = (about.read_text("METADATA") or "").encode()
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:xz", preset=6) as archive:
+        archive.addfile(_member(data, tarfile.DIRTYPE))
+        for name, content in members.items():
+            archive.addfile(_member(name, size=len(content)), io.BytesIO(content))
+    return packed.getvalue()
+
+
+def _member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size = kind, size
+    entry.mode = 0o755 if kind == tarfile.DIRTYPE else 0o644
+    return entry
+
+
+def select_data(code: str) -> list[Path]:
+    """Files of the data folder that a notebook with this code needs.
+
+    Results are needed if their task is named.  A folder is if it is named itself, or
+    a word of ``WORDS_FOR``; a tiny model also if its task is trained, or its task and
+    one of ``LOADERS`` are named.
+    """
+    words = set(re.findall(r"\w+", code))
+    tasks = words & TASKS.keys()
+    models = {f"{task}_tiny_lm" for task in tasks if words & LOADERS}
+    models |= {f"{task}_tiny_lm" for task in re.findall(r'preset\(\s*"(\w+)"', code)}
     chosen = []
     for path in sorted(p for p in data_path().rglob("*") if p.is_file()):
         first, *rest = path.relative_to(data_path()).parts
-        name = Path(rest[0]).stem if first == "results" else first
-        keys = {name, name.removesuffix("_tiny_lm"), *WORDS_FOR.get(name, ())}
-        # make_number_graded goes with make_number: results are small
-        if keys & words or (first == "results" and name.startswith(named)):
-            chosen.append(path)
+        if first == "results":  # those of make_number_graded too: they are small
+            wanted = Path(rest[0]).stem in words or rest[0].startswith(tuple(tasks))
+        else:
+            wanted = first in words | models or bool(
+                WORDS_FOR.get(first, set()) & words
+            )
+        chosen += [path] if wanted else []
     return chosen
-
-
-def _pack(wheel: tuple[str, bytes], files: list[Path]) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as outer:
-        for name, content in [
-            wheel,
-            *((f"data/{p.relative_to(data_path())}", p.read_bytes()) for p in files),
-        ]:
-            entry = zipfile.ZipInfo(name, date_time=(2020, 1, 1, 0, 0, 0))
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            outer.writestr(entry, content)
-        if not files:
-            outer.writestr(zipfile.ZipInfo("data/", (2020, 1, 1, 0, 0, 0)), b"")
-    return packed.getvalue()
 
 
 # ------------------------------------------------------------------------- links
@@ -243,7 +248,7 @@ def _inline_links(notebook: nbformat.NotebookNode) -> None:
 
 def _read_glossary() -> dict[str, str]:
     """Anchor -> entry of notebooks/glossary.md."""
-    path = ROOT / "notebooks" / "glossary.md"
+    path = course_root() / "notebooks" / "glossary.md"
     if not path.is_file():
         return {}
     parts = re.split(r"^(#{2,} .+)$", path.read_text(encoding="utf-8"), flags=re.M)
@@ -285,8 +290,7 @@ def find_repository(name: str = "") -> str:
     Raises:
         ValueError: neither is there, or it is not ``OWNER/NAME``.
     """
-    settings = _read_project().get("tool", {}).get("flowrl_lab", {})
-    name = name or str(settings.get("repository", ""))
+    name = name or _set_repository()
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise bad_input(
             "repository",
@@ -295,3 +299,14 @@ def find_repository(name: str = "") -> str:
             'set repository = "OWNER/NAME" under [tool.flowrl_lab] in pyproject.toml',
         )
     return name
+
+
+def _set_repository() -> str:
+    """The setting in a clone, or what a wheel was made with; empty without one."""
+    path = course_root() / "pyproject.toml"
+    if path.is_file():
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
+        return settings["tool"]["flowrl_lab"]["repository"]
+    addresses = importlib.metadata.metadata(PROJECT).get_all("Project-URL") or ()
+    found = [text.partition(", https://github.com/")[2] for text in addresses]
+    return min(filter(None, found), key=len, default="")

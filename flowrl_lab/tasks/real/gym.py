@@ -13,7 +13,7 @@ from typing import Any
 
 from flowrl_lab.tasks.real.answers import NotAnAnswer, evaluate_arithmetic
 from flowrl_lab.tasks.real.math_checking import read_number
-from flowrl_lab.tasks.real.word_problems import AnswerTask, Problem
+from flowrl_lab.tasks.real.word_problems import AnswerTask, Problem, known_value
 from flowrl_lab.tasks.text import DEFAULT_WEIGHTS, RewardWeights
 
 __all__ = ["FAMILIES", "Arithmetic", "Countdown", "GsmSymbolic"]
@@ -201,6 +201,7 @@ class Arithmetic(_GymTask):
             seed=seed,
             settings=settings or {},
             judge=judge_number,
+            key=known_value,
             weights=weights,
             max_completion_tokens=max_completion_tokens,
         )

@@ -140,6 +140,7 @@ class HumanEval(TextTask):
             well_formed=defined,
             used=used,
             reason=reason,
+            answer=_as_program(completion) if passed else None,
             weights=self._weights,
         )
 
@@ -189,6 +190,11 @@ class HumanEval(TextTask):
             files={"order.json": json.dumps(order).encode()},
             collect=("answers", "defined"),
         )
+
+
+def _as_program(text: str) -> tuple[str, ...]:
+    """Its lines, but for empty ones and spaces at their ends."""
+    return tuple(line.rstrip() for line in text.splitlines() if line.strip())
 
 
 @functools.cache

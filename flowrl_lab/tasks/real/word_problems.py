@@ -8,7 +8,7 @@ problems of that style (``gsm_symbolic`` in `gym`).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,16 @@ def judge_value(problem: Problem, answer: str) -> tuple[bool, str]:
     return same_value(problem.answer, answer)
 
 
+def known_value(problem: Problem, _answer: str) -> Hashable:
+    """Right answers of a problem with one value are the same answer."""
+    return problem.answer
+
+
+def as_written(_problem: Problem, answer: str) -> Hashable:
+    """Two right answers are the same if they differ in spaces only."""
+    return "".join(answer.split())
+
+
 class AnswerTask(TextTask):
     """A text task whose completions end in one ``<answer>``.
 
@@ -58,6 +68,8 @@ class AnswerTask(TextTask):
             ``train`` are left out.
         judge: says of a problem and an answer whether it is right, and why; may
             raise NotAnAnswer.
+        key: what tells a right answer from another; None takes the problem's value
+            where ``judge`` is the usual one, else the answer as it is written.
         weights: what correctness, format and length count.
         max_completion_tokens: how long a completion may be.
     """
@@ -71,12 +83,14 @@ class AnswerTask(TextTask):
         heldout: Iterable[Problem],
         *,
         judge: Callable[[Problem, str], tuple[bool, str]] = judge_value,
+        key: Callable[[Problem, str], Hashable] | None = None,
         weights: RewardWeights = DEFAULT_WEIGHTS,
         max_completion_tokens: int = 256,
     ) -> None:
         self.name = name
         self.max_completion_tokens = max_completion_tokens
         self._judge, self._weights = judge, weights
+        self._key = key or (known_value if judge is judge_value else as_written)
         self._problems: dict[str, Problem] = {}
         self._prompts: dict[str, tuple[str, ...]] = {}
         for split, problems in zip(SPLITS, (train, heldout), strict=True):
@@ -109,10 +123,12 @@ class AnswerTask(TextTask):
     def _score(self, problem: Problem, completion: str) -> Scored:
         used = len(completion) / (CHARACTERS_PER_TOKEN * self.max_completion_tokens)
         well_formed = correct = False
+        key = None
         try:
             answer = extract_answer(completion)
             correct, reason = self._judge(problem, answer)
             well_formed = True
+            key = self._key(problem, answer) if correct else None
         except NotAnAnswer as error:
             reason = str(error)
         return combine_parts(
@@ -120,6 +136,7 @@ class AnswerTask(TextTask):
             well_formed=well_formed,
             used=used,
             reason=reason,
+            answer=key,
             weights=self._weights,
         )
 

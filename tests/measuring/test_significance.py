@@ -1,0 +1,67 @@
+"""More, or chance: the interval beside a test, and what tests say of a claim."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy.stats import ttest_ind
+
+from flowrl_lab.measuring.significance import (
+    FAILS,
+    HOLDS,
+    NO_DIFFERENCE,
+    NOT_MEASURED,
+    Test,
+    compare_values,
+    judge_more,
+)
+
+
+def test_the_interval_belongs_to_the_test():
+    first, second = [0.5, 0.6, 0.9], [0.1, 0.2, 0.25, 0.3]
+    test = compare_values(("a", first), ("b", second), "accuracy")
+    wanted = ttest_ind(first, second, equal_var=False)
+    assert test.p == pytest.approx(wanted.pvalue)
+    assert (test.low, test.high) == pytest.approx(wanted.confidence_interval(0.95))
+    assert test.low < test.difference < test.high
+    assert (test.p < 0.05) == (not test.low < 0 < test.high)
+    back = compare_values(("b", second), ("a", first), "accuracy")
+    assert (-back.high, -back.low) == pytest.approx((test.low, test.high))
+
+
+def test_the_interval_of_a_known_number_is_that_of_the_other_sample():
+    known, sample = [0.5, 0.5, 0.5], [0.6, 0.7, 0.65]
+    test = compare_values(("a", sample), ("untrained", known), "accuracy")
+    back = compare_values(("untrained", known), ("a", sample), "accuracy")
+    assert 0 < test.low < 0.15 < test.high
+    assert (-back.high, -back.low) == pytest.approx((test.low, test.high))
+    assert back.p == pytest.approx(test.p)
+
+
+def test_a_factor_is_told_as_a_factor():
+    test = compare_values(("a", [8.0, 8.1]), ("b", [2.0, 2.1]), "effective_answers")
+    assert test.effect.startswith("×3.9") and math.exp(test.low) > 3
+    test = Test("a", "b", "accuracy", "end", -0.01, 0.3, low=-0.02, high=0.005)
+    assert test.effect == "−0.007 (−0.020 to +0.005)"
+
+
+def made(difference: float, p: float) -> Test:
+    return Test("a", "b", "accuracy", "end", difference, p, p_holm=p)
+
+
+@pytest.mark.parametrize(
+    ("tests", "verdict", "decides"),
+    [
+        ([], NOT_MEASURED, None),
+        ([made(0.1, 0.01), made(0.2, 0.04)], HOLDS, 1),
+        ([made(0.1, 0.01), made(0.2, 0.5)], NO_DIFFERENCE, 1),
+        ([made(0.1, 0.2), made(-0.1, 0.2), made(0.3, 0.001)], NO_DIFFERENCE, 1),
+        ([made(0.1, 0.01), made(-0.2, 0.02), made(-0.1, 0.01)], FAILS, 2),
+        ([made(0.1, 0.05)], NO_DIFFERENCE, 0),  # "below 0.05"
+    ],
+)
+def test_a_claim_of_more_holds_if_every_test_says_so(tests, verdict, decides):
+    said, test = judge_more(tests)
+    assert said == verdict
+    assert test is (None if decides is None else tests[decides])

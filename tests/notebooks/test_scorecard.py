@@ -1,0 +1,84 @@
+"""Notebook 11's scorecard: the protocol's curves find their places once recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_flow import find_needed
+
+from flowrl_lab.measuring import protocol as protocol_of
+from flowrl_lab.measuring.protocol import (
+    FIGURES,
+    CellKey,
+    Curve,
+    add_curves,
+    load_protocol,
+)
+from flowrl_lab.measuring.significance import HOLDS, NO_DIFFERENCE, NOT_MEASURED
+
+PATH = Path(__file__).resolve().parents[2] / "notebooks/11_ablations_and_limits.ipynb"
+STEPS = (0, 25, 50)
+
+
+def show_curves(monkeypatch, folder: Path) -> tuple[list[str], list]:
+    """The cell that draws the curves, and what it needs: verdicts, and pictures."""
+    monkeypatch.setattr(protocol_of, "curves_path", lambda t: folder / f"{t}.jsonl")
+    shown: list = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    cells = nbformat.read(PATH, as_version=nbformat.NO_CONVERT).cells
+    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    drawing = next(i for i, s in enumerate(sources) if "def draw_over_training" in s)
+    names: dict = {"__name__": "__main__"}
+    for source in find_needed(sources, drawing, own=""):
+        exec(source, names)
+    return [verdict for verdict, *_ in names["card"].values()], shown
+
+
+def write_curves(folder: Path, *, leave_out: str = "") -> None:
+    """Runs that nobody made: FlowRL keeps three times the answers, as accurate."""
+    protocol = load_protocol()
+    cells = {name for pair in protocol.comparisons["pairs"] for name in pair}
+    for task in protocol.tasks:
+        curves = []
+        for cell in sorted(cells - {leave_out}):
+            family, _, value = cell.partition("=")
+            key = CellKey(family, float(value) if value else None)
+            plan = [("report", key, s) for s in protocol.report["seeds"]]
+            if key.value == protocol.families[family].middle:
+                plan += [("search", key, s) for s in protocol.search["seeds"]]
+            for part, place, seed in plan:
+                for rate in protocol.search["learning_rates"]:
+                    noise = 0.001 * (seed % 5)
+                    figures = {n: (1.0, 1.0 + noise, 2.0 + noise) for n in FIGURES}
+                    figures["accuracy"] = (0.4, 0.6 + noise, 0.8 + noise)
+                    level = 3.0 if family == "flowrl" else 1.0
+                    figures["effective_answers"] = (9.0, 5.0, level + noise)
+                    curves.append(
+                        Curve(1, part, task, place, rate, seed, STEPS, figures, {})
+                    )
+        add_curves(folder / f"{task}.jsonl", curves)
+
+
+@pytest.mark.bad_input  # cells run without the checks of annotations
+def test_without_curves_their_claims_are_not_measured(monkeypatch, tmp_path):
+    found, shown = show_curves(monkeypatch, tmp_path)
+    assert found == [NOT_MEASURED, NOT_MEASURED]
+    assert shown == []
+
+
+@pytest.mark.bad_input
+def test_recorded_curves_are_drawn_and_judged(monkeypatch, tmp_path):
+    write_curves(tmp_path)
+    found, shown = show_curves(monkeypatch, tmp_path)
+    assert found == [HOLDS, NO_DIFFERENCE]  # more answers; more accurate
+    assert len(shown) == 4  # two figures on two tasks
+
+
+@pytest.mark.bad_input
+def test_a_study_that_lacks_a_cell_is_drawn_but_not_judged(monkeypatch, tmp_path):
+    write_curves(tmp_path, leave_out="ppo")
+    found, shown = show_curves(monkeypatch, tmp_path)
+    assert found == [NOT_MEASURED, NOT_MEASURED]
+    assert len(shown) == 4
