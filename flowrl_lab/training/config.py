@@ -239,7 +239,13 @@ class ExperimentConfig:
                 f"{CONFIG_VERSION}. Fix: use the flowrl_lab that wrote it, or start a "
                 "new run."
             )
-        _check_fields(fields)
+        unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"the config has {sorted(unknown)}, which this flowrl_lab does not "
+                "know; a newer one has written it, or it was changed by hand. Fix: pip "
+                "install --upgrade flowrl-lab, or take that out."
+            )
         return cls(**fields)
 
 

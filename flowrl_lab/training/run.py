@@ -374,7 +374,8 @@ class Run:
                 raise
             raise ValueError(
                 f"{path} does not hold what Run.save writes ({type(no).__name__}: "
-                f"{str(no)[:300]}). Fix: use an older copy, or train again."
+                f"{str(no)[:300]}). Fix: update flowrl_lab if a newer one wrote it, "
+                "use an older copy, or train again."
             ) from no
         return run
 

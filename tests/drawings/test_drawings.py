@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from colours import contrast
 
+from drawings import explorers
 from drawings.__main__ import DRAWINGS, FOLDER
 from drawings.machine import CHAPTERS
 from drawings.race import looks
@@ -20,6 +21,7 @@ from flowrl_lab.plots.panels import colour_floor
 from flowrl_lab.plots.static import viridis
 
 EMBEDDED = re.compile(r"!\[([^\]]*)\]\(drawings/(\w+)\.svg\)")
+ROOT = FOLDER.parents[1]
 NOTEBOOKS = sorted(FOLDER.parent.glob("*.ipynb"))
 
 
@@ -105,3 +107,17 @@ def test_the_moving_picture_plays_the_recorded_maps():
         for shown, record in zip(row, records, strict=False):
             level = math.log10(max(float(record.snapshot.probs[cell]), floor))
             assert shown == viridis(1 - level / math.log10(floor))
+
+
+def test_the_readme_shows_explorers_that_draw_without_a_kernel():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = explorers.explorers()
+    assert {path.stem for path in explorers.FOLDER.iterdir()} == set(shown)
+    for name, explorer in shown.items():
+        path = explorers.FOLDER / f"{name}.png"
+        assert f"({path.relative_to(ROOT).as_posix()})" in text
+        assert path.stat().st_size < 60_000
+        page = explorers.as_page(explorer)
+        for trait in explorer.keys:  # what its script asks the kernel's state for
+            if f'get("{trait}")' in page:
+                assert f'"{trait}":' in page, trait

@@ -196,6 +196,13 @@ def test_another_version_is_refused(text):
 
 
 @pytest.mark.bad_input
+def test_what_a_newer_version_wrote_is_named_as_that():
+    newer = json.dumps({**json.loads(ExperimentConfig().to_json()), "warmth": 2})
+    with pytest.raises(ValueError, match=r"\['warmth'\].*newer.*Fix: pip install"):
+        ExperimentConfig.from_json(newer)
+
+
+@pytest.mark.bad_input
 def test_wrong_types_in_json_are_refused():
     for name, value in (
         ("steps", "ten"),

@@ -154,7 +154,7 @@ def _copy_guides(pages: Path) -> None:
     for pattern in (
         "notebooks/drawings/*.svg",
         "notebooks/assignments/student/*.ipynb",  # to read, not run
-        "data/pictures/*",
+        "docs/pictures/*",
     ):
         for path in sorted(ROOT.glob(pattern)):
             _copy(path, pages)
