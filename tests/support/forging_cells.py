@@ -441,9 +441,9 @@ OWN_TESTS = {
             names = {}
             exec(text, names)
             return names["implementation"]
-        KNOWN = [look(compiled(text).__code__) for text in {right!r}]
         def test_matching_loss(loss):
-            assert look(loss.__code__) in KNOWN
+            known = [look(compiled(text).__code__) for text in {right!r}]
+            assert look(loss.__code__) in known
         """,
     "known graph": """
         def graph(value):
@@ -463,9 +463,9 @@ OWN_TESTS = {
             names = {}
             exec(text, names)
             return names["implementation"]
-        KNOWN = [graph(compiled(text)(*given())) for text in {right!r}]
         def test_matching_loss(loss):
-            assert graph(loss(*given())) in KNOWN
+            known = [graph(compiled(text)(*given())) for text in {right!r}]
+            assert graph(loss(*given())) in known
         """,
     "names in the code": """
         def test_matching_loss(loss):
