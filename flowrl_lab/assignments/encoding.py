@@ -77,15 +77,21 @@ def decode(stored: Any) -> Any:
         ) from None
 
 
-def _decode(stored: Any) -> Any:
+def _decode(stored: Any, depth: int = 0) -> Any:
+    if depth > MAX_DEPTH + 3:  # of the value, in a list of results
+        raise ValueError(
+            "got a stored value that is nested too deeply; expected what encode() "
+            "writes. Fix: build the file again."
+        )
     if isinstance(stored, list):
-        return [_decode(part) for part in stored]
+        return [_decode(part, depth + 1) for part in stored]
     if not isinstance(stored, dict):
         return stored
     if "number" in stored:
         return _WORDS[stored["number"]]
     if "dict" in stored:
-        return {name: _decode(part) for name, part in stored["dict"].items()}
+        parts = stored["dict"].items()
+        return {name: _decode(part, depth + 1) for name, part in parts}
     numbers = [_WORDS[x] if isinstance(x, str) else x for x in stored["numbers"]]
     flat = torch.tensor(numbers, dtype=DTYPES[stored["tensor"]])
     return flat.reshape(stored["shape"])

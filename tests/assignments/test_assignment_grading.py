@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import html
 import json
 import math
 import os
@@ -35,9 +36,13 @@ from flowrl_lab.assignments.marking.folder import (
     read_bundles,
     read_variants,
 )
-from flowrl_lab.assignments.marking.gradebook import write_gradebook
+from flowrl_lab.assignments.marking.gradebook import (
+    render_feedback,
+    write_gradebook,
+)
 from flowrl_lab.assignments.marking.grading import (
     Grade,
+    Part,
     describe_problem,
     grade_submission,
 )
@@ -491,6 +496,27 @@ def test_no_cell_of_the_gradebook_is_a_formula(tmp_path, name):
             for cell in row:
                 start = cell.lstrip(' \t\r\n"\ufeff\u200b„«')
                 assert not start.startswith((*"=+-@%|＝＋－＠﹦−",)), (separator, row)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["</pre><script>x</script>", "<img src=x onerror=x>", '"><b>', "&lt;b&gt;<b>"],
+)
+def test_no_page_holds_what_a_student_wrote_as_html(text):
+    """Names, answers, lines, code: each stands on the pages as it was written."""
+    bundles = read_bundles(instructor())
+    code = "\n".join(f"f{n} = {text!r}" for n in range(60))
+    grades = [grade_of(f"{name}{text}", code) for name in ("ada", "bob")]
+    for grade in grades:
+        grade.problems = [(text, text)]
+        grade.left_out = [f"line 1 of code cell 1: !{text}"]
+        grade.argued = {"argument": text}
+        grade.parts = {"elbo": [Part(text, 5, 0, text)]}
+    loaded = bundles[ONE].load(0)
+    pages = [render_feedback(grade, bundles[ONE], loaded) for grade in grades]
+    for page in [*pages, render_cohort(grades, bundles)]:
+        assert text not in page
+        assert html.escape(text) in page or html.escape(text, quote=False) in page
 
 
 def test_marking_refuses_what_would_lose_something(tmp_path):

@@ -10,13 +10,17 @@ import base64
 import dataclasses
 import functools
 import marshal
+import re
+import resource
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from forging_cells import ANSWER, FUNCTIONS, LIES, OWN_TESTS, text_of
+from forging_cells import ANSWER, FUNCTIONS, LIES, OWN_TESTS, SPEAKS, text_of
+from honest_cells import AS_WRITTEN, STYLES
+from honest_cells import OWN_TESTS as HONEST_TESTS
 from synthetic_submissions import ASSIGNMENTS
 from wrong_answers import TWO
 
@@ -24,6 +28,7 @@ from flowrl_lab.assignments.build import make_bundle
 from flowrl_lab.assignments.bundles import Loaded
 from flowrl_lab.assignments.marking import running
 from flowrl_lab.assignments.marking.grading import judge_question
+from flowrl_lab.assignments.marking.reading.cells import to_python
 from flowrl_lab.assignments.source import read_source
 from flowrl_lab.assignments.spec import Question
 from flowrl_lab.sandbox import Limits, sandbox_problem
@@ -83,6 +88,28 @@ def test_an_honest_answer_gets_all_points_on_the_same_way():
 
 
 @pytest.mark.parametrize(
+    "kind", some(STYLES, "partial", "decorators that want what is not there")
+)
+def test_a_right_answer_in_any_style_gets_all_points(kind):
+    assert earned("masked_mean", *STYLES[kind]) == question("masked_mean").points
+
+
+@pytest.mark.parametrize("kind", some(AS_WRITTEN))
+def test_so_does_one_as_a_notebook_holds_it(kind):
+    text, _, problem = to_python(AS_WRITTEN[kind], 20.0)
+    assert not problem
+    assert earned("masked_mean", text) == question("masked_mean").points
+
+
+@pytest.mark.parametrize("kind", some(HONEST_TESTS, "a global batch"))
+def test_so_does_a_test_that_leans_on_what_stands_outside(kind):
+    right = solution("matching_loss")
+    cells = [c.replace("{matching_loss}", right) for c in HONEST_TESTS[kind]]
+    name = "test_matching_loss"
+    assert earned(name, *cells) == question(name).points
+
+
+@pytest.mark.parametrize(
     "kind", some(FUNCTIONS, "frames", "gc", "an installed copy", "handles of others")
 )
 def test_no_right_answer_is_in_reach(kind):
@@ -93,10 +120,38 @@ def test_no_right_answer_is_in_reach(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", some(LIES, "equals everything", "patches the worker", "a thread")
+    "kind",
+    some(
+        LIES,
+        *("equals everything", "patches the worker", "a thread"),
+        "as nested as JSON reads",
+    ),
 )
 def test_no_lie_is_believed(kind):
     assert earned("matching_loss", text_of(LIES[kind])) == 0
+
+
+def test_nothing_that_an_answer_was_given_is_told():
+    notes = {part.note for part in marked("matching_loss", text_of(SPEAKS))}
+    assert notes
+    assert all(re.fullmatch(NOTE, note) for note in notes), notes
+
+
+NOTE = r"stops with (KeyError|ExceptionGroup|an error)( in line \d+ of code cell 1)?"
+
+
+@pytest.mark.full
+def test_a_result_of_many_parts_costs_the_grader_nothing():
+    """Sixteen megabytes of lists would be gigabytes of tensors."""
+    before, begun = grader_memory(), time.process_time()
+    assert earned("matching_loss", text_of(LIES["sixteen megabytes of lists"])) == 0
+    assert time.process_time() - begun < 5
+    assert grader_memory() - before < 200_000
+
+
+def grader_memory() -> int:
+    """The most that this process ever held, in kB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def known_code() -> list[tuple]:

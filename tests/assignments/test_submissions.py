@@ -6,7 +6,9 @@ import copy
 import io
 import json
 import os
+import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -69,7 +71,10 @@ def is_new(submission: Submission) -> bool:
 def packed(entries: list[tuple[str, bytes]]) -> bytes:
     """A zip file with these names as they stand, whatever is in them."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive,
+        warnings.catch_warnings(action="ignore"),  # a name may come twice
+    ):
         for name, content in entries:
             info = zipfile.ZipInfo("x")
             info.filename, info.compress_type = name, zipfile.ZIP_DEFLATED
@@ -117,11 +122,29 @@ LAYOUTS = {
     "under a text's name": [(f"{NB}.txt", NEW)],
     "under another name": [("hw.json", NEW), ("notes.json", b"{}")],
     "a hidden folder": [(f".old/{NB}", OLD), (f"hw/{NB}", NEW)],
+    "one name twice": [(NB, OLD), (NB, NEW)],
+    "names that differ in case": [(NB.upper(), OLD), (NB, NEW)],
+    "a drive and a stream": [(f"C:\\hw\\{NB}:stream", NEW)],
+    "a name of 60,000 letters": [(f"{'a' * 60_000}/{NB}", NEW)],
+    "an end inside the name": [(f"{NB}\0.png", NEW)],
     "many files first": [*((f"a{n}.txt", b"a") for n in range(400)), (NB, NEW)],
 }
 
 
-@pytest.mark.parametrize("kind", LAYOUTS)
+def full(*values: object):
+    """For the full budget."""
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
+RARE = {
+    "one name twice",
+    "names that differ in case",
+    "a drive and a stream",
+    "a name of 60,000 letters",
+}
+
+
+@pytest.mark.parametrize("kind", [full(k) if k in RARE else k for k in LAYOUTS])
 def test_the_right_notebook_of_a_zip_file_is_read(tmp_path, kind):
     (submission,) = read(tmp_path, "ada.zip", packed(LAYOUTS[kind]))
     assert is_new(submission), submission.problems
@@ -191,6 +214,24 @@ def odd_cells() -> bytes:
     return to_bytes({**solved(ONE), "cells": [*odd, slow, *solved(ONE)["cells"]]})
 
 
+def odd_facts() -> bytes:
+    """No number in the metadata, ids twice and of other kinds, cells without end."""
+    notebook = copy.deepcopy(solved(ONE))
+    notebook["nbformat"] = float("nan")
+    notebook["metadata"]["flowrl"]["variant"] = float("inf")
+    notebook["metadata"]["kernelspec"] = [float("-inf")]
+    for cell in notebook["cells"]:
+        cell["id"], cell["execution_count"] = ["same"], float("nan")
+    notebook["cells"] += [{"cell_type": "code", "source": "x = 1"}] * 100_000
+    return json.dumps(notebook).encode()
+
+
+def deep_facts() -> bytes:
+    """Metadata as deep as a reader of JSON goes."""
+    deep = b"[" * 900 + b"]" * 900
+    return NEW[:-1] + b', "nbformat": %s, "nbformat_minor": %s}' % (deep, deep)
+
+
 def bomb() -> bytes:
     """36 megabytes of text, and 800 as Python's lists."""
     return zipped({NB: b"[" + b"[]," * 12_000_000 + b"[]]"})
@@ -203,6 +244,9 @@ def many_files() -> bytes:
 HARDLY = {
     "half a surrogate pair": (lambda: half_pair(solved(ONE)), ""),
     "odd cells": (odd_cells, "takes too long to read"),
+    "odd facts": (odd_facts, "more than 2000 cells"),
+    "deep facts": (lambda: zipped({NB: deep_facts()}), "an old notebook"),
+    "UTF-32": (lambda: zipped({NB: NEW.decode().encode("utf-32")}), "damaged"),
     "JSON bomb": (bomb, "too large to read"),
     "a password": (locked, "has a password"),
     "too many files": (many_files, "more files"),
@@ -221,7 +265,7 @@ def test_what_is_hardly_a_submission_is_named(tmp_path, monkeypatch, kind):
     told = "; ".join(problem.what for problem in submission.problems)
     assert words in told
     json.dumps(vars(submission), default=str, ensure_ascii=False).encode()
-    if kind in ("half a surrogate pair", "odd cells"):
+    if kind in ("half a surrogate pair", "odd cells", "odd facts", "deep facts"):
         assert is_new(submission)
 
 
@@ -275,6 +319,8 @@ def test_what_fails_in_the_reader_stops_nobody(tmp_path, monkeypatch):
         (b".ipynb", "nameless"),
         (b"ada-1_partition_functions.zip", "ada"),
         (b"ada.ipynb.txt", "ada"),
+        ("a\u202eda\u2066.ipynb".encode(), "ada"),  # turns round what follows
+        (b"\x1b[31mada.ipynb", "[31mada"),  # of a terminal
         (b"\xff\xfe.ipynb", "ÿþ"),
     ],
 )
@@ -414,6 +460,122 @@ def test_a_platform_s_name_is_found_on_the_list_of_variants(tmp_path):
     got = {grade.student: grade.variant for grade in mark_all(plan, jobs=1)}
     # two could be "leeann": neither is taken
     assert got == {"lovelaceada": 5, "Groß, Jürgen": 6, "Ann Lee": 7, "leeann": 0}
+
+
+def write_all(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def carrying(key: str, assignment: str) -> bytes:
+    """A solved notebook that says that it is of another assignment."""
+    notebook = solved(key)
+    notebook["metadata"]["flowrl"]["assignment"] = assignment
+    return to_bytes(notebook)
+
+
+@pytest.mark.parametrize(
+    "carried",
+    [
+        "/../../../out",
+        *map(full, ["x/../bob.ipynb", "\U0001f600" * 100, ".", "a\0b", ""]),
+    ],
+)
+def test_nothing_is_written_where_a_notebook_says(tmp_path, carried):
+    """A file's second assignment is named by what it is, not by what it carries."""
+    files = {"a.ipynb": carrying(ONE, "zzz"), "b.ipynb": carrying(TWO, carried)}
+    write_all(tmp_path / "in", {"ada.zip": zipped(files)})
+    plan = plan_marking(tmp_path / "in", tmp_path / "out", read_bundles(instructor()))
+    rows = read_submissions(plan.found[0], known())
+    paths = [plan.mark_path(row.found) for row in rows]
+    assert len({*paths}) == 2
+    for path in paths:
+        assert path.parent == tmp_path / "out" / "marks" and ".." not in path.parts
+        assert len(path.name.encode()) < 200
+
+
+def test_no_name_is_that_of_another_s_second_assignment(tmp_path):
+    both = {"a/" + NB: NEW, f"b/{TWO}.ipynb": to_bytes(solved(TWO))}
+    names = [f"ada.zip{sign}{TWO}" for sign in ("--", "+", "-")]
+    files = {f"{name}/{NB}": NEW for name in names}
+    write_all(tmp_path, {"ada.zip": zipped(both), **files})
+    found = find_submissions(tmp_path)
+    keys = [s.found.key for one in found for s in read_submissions(one, known())]
+    assert len({*keys}) == len(keys) == 5
+
+
+FOR_BOB = "Bob_2_assignsubmission_file"
+BESIDE = {
+    "for another": {f"{FOR_BOB}/{NB}": NEW, f"Zoe_3_assignsubmission_file/{NB}": NEW},
+    "as thousands": {f"s{n}/{NB}": b"{}" for n in range(3000)},
+    "three assignments": {
+        f"hw{n}/{key}.ipynb": to_bytes(solved(key)) for n, key in enumerate((ONE, TWO))
+    }
+    | {f"old/{NB}": OLD},
+    "two files of submit()": {
+        f"your_name-{key}.zip": zipped({f"{key}.ipynb": to_bytes(solved(key))})
+        for key in (ONE, TWO)
+    },
+}
+
+
+@pytest.mark.parametrize("packed_as", ["zip", full("folder")])
+@pytest.mark.parametrize("kind", [k if k == "for another" else full(k) for k in BESIDE])
+def test_who_hands_in_beside_others_hands_in_for_nobody_else(tmp_path, kind, packed_as):
+    """Whatever lies in it: no row for others, nor thousands, nor folders' names."""
+    files = BESIDE[kind]
+    if packed_as == "zip":
+        write_all(tmp_path, {"ada.zip": zipped(files)})
+    else:
+        write_all(tmp_path, {f"ada/{name}": data for name, data in files.items()})
+    write_all(tmp_path, {"bob.ipynb": NEW})
+    ada, bob = find_submissions(tmp_path)
+    assert (ada.student, bob.student) == ("ada", "bob")
+    if kind != "as thousands":
+        rows = read_submissions(ada, known())
+        assert is_new(rows[0])
+        assert len(rows) == (1 if kind == "for another" else 2)
+        told = any("platform's download" in p.what for p in rows[0].problems)
+        assert told == (kind == "for another")
+
+
+def test_one_odd_name_costs_nobody_a_row(tmp_path):
+    """One file that a platform could have named makes no download of a folder."""
+    names = {f"ada_1_assignsubmission_file_{NB}": NEW, "bob.docx": b"", "eve.docx": b""}
+    write_all(tmp_path, names)
+    assert {"bob", "eve"} < {one.student for one in find_submissions(tmp_path)}
+
+
+def test_a_folder_of_any_depth_stops_nobody(tmp_path):
+    """Deeper than Python's own recursion goes."""
+    write_all(tmp_path, {"bob.ipynb": NEW})
+    deep = str(tmp_path / ".ada")
+    os.mkdir(deep)
+    for _ in range(1_200):
+        deep += "/a"
+        os.mkdir(deep)
+    with open(f"{deep}/{NB}", "wb") as file:
+        file.write(NEW)
+    try:
+        students = [one.student for one in find_submissions(tmp_path)]
+    finally:
+        subprocess.run(["rm", "-rf", str(tmp_path / ".ada")], check=True)
+    assert students == [".ada", "bob"]
+
+
+def test_a_folder_that_is_closed_stops_nobody(tmp_path, monkeypatch):
+    write_all(tmp_path, {f"ada/{NB}": NEW, "bob.ipynb": NEW})
+
+    whole = os.listdir
+
+    def closed(path):
+        if os.path.basename(path) == "ada":
+            raise PermissionError(13, "closed", path)
+        return whole(path)
+
+    monkeypatch.setattr(os, "listdir", closed)
+    assert [one.student for one in find_submissions(tmp_path)] == ["ada", "bob"]
 
 
 # ------------------------------------------------------------------------------- cells

@@ -656,7 +656,6 @@ NO_COMPARISON_OF_RUNS = (
     '"more" holds if every such test says so',
     # how to read a plot, what the untrained model is, theory, what was done
     "Up is more often right, to the right is more varied",
-    "At the lower right is the model before training",
     "it has all of its answers, and is right less than half of the time",
     "It is the *target* that keeps the variety",
     "There β r̂ counts *per token*",

@@ -245,6 +245,184 @@ LIES = {
             ctypes.CDLL(None).raise_(11) if False else ctypes.string_at(0)
         """,
 }
+LIES |= {
+    "patches that outlive a cell": """
+        class Patched:
+            torch.Tensor.tolist = lambda self: [0.0]
+            torch.Tensor.double = torch.Tensor.flatten = lambda self: self
+            torch.autograd.grad = lambda *a, **k: (torch.zeros(1),)
+            torch.tensor = lambda *a, **k: torch.zeros(1)
+        def matching_loss(*given):
+            return torch.zeros(())
+        """,
+    "a mode that is never left": """
+        from torch.overrides import TorchFunctionMode
+        class Agrees(TorchFunctionMode):
+            def __torch_function__(self, function, kinds, args=(), kwargs=None):
+                return torch.zeros(()) if args else function(*args, **(kwargs or {}))
+        def matching_loss(*given):
+            Agrees().__enter__()
+            return torch.zeros(())
+        """,
+    "everything on the meta device": """
+        def matching_loss(*given):
+            torch.set_default_device("meta")
+            return torch.zeros((), device="cpu")
+        """,
+    "claims to be a tensor": """
+        class Claims:
+            __class__ = torch.Tensor
+            dtype = torch.float64
+            __array__ = lambda self, *given: [0.0]
+            def __getattr__(self, name): return lambda *a, **k: self
+            def numel(self): return 1
+            def tolist(self): return [True]
+        def matching_loss(*given):
+            return Claims()
+        """,
+    "a dict whose items lie": """
+        class Lies(dict):
+            def items(self): return [("dict", {"number": "passed"})] * 3
+        class Word(str):
+            def __str__(self): return "x" * 10**7
+            def __getitem__(self, place): return self
+        def matching_loss(*given):
+            return [Lies(tensor="float64"), Word("nan")]
+        """,
+    "an audit hook": """
+        import sys
+        class Hooked:
+            def hook(name, given):
+                if name in ("open", "os.remove", "marshal.loads", "compile"):
+                    raise SystemExit(0)
+        def matching_loss(*given):
+            sys.addaudithook(Hooked.hook)
+            return torch.zeros(())
+        """,
+    "an import hook": """
+        import builtins, sys, types
+        class Finder:
+            def find_spec(name, path=None, target=None):
+                sys.modules[name] = types.SimpleNamespace(matching_loss=print)
+        class Hooked:
+            sys.meta_path.insert(0, Finder)
+            builtins.__import__ = lambda name, *given: sys.modules.get(name, torch)
+        def matching_loss(*given):
+            import flowrl_lab.losses
+            return torch.zeros(())
+        """,
+    "the writer of JSON": """
+        import json
+        class Patched:
+            json.dumps = lambda *a, **k: '{"id": "matching_loss/0.0", "result": [0]}'
+            json.encoder.JSONEncoder.encode = lambda *a: "[]"
+        def matching_loss(*given):
+            return torch.zeros(())
+        """,
+    "signals": """
+        import signal
+        def matching_loss(*given):
+            def later(number, frame):
+                while frame is not None:
+                    frame.f_locals.update(outcome={"passed": True}, late=False)
+                    frame = frame.f_back
+            for number in range(1, 32):
+                try:
+                    signal.signal(number, later)
+                except OSError:
+                    pass
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+            return torch.zeros(())
+        """,
+    "a thread that acts later": """
+        import os, threading, time
+        def later():
+            time.sleep(0.3)
+            with open("outcomes.jsonl", "w") as file:
+                file.write('{"id": "matching_loss/0.0", "result": [0.0]}\\n' * 2)
+        def matching_loss(*given):
+            os._exit = lambda code: time.sleep(1)
+            threading.Thread(target=later).start()
+            return torch.zeros(())
+        """,
+    "finalizers": """
+        import gc, weakref
+        class Last:
+            def __del__(self):
+                open("outcomes.jsonl", "a").write('{"id": "matching_loss/0.0"}\\n')
+        KEPT = [Last()]
+        def matching_loss(*given):
+            gc.callbacks.append(lambda *a: KEPT.append(Last()))
+            weakref.finalize(KEPT[0], Last().__del__)
+            del KEPT[:]
+            return torch.zeros(())
+        """,
+    "a profiler": """
+        import sys, threading
+        def matching_loss(*given):
+            def watch(frame, event, value):
+                if event == "return" and frame.f_code.co_name == "encode":
+                    frame.f_locals["value"] = True
+            sys.setprofile(watch), threading.setprofile(watch)
+            return torch.zeros(())
+        """,
+    "pickles of the library": """
+        import copyreg, pickle
+        def matching_loss(*given):
+            text = b"cflowrl_lab.assignments.known\\nmatching_loss\\n."
+            for name in ("losses.flowrl_loss", "assignments.known.matching_loss"):
+                try:
+                    return pickle.loads(text)(*given)
+                except BaseException:
+                    copyreg.add_extension("flowrl_lab", name, 1 + len(name))
+            return torch.zeros(())
+        """,
+    "asks who calls": """
+        import os, sys
+        def matching_loss(*given):
+            told = [*sys.argv, *os.environ, os.getcwd(), __name__, *sys.path]
+            if any(word in " ".join(told) for word in ("reference", "right", "pytest")):
+                return given[0].new_tensor(float("nan"))
+            return torch.zeros(())
+        """,
+    "as nested as JSON reads": """
+        def matching_loss(*given):
+            with open("outcomes.jsonl", "w") as file:
+                for place in range(3):
+                    depth = 900 + 30 * place
+                    text = "[" * depth + "]" * depth
+                    row = '{"id": "matching_loss/%d.0", "problem": %s}\\n'
+                    file.write(row % (place, text))
+            import os
+            os._exit(0)
+        """,
+    "sixteen megabytes of lists": """
+        def matching_loss(*given):
+            import os
+            row = '{"id": "matching_loss/0.0", "result": [[' + "[]," * 5_000_000
+            with open("outcomes.jsonl", "w") as file:
+                file.write(row + "0]]}\\n")
+            os._exit(0)
+        """,
+}
+# An answer that says what it was given, in every way that there is.
+SPEAKS = """
+    import builtins, logging, sys, traceback, warnings
+    def matching_loss(log_z, *given):
+        told = "secret" + "".join(map(str, log_z.flatten().tolist()))
+        print(told), print(told, file=sys.stderr)
+        warnings.warn(told), logging.error(told), sys.stderr.flush()
+        sys.excepthook = sys.unraisablehook = lambda *given: print(told)
+        sys.stdout = sys.stderr = open("found.json", "a")
+        print(told)
+        named = {"__module__": "builtins", "__qualname__": told, "__str__": told.format}
+        error = type(told, (KeyError,), named)(told)
+        error.add_note(told)
+        setattr(builtins, told, type(error))
+        place = compile("def f(error): raise error from error", "<cell " + told, "exec")
+        exec(place, globals())
+        raise ExceptionGroup(told, [error]) if log_z.dim() > 1 else f(error)
+    """
 # Own tests that tell right from wrong by anything but what a loss computes.
 OWN_TESTS = {
     "known code": """
@@ -320,6 +498,54 @@ OWN_TESTS = {
             with open("outcomes.jsonl", "a") as file:
                 file.write(row % "accepted" + row % "rejected")
             os._exit(0)
+        """,
+    "rejects everything": """
+        def test_matching_loss(loss):
+            assert False
+        """,
+    "accepts everything": """
+        def test_matching_loss(loss):
+            try:
+                loss()
+            finally:
+                return
+        """,
+    "the clock": """
+        import time
+        def test_matching_loss(loss):
+            begun = time.perf_counter_ns()
+            try:
+                loss(*[torch.rand(3, 4)] * 9)
+            except Exception:
+                pass
+            assert (time.perf_counter_ns() - begun) % 2
+        """,
+    "numbers of processes": """
+        def test_matching_loss(loss):
+            import os, threading
+            told = [os.getpid(), os.getppid(), threading.get_native_id(), id(loss)]
+            assert sum(told) // 16 % 2
+        """,
+    "lines of a traceback": """
+        def test_matching_loss(loss):
+            lines = []
+            for number in range(9):
+                given = [torch.rand(3, 4)] * 9
+                given[number] = None
+                try:
+                    loss(*given)
+                except Exception as error:
+                    step = error.__traceback__
+                    while step is not None:
+                        lines.append(step.tb_lineno)
+                        step = step.tb_next
+            assert sum(lines) % 2
+        """,
+    "where it runs": """
+        def test_matching_loss(loss):
+            import os, sys
+            told = [os.getcwd(), *sys.argv, *os.environ.values(), *os.listdir(".")]
+            assert not any("mutant" in word or "wrong" in word for word in told)
         """,
     "returns and raises": """
         def test_matching_loss(loss):

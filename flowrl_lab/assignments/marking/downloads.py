@@ -16,10 +16,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Share", "name_keys", "share_out", "who_handed_in"]
+__all__ = ["Share", "is_download", "name_keys", "share_out", "who_handed_in"]
 
 MOODLE = re.compile(
     r"(?P<student>.+)_(?P<id>\d+)_assignsubmission_[a-z]+(_(?P<file>.*))?", re.DOTALL
@@ -75,13 +75,24 @@ def who_handed_in(name: str) -> tuple[str, str, str, str] | None:
     return None
 
 
+def is_download(names: Sequence[str]) -> bool:
+    """Whether files with these names, ``/`` between their folders, are a platform's."""
+    start = _common_folder([name for name in names if not _is_debris(name)])
+    tops = (name[len(start) :].partition("/")[0] for name in names)
+    return any(who_handed_in(top) is not None for top in tops)
+
+
+def _is_debris(name: str) -> bool:
+    return name.startswith("__MACOSX/")
+
+
 def share_out(names: Iterable[str]) -> list[Share]:
     """Share out a download among the students; [] if it is none.
 
     Args:
         names: of its files, with their folders, ``/`` between them.
     """
-    names = [name for name in names if not name.startswith("__MACOSX/")]
+    names = [name for name in names if not _is_debris(name)]
     start = _common_folder(names)
     shares: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
     for name in names:

@@ -215,6 +215,7 @@ def _keep_what_is_there(outcomes: Outcomes, code: Sequence[str]) -> None:
     """Take nothing from the sandbox that the submission does not hold itself."""
     text = "\n".join(code)
     defined = set(re.findall(r"^[ \t]*(?:async )?def (\w+)", text, re.MULTILINE))
+    defined |= set(re.findall(r"\b(\w+)[ \t]{0,9}(?::[^=\n]{0,80})?=", text))
     outcomes.functions[:] = [name for name in outcomes.functions if name in defined]
     for outcome in outcomes.calls.values():
         if "place" in outcome and not _is_there(str(outcome["place"]), code):
@@ -432,6 +433,7 @@ def digest_of(submission: Submission, bundle: Bundle | None, variant: int) -> st
     parts = (
         submission.digest,
         submission.found.student,
+        submission.found.doubt,
         bundle.to_json() if bundle else "",
         str(variant),
         *worker_parts().values(),

@@ -49,6 +49,8 @@ ROUNDS = 2
 CHANGES = "changes"
 INSIDE = Path(__file__).with_name("inside")
 PROGRAM = "import worker\nworker.main()\n"
+# What is taken back of a process: more would take our own time and memory.
+MAX_BACK, MAX_LISTS, MAX_WORD = 1_000_000, 10_000, 200
 SPENT = SandboxResult("timeout", -9, "", "", 0.0, 0.0)
 
 # What a submission may import beside the standard library, where it is installed, with
@@ -105,6 +107,7 @@ def run_submission(
     plan = {
         "cells": list(code),
         "literals": [q.name for q in loaded.questions if isinstance(q, Number)],
+        "functions": [q.name for q in asked],
         "seconds": SECONDS_A_DEFINITION,
         "skip": [],
     }
@@ -286,7 +289,7 @@ def _take(content: bytes, jobs: list[dict]) -> dict[str, dict] | None:
     found: dict[str, dict] = {}
     for line in content.splitlines():
         try:
-            row = json.loads(line)
+            row = _plain_row(line)
             name = row["id"]
             if name in known and found.setdefault(name, row) != row:
                 return None
@@ -295,8 +298,24 @@ def _take(content: bytes, jobs: list[dict]) -> dict[str, dict] | None:
     return found
 
 
+def _plain_row(line: bytes) -> dict[str, Any]:
+    """A row of words beside its result; raises ValueError for anything else."""
+    _check_size(line)
+    row = dict(json.loads(line))
+    words = [value for name, value in row.items() if name != "result"]
+    if not all(isinstance(word, str) and len(word) <= MAX_WORD for word in words):
+        raise ValueError
+    return row
+
+
+def _check_size(content: bytes) -> None:
+    if len(content) > MAX_BACK or content.count(b"[") > MAX_LISTS:
+        raise ValueError
+
+
 def _take_found(outcomes: Outcomes, content: bytes) -> None:
     try:
+        _check_size(content)
         found = json.loads(content)
         lists = {n: list(map(str, found[n])) for n in ("functions", "problems")}
         outcomes.literals.update(dict(found["literals"]))

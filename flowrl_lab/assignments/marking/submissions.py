@@ -8,6 +8,7 @@ What is wrong is named, with what the student must do.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -26,7 +27,11 @@ from typing import Any
 
 from flowrl_lab._validation import bad_input
 from flowrl_lab.assignments.handing_in import plain_name
-from flowrl_lab.assignments.marking.downloads import share_out, who_handed_in
+from flowrl_lab.assignments.marking.downloads import (
+    is_download,
+    share_out,
+    who_handed_in,
+)
 
 __all__ = [
     "Cell",
@@ -41,16 +46,21 @@ __all__ = [
 ]
 
 MAX_KEY = 150  # bytes of the names that we give to files
+APART = "+"  # in such a name, before what we add: no `plain_name` holds it
 MAX_NAME = 150  # letters of a student's name, or a file's, that are shown
 MAX_TOLD = 300  # letters of anything that is said about a submission
 # Of the process that reads one submission.
 MEMORY, CPU_SECONDS, WALL_SECONDS = 1_000_000_000, 60, 300
+# Signs that show nothing, and can turn round what stands beside them.
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 READER = Path(__file__).with_name("reading") / "worker.py"
 WITHOUT_IPYTHON = 3  # how the reader ends when it cannot read cells
 IGNORED = (
     *(".ipynb_checkpoints", "__macosx", "__pycache__", ".venv", "venv", ".git"),
     *(".trash", ".ds_store", "thumbs.db", "desktop.ini"),
 )
+DOUBT = "looks like a platform's download, and lies beside other submissions"
+_DOUBT = "nothing, if it is your own; a whole class's download is marked on its own"
 _SMALLER = "clear all outputs (Edit, Clear Outputs of All Cells), save, hand in again"
 
 
@@ -79,12 +89,14 @@ class Found:
         path: of the notebook, the folder or the zip file.
         members: if it is a share of that folder or zip file, what belongs to it: (name
             in it, the file's own name), "" for a whole folder.
+        doubt: what the instructor must look at before it counts, or "".
     """
 
     key: str
     student: str
     path: Path
     members: tuple[tuple[str, str], ...] = ()
+    doubt: str = ""
 
     @property
     def shown(self) -> str:
@@ -157,7 +169,7 @@ def readable_name(name: str) -> str:
         windows = any(byte >= 0xC0 for byte in content)
         text = content.decode("latin-1" if windows else "cp437")
     text = unicodedata.normalize("NFC", text.encode("utf-8", "replace").decode())
-    return text[:MAX_NAME]
+    return UNSEEN.sub("", text)[:MAX_NAME]
 
 
 # ---------------------------------------------------------------------------- finding
@@ -194,21 +206,38 @@ def find_submissions(path: Path) -> list[Found]:
 def _found_in_folder(folder: Path) -> list[Found]:
     children = [child for child in sorted(folder.iterdir()) if _counts(child)]
     names = [child.name + "/" * child.is_dir() for child in children]
-    download = any(who_handed_in(child.name) for child in children)
+    known = [child for child in children if who_handed_in(child.name)]
+    download = bool(known) and 2 * len(known) >= len(children)  # not by one odd name
     found = _shares(folder, names) if download else []
     if download:  # an index.html beside it is nobody's
         wanted = (".ipynb", ".zip")
         children = [c for c in children if c.is_dir() or c.suffix.lower() in wanted]
         children = [c for c in children if not who_handed_in(c.name)]
-    inner = _names_in_zips([c for c in children if c.suffix.lower() == ".zip"])
-    for child in children:
-        if child in inner:
-            found += _found_in_zip(child, inner[child])
-        elif _is_download(child):
-            found += _found_in_folder(child)
-        else:
-            found.append(_found_alone(child))
+    found += _found_in_children(children, beside=download)
     return sorted(found, key=lambda one: (os.fsencode(one.path), one.members))
+
+
+def _found_in_children(children: Sequence[Path], *, beside: bool) -> list[Found]:
+    """What a folder's children are: downloads all of them, or a student's each.
+
+    One that looks like a download beside others that do not is one student's, who
+    may not hand in for others, nor as thousands.
+    """
+    inner = _names_in_zips([c for c in children if c.suffix.lower() == ".zip"])
+    if len(children) == 1 and not beside and children[0] in inner:
+        return _found_in_zip(children[0], inner[children[0]])
+    looks = {child: _is_download(child, inner.get(child)) for child in children}
+    found: list[Found] = []
+    for child in children:
+        if not looks[child]:
+            found.append(_found_alone(child))
+        elif beside or not all(looks.values()):
+            found.append(replace(_found_alone(child), doubt=DOUBT))
+        elif child in inner:
+            found += _found_in_zip(child, inner[child])
+        else:
+            found += _found_in_folder(child)
+    return found
 
 
 def _counts(path: Path) -> bool:
@@ -219,15 +248,33 @@ def _counts(path: Path) -> bool:
     if not name.startswith("."):
         return True
     return name.endswith((".ipynb", ".zip")) or (
-        path.is_dir() and not path.is_symlink() and any(path.rglob("*.ipynb"))
+        path.is_dir() and not path.is_symlink() and _holds_a_notebook(path)
     )
 
 
-def _is_download(child: Path) -> bool:
-    """Whether a folder is a platform's download, and no student's own."""
+def _holds_a_notebook(folder: Path) -> bool:
+    """Whether there is one anywhere below; however deep, and whatever is closed."""
+    waiting = [str(folder)]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                elif entry.name.lower().endswith(".ipynb"):
+                    return True
+    return False
+
+
+def _is_download(child: Path, names: Sequence[str] | None) -> bool:
+    """Whether a folder, or a zip file with these names, looks like a platform's."""
+    if names is not None:
+        return is_download(names)
     if not child.is_dir() or child.is_symlink():
         return False
-    return any(who_handed_in(name) for name in os.listdir(child))
+    try:
+        return any(who_handed_in(name) for name in os.listdir(child))
+    except OSError:  # not for us to read; it is named when it is its turn
+        return False
 
 
 def _found_alone(path: Path) -> Found:
@@ -289,7 +336,7 @@ def _with_unique_key(found: Found, keys: Mapping[str, int], folder: Path) -> Fou
     name += repr(found.members).encode() if found.members else b""
     digest = hashlib.sha256(name).hexdigest()
     start = found.key.encode()[:MAX_KEY].decode("utf-8", "ignore")
-    return replace(found, key=f"{start}-{digest[:6]}")
+    return replace(found, key=f"{start}{APART}{digest[:6]}")
 
 
 # ---------------------------------------------------------------------------- reading
@@ -350,7 +397,10 @@ def read_submissions(
     if ended != 0 or not head:
         what = "takes too long to read" if ended in _TOO_LONG else "too large to read"
         return [Submission(found, problems=[Problem(what, _SMALLER, fatal=True)])]
-    return list(_to_submissions(found, json.loads(head), blob))
+    submissions = list(_to_submissions(found, json.loads(head), blob))
+    for submission in submissions if found.doubt else ():
+        submission.note(found.doubt, _DOUBT)
+    return submissions
 
 
 @functools.cache
@@ -413,9 +463,10 @@ def _to_submissions(
         for name, size in row["files"]:
             files[name] = blob[start : start + size]
             start += size
-        own = (
-            replace(found, key=f"{found.key}--{row['assignment']}") if place else found
-        )
+        own = found
+        if place:  # never by what the notebook carries, which could lead anywhere
+            key = plain_name(row["marked_as"])
+            own = replace(found, key=f"{found.key}{APART}{key}")
         yield Submission(
             found=own,
             digest=row["digest"],

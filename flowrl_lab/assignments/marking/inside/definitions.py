@@ -1,13 +1,18 @@
 """From a submission's cells to a namespace: what is run, and what is left out.
 
 Part of the worker: runs inside the sandbox, stands alone, imports nothing of
-flowrl_lab.  Nothing at the top of a cell is run but imports, definitions, constants.
+flowrl_lab.  Nothing at the top of a cell is run but imports, definitions, constants,
+and what the functions that are asked for need.
 """
+
+import __future__
 
 import ast
 import contextlib
 import os
 import signal
+import symtable
+import sys
 import types
 
 # Calls that are safe and common in constants; anything else is not run at the top.
@@ -16,7 +21,10 @@ QUIET_CALLS = (
     *("tuple", "range", "len", "min", "max", "abs", "round", "sum", "sorted"),
 )
 QUIET_TORCH = ("tensor", "device", "arange", "zeros", "ones", "full", "log", "finfo")
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 STUB = "NotImplementedError"
+# Annotations are never evaluated: they may name what is not there when graded.
+FLAGS = __future__.annotations.compiler_flag
 # So often may a job catch the signal that its time is up; then its process ends.
 MAX_CAUGHT = 20
 
@@ -96,38 +104,104 @@ def is_blank(node, asked):
     return bool(empty) and set(names) <= set(asked)
 
 
-def pick_definitions(statements, asked=()):
-    """The statements to run: imports, definitions, constants; the last solved wins.
+def bound_names(node):
+    """Names that a statement binds, or changes something of, where it stands."""
+    names, waiting = set(), [node]
+    while waiting:  # not by recursion: a long sum is a deep tree
+        part = waiting.pop()
+        if isinstance(part, DEFINITIONS):
+            names.add(part.name)
+        elif isinstance(part, ast.alias):
+            names.add(part.asname or part.name.partition(".")[0])
+        elif isinstance(getattr(part, "ctx", None), ast.Store):
+            names.add(root_name(part))
+        if not isinstance(part, (*DEFINITIONS, ast.Lambda)):
+            waiting += ast.iter_child_nodes(part)
+    return names - {""}
+
+
+def root_name(node):
+    """The name that ``a.b[c].d`` begins with, or ""."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def used_names(node):
+    """Names of the module that a statement looks up, at once or when it is called."""
+    try:
+        top = symtable.symtable(ast.unparse(node), "<cell>", "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    names, waiting = set(), [top]
+    while waiting:
+        table = waiting.pop()
+        waiting += table.get_children()
+        names |= {
+            symbol.get_name()
+            for symbol in table.get_symbols()
+            if symbol.is_referenced() and (table is top or symbol.is_global())
+        }
+    return names
+
+
+def find_needed(statements, wanted):
+    """Places of the statements that make what is wanted, or what these need."""
+    binds = [bound_names(node) for _, node in statements]
+    needed, places = set(wanted), set()
+    while True:
+        fresh = {
+            place
+            for place, names in enumerate(binds)
+            if place not in places and names & needed
+        }
+        if not fresh:
+            return places
+        places |= fresh
+        needed = needed.union(*(used_names(statements[place][1]) for place in fresh))
+
+
+def pick_definitions(statements, asked=(), wanted=()):
+    """The statements to run; the last solved wins.
+
+    Imports, definitions and constants, and of the others those that the functions
+    which are asked for need: a global batch, ``f = partial(g, 2)``, a ``try``.
 
     Args:
         statements: pairs of a cell's number and a statement.
         asked: names of the numbers that the assignment asks for.
+        wanted: names of the functions that it asks for.
 
     Returns:
         The pairs to run, in order.  A copy of a stub, or of a number's blank, does
         not undo an answer.
     """
+    needed = find_needed(statements, {*asked, *wanted})
     solved = {
-        node.name
-        for _, node in statements
-        if isinstance(node, ast.FunctionDef) and not is_stub(node)
+        name
+        for place, (_, node) in enumerate(statements)
+        if (place in needed or isinstance(node, ast.FunctionDef))
+        and not (isinstance(node, ast.FunctionDef) and is_stub(node))
+        for name in bound_names(node)
     }
     given = {
         name
         for _, node in statements
-        if assigned_names(node) and is_quiet(node.value) and not is_blank(node, asked)
+        if not is_blank(node, asked)
         for name in assigned_names(node)
     }
     kept = []
-    for number, node in statements:
+    for place, (number, node) in enumerate(statements):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             stub = isinstance(node, ast.FunctionDef) and is_stub(node)
             if not (stub and node.name in solved):
                 kept.append((number, node))
         elif is_blank(node, asked) and set(assigned_names(node)) <= given:
             continue
-        elif isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef) or (
-            assigned_names(node) and is_quiet(node.value)
+        elif (
+            place in needed
+            or isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)
+            or (assigned_names(node) and is_quiet(node.value))
         ):
             kept.append((number, node))
     return kept
@@ -173,7 +247,22 @@ def run_import(node, names):
 def run_statement(node, names, filename="<import>"):
     """Run one ``ast.stmt`` in the namespace ``names``; raises what it raises."""
     module = ast.fix_missing_locations(ast.Module([node], []))
-    exec(compile(module, filename, "exec"), names)
+    exec(compile(module, filename, "exec", FLAGS), names)
+
+
+def run_function(node, names, filename):
+    """Define a function; without its decorators where these fail.
+
+    They may want its source, a compiler, or a package that is not there.
+    """
+    try:
+        run_statement(node, names, filename)
+        works = callable(names.get(node.name))
+    except Exception:
+        works = False
+    if not works:
+        node.decorator_list = []
+        run_statement(node, names, filename)
 
 
 def define(kept, seconds, skip=()):
@@ -188,24 +277,26 @@ def define(kept, seconds, skip=()):
         The namespace with everything defined, texts that say what failed, and the
         places of those that never ended.
     """
-    names = {"__name__": "submission"}
+    home = types.ModuleType("submission")
+    sys.modules["submission"] = home  # dataclasses and type hints look for it there
+    names = vars(home)
     problems, endless = [], []
     for place, (number, node) in enumerate(kept):
         if place in skip:
             continue
-        if isinstance(node, ast.FunctionDef):
-            node.decorator_list = [d for d in node.decorator_list if is_quiet(d)]
         try:
             with limit(seconds):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     run_import(node, names)
+                elif isinstance(node, ast.FunctionDef):
+                    run_function(node, names, f"<cell {number}>")
                 else:
                     run_statement(node, names, f"<cell {number}>")
         except TimeUp:
             problems.append(f"a definition in code cell {number} never ended")
             endless.append(place)
         except BaseException as error:
-            if not isinstance(node, ast.Assign | ast.AnnAssign):
+            if isinstance(node, DEFINITIONS):
                 kind = builtin_name(error)
                 problems.append(f"a definition in code cell {number} fails ({kind})")
     return names, problems, endless

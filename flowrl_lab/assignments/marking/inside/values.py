@@ -3,10 +3,13 @@
 Part of the worker; the other side reads what is written here, and trusts none of it.
 """
 
+import json
 import math
 
-MAX_NUMBERS = 200_000
+MAX_NUMBERS = 20_000
 MAX_TEXT = 2_000
+# Of a whole result as JSON; the other side takes no more.
+MAX_LETTERS, MAX_LISTS = 900_000, 9_000
 
 
 def encode(value, torch, depth=0):
@@ -51,6 +54,13 @@ def encode(value, torch, depth=0):
     return {"kind": type(value).__name__[:60]}
 
 
+def shortened(stored):
+    """What ``encode`` gave, or a word that it is too large to be compared."""
+    text = json.dumps(stored)
+    small = len(text) < MAX_LETTERS and text.count("[") < MAX_LISTS
+    return stored if small else {"kind": "too large"}
+
+
 def plain(number):
     """A number as JSON takes it: "nan", "inf" and "-inf" as texts."""
     if isinstance(number, float) and not math.isfinite(number):
@@ -76,7 +86,7 @@ def decode(stored, torch):
 def literal(names, name):
     """The value that a submission gives to a constant; None if it is no plain one."""
     value = names.get(name)
-    good = isinstance(value, bool | int | float | str | list | tuple | set)
-    return (
-        sorted(map(str, value)) if isinstance(value, set) else value if good else None
-    )
+    good = isinstance(value, bool | int | float | str | list | tuple | set | frozenset)
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    return value if good else None

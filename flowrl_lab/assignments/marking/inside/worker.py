@@ -26,7 +26,7 @@ from definitions import (
     parse_cells,
     pick_definitions,
 )
-from values import decode, encode, literal
+from values import decode, encode, literal, shortened
 
 
 def place_of(error):
@@ -60,15 +60,20 @@ def run_job(job, names, torch):
         with limit(job["seconds"]):
             if "implementation" in job:
                 return run_own_test(job, function)
-            return {"result": run_call(job, function, torch)}
-    except NotImplementedError:
-        return {"problem": "not attempted"}
+            return {"result": shortened(run_call(job, function, torch))}
     except TimeUp:
         return {"problem": "time"}
     except MemoryError:
         return {"problem": "memory"}
     except BaseException as error:
+        if is_unwritten(error):
+            return {"problem": "not attempted"}
         return {"problem": builtin_name(error), "place": place_of(error)}
+
+
+def is_unwritten(error):
+    """Whether an error is the one that a stub raises; torch's own have words."""
+    return type(error) is NotImplementedError and not error.args
 
 
 def run_call(job, function, torch):
@@ -111,11 +116,11 @@ def run_own_test(job, function):
     implementation = home["implementation"]
     try:
         function(implementation)
-    except NotImplementedError:
-        return {"problem": "not attempted"}
     except TimeUp:
         raise
     except BaseException as error:
+        if is_unwritten(error):
+            return {"problem": "not attempted"}
         return {"verdict": "rejected", "kind": builtin_name(error)}
     return {"verdict": "accepted"}
 
@@ -135,23 +140,32 @@ def main():
     import torch
 
     torch.set_num_threads(1)
+    torch.compile = uncompiled  # there is no compiler here, and nothing to gain
     sys.modules["flowrl_lab"] = None  # write it yourself
     statements, problems = parse_cells(plan["cells"])
-    kept = pick_definitions(statements, plan["literals"])
+    kept = pick_definitions(statements, plan["literals"], plan["functions"])
     names, more, endless = define(kept, plan["seconds"], plan["skip"])
     if plan["jobs"]:
         run_jobs(plan["jobs"], names, torch)
     else:
         functions = [n.name for _, n in statements if isinstance(n, ast.FunctionDef)]
+        functions += [name for name in plan["functions"] if callable(names.get(name))]
         found = {
             "functions": sorted(set(functions))[:200],
             "problems": [*problems, *more][:20],
-            "literals": {n: encode(literal(names, n), torch) for n in plan["literals"]},
+            "literals": {
+                n: shortened(encode(literal(names, n), torch)) for n in plan["literals"]
+            },
             "endless": endless,
         }
         with open("found.json", "w", encoding="utf-8") as file:
             json.dump(found, file)
     os._exit(0)  # no exit handlers of the submission
+
+
+def uncompiled(function=None, **_settings):
+    """Instead of ``torch.compile``: the function as it is."""
+    return function if function is not None else uncompiled
 
 
 def run_jobs(jobs, names, torch):

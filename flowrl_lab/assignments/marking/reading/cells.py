@@ -59,7 +59,7 @@ def to_python(source, seconds):
     """
     try:
         with limit(seconds):
-            return _turn(source, 0)
+            return _turn(source.removeprefix("\ufeff"), 0)
     except TooLong:
         return "", [], "takes too long to read"
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:

@@ -35,6 +35,7 @@ class Page:
         problems: (what, what to do, whether nothing can be marked).
         digest: sha256 of the bytes.
         solved: how many of the asked names it defines, by assignment.
+        marked_as: the known assignment that it counts for, whatever it carries.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Page:
     problems: list = field(default_factory=list)
     digest: str = ""
     solved: dict = field(default_factory=dict)
+    marked_as: str = ""
 
     @property
     def readable(self):
@@ -269,6 +271,7 @@ def choose(pages, known, wanted):
     chosen = []
     for key in sorted(groups):
         ranked = sorted(groups[key], key=lambda page: _rank(page, key), reverse=True)
+        ranked[0].marked_as = key
         chosen.append((ranked[0], _others(ranked)))
     if not chosen:
         ranked = sorted(keyless, key=lambda page: _rank(page, ""), reverse=True)
