@@ -55,6 +55,17 @@ def names_in(source: str | ast.AST, context: type) -> set[str]:
     return found
 
 
+def names_made(source: str) -> set[str]:
+    """What a cell leaves to later ones: not what is local to its functions."""
+    made: set[str] = set()
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+            made.add(statement.name)
+        else:
+            made |= names_in(statement, ast.Store)
+    return made
+
+
 def names_taken(source: str) -> set[str]:
     """What a cell takes from earlier ones."""
     taken: set[str] = set()
@@ -75,7 +86,7 @@ def find_needed(cells: list[str], target: int, own: str) -> tuple[str, ...]:
     """The earlier cells that make what ``cells[target]`` uses, and itself."""
     wanted, needed = names_taken(cells[target]) - {own}, [cells[target]]
     for source in reversed(cells[:target]):
-        made = names_in(source, ast.Store)
+        made = names_made(source)
         if made & wanted and "NotImplementedError" not in source:
             needed.insert(0, source)
             wanted = wanted - made | names_taken(source) - {own}
@@ -86,8 +97,8 @@ def find_showing(cells: list[str], start: int, name: str) -> list[int]:
     """The cells from ``start`` on that show what may have come from ``name``."""
     touched, showing = {name}, []
     for number in range(start, len(cells)):
-        if names_in(cells[number], ast.Load) & touched:
-            touched |= names_in(cells[number], ast.Store)
+        if names_taken(cells[number]) & touched:
+            touched |= names_made(cells[number])
             body = ast.parse(cells[number]).body
             if "print(" in cells[number] or isinstance(body[-1], ast.Expr):
                 showing.append(number)
@@ -121,15 +132,8 @@ def find_flows(path: Path) -> list[Flow]:
     return flows
 
 
-# Their cheapest way to a later cell trains for ten seconds and more.
-LONG = {"effective_number", "total_variation", "accuracy_after_filter"}
-LONG |= {"effective_groups", "kl_reinforce_loss"}
 FLOWS = [
-    pytest.param(
-        flow,
-        id=f"{path.stem}-{flow.name}",
-        marks=pytest.mark.full if flow.name in LONG else (),
-    )
+    pytest.param(flow, id=f"{path.stem}-{flow.name}")
     for path in NOTEBOOKS
     for flow in find_flows(path)
 ]

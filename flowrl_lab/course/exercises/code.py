@@ -42,6 +42,12 @@ def _all_lists(word, stack, first):
     return do_word(word, stack, first)
 
 
+def _top_only(word, stack, first):
+    """Gives the new list alone, without what lies below it."""
+    result = do_word(word, stack, first)
+    return result if word in "di" else result[-1]
+
+
 def _leaves_operands(word, stack, first):
     """Puts the result of + and - on top of its two lists."""
     result = do_word(word, stack, first)
@@ -78,6 +84,12 @@ DO_WORD = Exercise(
                     ),
                 ),
             ),
+        ),
+        Mistake(
+            "top only",
+            "You returned the new list alone. Return the whole stack: what lies below "
+            "stays, and the new list goes on top.",
+            _top_only,
         ),
         Mistake(
             "operands left",
@@ -136,6 +148,14 @@ ACCURACY_AFTER_FILTER = Exercise(
             "and nobody knows which of those that pass the visible test is right.",
             lambda fits_prob, right_prob, num_samples: (  # noqa: ARG005
                 _at_least_one(right_prob, num_samples)
+            ),
+        ),
+        Mistake(
+            "any of the passing",
+            "That is the chance that some sample is right if all n pass. Only one of "
+            "those that pass is submitted: it is right with a / f, however many pass.",
+            lambda fits_prob, right_prob, num_samples: _at_least_one(
+                right_prob / fits_prob, num_samples
             ),
         ),
         Mistake(
