@@ -1,8 +1,8 @@
 """What every test shares: shape checks on, no widgets, honest skips.
 
 Shape checks: every annotation in flowrl_lab is enforced (jaxtyping + beartype) while
-the tests of CHECKED run, and with the full budget while all do: they make whole training
-runs half as long again.  FLOWRL_SHAPE_CHECKS=0 turns that off.
+the tests of CHECKED run, and with the full budget while all do: they make training
+take half as long again.  FLOWRL_SHAPE_CHECKS=0 turns that off.
 """
 
 from __future__ import annotations

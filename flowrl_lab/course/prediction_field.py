@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import traitlets
 
-from flowrl_lab.course.questions import Answer, Question, StillQuestion
+from flowrl_lab.course.questions import Answer, Question, StillQuestion, say
 from flowrl_lab.course.showing import ShownOnce
+from flowrl_lab.plots.live import in_notebook
 from flowrl_lab.widgets._base import Explorer
 
 FOLDER = Path(__file__).parent
@@ -59,6 +61,26 @@ class PredictionField(ShownOnce, Explorer):
     def _check_answer(self, proposal):
         value = proposal["value"]
         return None if value is None else self.question.check_answer(value)
+
+    def show_now(self) -> None:
+        """Show the field, and beside it in words what a page without it would lack.
+
+        A browser that opens the saved page makes a widget when a kernel runs, and
+        exported pages have none; the words are there at once, and where the field is
+        they are hidden.
+        """
+        super().show_now()
+        if self.comm is not None and in_notebook():
+            from IPython.display import HTML, display
+
+            words = display(HTML(self._kept()), display_id=True)
+            self.observe(lambda _: words.update(HTML(self._kept())), "answer")
+
+    def _kept(self) -> str:
+        if self.answer is None:
+            return ""
+        said = escape(say(self.answer, self.question.unit))
+        return f'<div class="flowrl-kept">Your prediction: {said}.</div>'
 
     def still_bundle(self) -> dict[str, str]:
         """The question as text."""

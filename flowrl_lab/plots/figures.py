@@ -36,6 +36,7 @@ from flowrl_lab.plots.placement import (
     end_labels,
     mark_labels,
     place_page,
+    shown_names,
 )
 from flowrl_lab.plots.static import draw_svg, log_ticks
 from flowrl_lab.types import StepRecord
@@ -210,8 +211,9 @@ def add_axes(
         title = escape(panel.x_title)
         x.update(title={"text": title, "standoff": 2, "font": {"size": 12}})
         if panel.names:
-            names = [escape(name) for name in panel.names]
-            x.update(tickvals=list(range(len(names))), ticktext=names, showgrid=False)
+            named = shown_names(panel.names)
+            names = [escape(name) for name in named.values()]
+            x.update(tickvals=list(named), ticktext=names, showgrid=False)
         y.update(range=[0.0, panel.y_max])
     else:
         x.update(range=list(panel.x_range))

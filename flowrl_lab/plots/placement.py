@@ -21,6 +21,7 @@ __all__ = [
     "end_labels",
     "mark_labels",
     "place_page",
+    "shown_names",
 ]
 
 WIDTH = 740.0  # fits a cell of JupyterLab beside its file list on a 1200-pixel screen
@@ -29,6 +30,7 @@ CURVE_HEIGHT = 190.0
 STATES_HEIGHT = 150.0
 CELLS_HEIGHT, PICTURE_SIDE = 170.0, 320.0
 LABEL_GAP = 13
+MOST_NAMES = 12  # that an axis says; of more it says about eight
 MAX_END_LABELS = MARKERS_SHOWN = 8
 
 
@@ -228,6 +230,12 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
         )
         for run, at, y in zip(order, wanted, placed, strict=True)
     ]
+
+
+def shown_names(names: tuple[str, ...]) -> dict[int, str]:
+    """The categories that an axis names, by their number; pointing tells the others."""
+    every = 1 if len(names) <= MOST_NAMES else -(-len(names) // 8)
+    return dict(list(enumerate(names))[::every])
 
 
 def mark_labels(panel: LinePanel, box: Box) -> list[MarkLabel]:

@@ -29,6 +29,7 @@ from flowrl_lab.plots.placement import (
     Placement,
     end_labels,
     mark_labels,
+    shown_names,
 )
 
 __all__ = ["VIRIDIS", "draw_svg", "svg", "viridis"]
@@ -179,12 +180,13 @@ def draw_axes(
 ) -> str:
     """Grid lines, tick labels and the name of the x axis; ``names`` for 0, 1, …"""
     grid, labels = [], []
-    ticks = range(len(names)) if names else linear_ticks(*x_range)
+    named = shown_names(names)
+    ticks = named or linear_ticks(*x_range)
     for tick in ticks:
         x = box.left + (tick - x_range[0]) / (x_range[1] - x_range[0]) * box.width
         if not names:
             grid.append(f"M{num(x)} {num(box.top)}v{num(box.height)}")
-        name = names[tick] if names else f"{tick:g}"
+        name = named.get(tick, f"{tick:g}")
         labels.append(text(x, box.bottom + 14, name, anchor="middle"))
     for tick in log_ticks(*y_range) if log_y else linear_ticks(*y_range):
         rise = (math.log10(tick) if log_y else tick) - y_range[0]

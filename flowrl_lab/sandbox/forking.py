@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.running import (
+    Reply,
     SandboxResult,
     SandboxUnavailable,
     environment,
@@ -68,15 +69,24 @@ class ForkServer:
         limits: Limits,
         files: Mapping[str, bytes] = {},
         collect: Sequence[str] = (),
+        reply: Reply | None = None,
     ) -> SandboxResult:
         """Run ``source``; everything else as ``run_python``, which see.
+
+        Args:
+            source: the program.
+            limits: as there; the output is that of one line, if they are answered.
+            files: as there.
+            collect: as there.
+            reply: answers each line that the program writes; the answer stands on
+                its standard input, if it reads it.
 
         Raises:
             SandboxUnavailable: as ``run_python``, or where an import fails.
             ValueError: for a name that leaves the scratch folder.
         """
         order = make_order(source, limits, self._readable, ())
-        return run_order(order, limits, files, collect, self._launch)
+        return run_order(order, limits, files, collect, self._launch, reply)
 
     def close(self) -> None:
         """End the interpreter with all that it forked; ``run`` starts a new one."""

@@ -22,7 +22,7 @@ from typing import Any
 from flowrl_lab.sandbox.groups import Group, find_place
 from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.scratch import MAX_ENTRIES, Scratch, check_name
-from flowrl_lab.sandbox.watching import Process, Started, Watch
+from flowrl_lab.sandbox.watching import Process, Reply, Started, Watch, widen
 
 __all__ = [
     "SandboxResult",
@@ -123,12 +123,13 @@ def run_order(
     files: Mapping[str, bytes],
     collect: Sequence[str],
     launch: Launch | None = None,
+    reply: Reply | None = None,
 ) -> SandboxResult:
     """Run what ``make_order`` made as ``run_python`` does, in what ``launch`` gives."""
     for name in (*files, *collect):
         check_name(name, "files or collect")
     check_available(limits)
-    with _follow(order, limits, files, launch) as watch:
+    with _follow(order, limits, files, launch, reply) as watch:
         return _make_result(watch, limits, collect)
 
 
@@ -237,6 +238,7 @@ def make_order(
         "folders": [str(p) for p in paths if p.is_dir() and p.name not in packages],
         **_libraries(),
         "serves": False,
+        "talks": False,
         # The kernel counts in ticks, at times more than was used: the watch is first.
         "cpu_seconds": math.ceil(1.1 * limits.cpu_seconds),
         "memory_bytes": limits.memory_mb << 20,
@@ -316,11 +318,13 @@ def _follow(
     limits: Limits,
     files: Mapping[str, bytes],
     launch: Launch | None = None,
+    reply: Reply | None = None,
 ) -> Iterator[Watch]:
     """A program that has ended, and its folder while it is still there."""
+    order = {**order, "talks": order["talks"] or reply is not None}
     with start_process(order, limits, files, launch) as started:
         watch = Watch(started, limits)
-        watch.follow()
+        watch.follow(reply)
         if not watch.ready and not watch.outcome:
             raise SandboxUnavailable(say_why(watch))
         yield watch
@@ -363,7 +367,9 @@ def start_process(
         # If it ends early, what it said on the way is read next.
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(message)
-        if not order["serves"]:
+        if order["serves"] or order["talks"]:
+            widen(process.stdin)
+        else:
             process.stdin.close()
         yield Started(process, control, scratch, group)
 

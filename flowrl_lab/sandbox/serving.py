@@ -162,7 +162,6 @@ class _Running:
                 if self._watch.step():
                     raise SandboxUnavailable(say_why(self._watch))
             self._questions = started.process.stdin
-            os.set_blocking(self._questions.fileno(), False)
             self.owner, self._stack = os.getpid(), stack.pop_all()
         # It says when its imports are done.
         self._hear(order["mark"], _FIRST_SECONDS, _FIRST_SECONDS)

@@ -9,6 +9,7 @@ import selectors
 import signal
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import IO, Protocol, runtime_checkable
 
@@ -17,14 +18,27 @@ from flowrl_lab.sandbox.limits import Limits
 from flowrl_lab.sandbox.scratch import MAX_ENTRIES, Scratch
 from flowrl_lab.sandbox.usage import Usage, find_processes, read_usage, weigh_deleted
 
-__all__ = ["Process", "Started", "Watch"]
+__all__ = ["Process", "Reply", "Started", "Watch", "widen"]
 
 _TICK = 0.01  # seconds between two looks at a program's use of the machine
 _SHORTEST_TICK = 0.001  # when it has nearly used up a limit
 _FASTEST = 4 << 30  # bytes a second: no program fills memory faster
 _START_SECONDS = 60.0  # an interpreter that takes longer to start is broken
 _DRAIN_SECONDS = 5.0  # for what is left in the pipes of a dead process
+_PIPE_BYTES = 1 << 20  # what Linux allows everybody
 _CORES = os.cpu_count() or 1
+
+
+Reply = Callable[[bytes], bytes]
+
+
+def widen(stream: IO[bytes]) -> None:
+    """Let a pipe take as much as one may at once, and never wait for room in it."""
+    import fcntl  # not everywhere, and only here
+
+    os.set_blocking(stream.fileno(), False)
+    with contextlib.suppress(OSError):  # more than this user may have
+        fcntl.fcntl(stream, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 @runtime_checkable
@@ -89,14 +103,32 @@ class Watch:
     _next_look: float = 0.0
     _next_close_look: float = 0.0
 
-    def follow(self) -> None:
-        """Return when the program and all it started are gone."""
+    def follow(self, reply: Reply | None = None) -> None:
+        """Return when the program and all it started are gone.
+
+        Args:
+            reply: answers each line that it says; it stands still meanwhile.
+        """
         self.open()
         try:
             while not self.step():
-                pass
+                if reply is not None and b"\n" in self.output["stdout"]:
+                    self._answer(reply)
         finally:
             self.finish()
+
+    def _answer(self, reply: Reply) -> None:
+        said = self.output["stdout"]
+        line = bytes(said[: said.index(b"\n")])
+        del said[: len(line) + 1]
+        self.hold()
+        try:
+            answer = reply(line)
+        finally:
+            self.release()
+        with contextlib.suppress(BrokenPipeError):  # it ended
+            if self.started.process.stdin.write(answer) != len(answer):
+                self._condemn("output", "asked for more than it reads")
 
     def open(self) -> None:
         """Begin to listen; ``step`` until it says True, then ``finish``."""

@@ -9,7 +9,7 @@ import anywidget
 
 from flowrl_lab.plots.figures import svg_image
 
-__all__ = ["Explorer", "read_styles"]
+__all__ = ["Explorer", "read_script", "read_styles"]
 
 FOLDER = Path(__file__).parent
 
@@ -17,6 +17,12 @@ FOLDER = Path(__file__).parent
 def read_styles(*names: str) -> str:
     """The explorers' common style sheet, and a widget's own after it."""
     files = (FOLDER / name for name in ("explorer.css", *names))
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
+
+
+def read_script(name: str) -> str:
+    """A widget's own script after the one that the explorers share."""
+    files = (FOLDER / part for part in ("explorer.js", name))
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 

@@ -1,27 +1,8 @@
 // Reward in, distribution out: p*(x) ∝ π_ref(x) exp(β r(x)), recomputed here at
 // every move of the slider, so that it works without a running kernel.
 
-const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 800;
 const LEFT = 56;
 const HEIGHT = 120;
-
-function doubles(view) {
-  const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
-  return Array.from(new Float64Array(bytes));
-}
-
-function node(name, attributes, content) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (content !== undefined) made.textContent = content;
-  return made;
-}
-
-function round(value) {
-  if (value !== 0 && Math.abs(value) < 0.001) return value.toExponential(1);
-  return String(Number(value.toPrecision(3)));
-}
 
 function target(rewards, logReference, scale) {
   const scores = rewards.map((reward, i) => logReference[i] + scale * reward);
@@ -33,12 +14,6 @@ function target(rewards, logReference, scale) {
     0,
   );
   return { logZ, probs, entropy };
-}
-
-// 1, 2 or 5 times a power of ten, at least the value: an axis that need not move often.
-function ceiling(value) {
-  const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((factor) => factor * power).find((mark) => mark >= value);
 }
 
 function panel(svg, top, values, low, high, title, reference) {
@@ -72,10 +47,16 @@ function panel(svg, top, values, low, high, title, reference) {
   svg.append(group);
 }
 
+// how many of the names fit below one another's neighbours
+function axisLabels(labels) {
+  const letters = Math.max(...labels.map((label) => label.length));
+  return Math.max(2, Math.floor((WIDTH - LEFT - 10) / (7 * letters + 24)));
+}
+
 function axis(svg, top, labels) {
   const count = labels.length;
   const step = (WIDTH - LEFT - 10) / count;
-  const every = Math.max(1, Math.ceil(count / (labels[0].length > 4 ? 6 : 10)));
+  const every = Math.max(1, Math.ceil(count / axisLabels(labels)));
   for (let i = 0; i < count; i += every) {
     const place = { x: LEFT + (i + 0.5) * step, y: top, "text-anchor": "middle" };
     svg.append(node("text", place, labels[i]));
@@ -83,8 +64,8 @@ function axis(svg, top, labels) {
 }
 
 function render({ model, el }) {
-  const rewards = doubles(model.get("_rewards"));
-  const logReference = doubles(model.get("_log_reference"));
+  const rewards = Array.from(typed(model.get("_rewards"), Float64Array));
+  const logReference = Array.from(typed(model.get("_log_reference"), Float64Array));
   const reference = logReference.map(Math.exp);
   const labels = model.get("_labels");
   const [lowest, highest] = model.get("_range");
@@ -116,6 +97,7 @@ function render({ model, el }) {
   let held = 0;
 
   function draw() {
+    WIDTH = room(el);
     const scale = model.get("reward_scale");
     now = target(rewards, logReference, scale);
     const onBest = now.probs.reduce((s, p, i) => s + (rewards[i] === best ? p : 0), 0);
@@ -155,13 +137,18 @@ function render({ model, el }) {
     model.set("reward_scale", Math.min(Math.max(scale, lowest), highest));
     model.save_changes();
   });
-  input.addEventListener("change", () => {
+  const letGo = whenAtRest(() => {
     held = 0;
+    draw();
+  });
+  input.addEventListener("change", () => {
     spoken.textContent = `At β = ${round(model.get("reward_scale"))}: ` +
       `${draw().join(", ")}.`;
+    letGo();
   });
   el.querySelector(".picture").addEventListener("pointermove", (event) => {
     const box = event.currentTarget.getBoundingClientRect();
+    WIDTH = room(el);
     const x = ((event.clientX - box.left) / box.width) * WIDTH - LEFT;
     const i = Math.floor((x / (WIDTH - LEFT - 10)) * rewards.length);
     if (i < 0 || i >= rewards.length) return;
@@ -170,7 +157,11 @@ function render({ model, el }) {
   });
   model.on("change:reward_scale", draw);
   draw();
-  return () => model.off("change:reward_scale", draw);
+  const unfollow = follow(el, draw);
+  return () => {
+    unfollow();
+    model.off("change:reward_scale", draw);
+  };
 }
 
 export default { render };

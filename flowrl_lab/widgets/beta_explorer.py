@@ -18,7 +18,7 @@ from flowrl_lab.plots.panels import (
 )
 from flowrl_lab.plots.placement import place_page
 from flowrl_lab.plots.static import draw_svg
-from flowrl_lab.widgets._base import FOLDER, Explorer
+from flowrl_lab.widgets._base import Explorer, read_script
 
 __all__ = ["BetaExplorer"]
 
@@ -46,7 +46,7 @@ class BetaExplorer(Explorer):
             no distribution, a wrong number of labels, or β ≤ 0.
     """
 
-    _esm = FOLDER / "beta_explorer.js"
+    _esm = read_script("beta_explorer.js")
     _rewards = traitlets.Bytes().tag(sync=True)
     _log_reference = traitlets.Bytes().tag(sync=True)
     _labels = traitlets.List(traitlets.Unicode()).tag(sync=True)

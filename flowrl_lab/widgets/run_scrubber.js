@@ -1,29 +1,10 @@
 // Stored runs: objective, β and training step each move the picture at once; the
 // kernel is asked only to train a point anew.
 
-const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 800;
 const HEIGHT = 230;
 const LEFT = 56;
 const TOP = 30;
 const RIGHT = 10;
-
-function numbers(view, Kind) {
-  const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
-  return new Kind(bytes);
-}
-
-function node(name, attributes, content) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (content !== undefined) made.textContent = content;
-  return made;
-}
-
-function round(value) {
-  if (value !== 0 && Math.abs(value) < 0.001) return value.toExponential(1);
-  return String(Number(value.toPrecision(3)));
-}
 
 // log-probabilities that sum to 1, from scores
 function normalise(scores) {
@@ -48,8 +29,7 @@ function roundStep(least) {
   return [1, 2, 5, 10].find((factor) => factor * power >= least) * power;
 }
 
-function draw(target, policy, live, color, words) {
-  const high = 1.6 * Math.max(...target);
+function draw(target, policy, live, color, words, high) {
   const count = target.length;
   const base = TOP + HEIGHT;
   const across = (i) => LEFT + (i / (count - 1)) * (WIDTH - LEFT - RIGHT);
@@ -137,11 +117,13 @@ function render({ model, el }) {
   const objectives = model.get("_objectives");
   const scales = model.get("_scales");
   const steps = model.get("_steps");
-  const rewards = numbers(model.get("_rewards"), Float64Array);
-  const stored = numbers(model.get("_log_probs"), Float32Array);
+  const rewards = typed(model.get("_rewards"), Float64Array);
+  const stored = typed(model.get("_log_probs"), Float32Array);
   const count = rewards.length;
   const controls = makeControls(el, objectives, scales, steps);
   let asked = false;
+  // While a dial moves the axis may grow and never shrinks.
+  let held = 0;
 
   // where the controls stand, and the key of a live run of this point
   function now() {
@@ -169,11 +151,13 @@ function render({ model, el }) {
     const words = `${objective.name} at β = ${scale}, step ${steps[time]}: ` +
       facts.join(", ");
     const trained = live && normalise(
-      numbers(live.log_probs, Float32Array).subarray(time * count, (time + 1) * count),
+      typed(live.log_probs, Float32Array).subarray(time * count, (time + 1) * count),
     ).map(Math.exp);
     const [p, q] = [policy.map(Math.exp), target.map(Math.exp)];
+    WIDTH = room(el);
+    held = Math.max(held, 1.6 * Math.max(...q));
     el.querySelector(".picture").replaceChildren(
-      draw(q, p, trained, objective.color, words),
+      draw(q, p, trained, objective.color, words, held),
     );
     el.querySelector(".numbers").replaceChildren(
       ...facts.map((fact) => Object.assign(document.createElement("span"), {
@@ -201,10 +185,15 @@ function render({ model, el }) {
       : live ? `Live run drawn over the stored one; ${live.words}` : "");
   }
 
+  const letGo = whenAtRest(() => {
+    held = 0;
+    show();
+  });
   function move(name, value) {
     model.set(name, value);
     model.save_changes();
     el.querySelector(".spoken").textContent = `${show()}.`;
+    letGo();
   }
 
   for (const input of controls.choices) {
@@ -241,7 +230,9 @@ function render({ model, el }) {
   model.on("change:_status", onStatus);
   model.on("change:_live", onLive);
   show();
+  const unfollow = follow(el, show);
   return () => {
+    unfollow();
     for (const name of names) model.off(name, show);
     model.off("change:_status", onStatus);
     model.off("change:_live", onLive);

@@ -34,7 +34,7 @@ from flowrl_lab.plots.panels import (
 from flowrl_lab.plots.placement import place_page
 from flowrl_lab.plots.static import draw_svg
 from flowrl_lab.types import Snapshot
-from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
+from flowrl_lab.widgets._base import Explorer, read_script, read_styles
 
 __all__ = ["RunScrubber"]
 
@@ -75,7 +75,7 @@ class RunScrubber(Explorer):
             or damaged (the message has the command that remakes them).
     """
 
-    _esm = FOLDER / "run_scrubber.js"
+    _esm = read_script("run_scrubber.js")
     _css = read_styles("run_scrubber.css")
     _log_probs = traitlets.Bytes().tag(sync=True)
     _rewards = traitlets.Bytes().tag(sync=True)

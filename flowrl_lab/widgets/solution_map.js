@@ -1,20 +1,7 @@
 // The solution map of finished runs: every answer a cell (or every state a point),
 // lit by its probability, with a slider over the training steps.
 
-const SVG = "http://www.w3.org/2000/svg";
 const SIZE = 150;
-
-function floats(view) {
-  const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
-  return new Float32Array(bytes);
-}
-
-function node(name, attributes, content) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (content !== undefined) made.textContent = content;
-  return made;
-}
 
 function viridis(colors, fraction) {
   const place = Math.min(Math.max(fraction, 0), 1) * (colors.length - 1);
@@ -96,8 +83,8 @@ function render({ model, el }) {
   const steps = model.get("_steps");
   const shape = model.get("_shape");
   const remarks = model.get("_remarks");
-  const frames = floats(model.get("_frames"));
-  const target = floats(model.get("_target"));
+  const frames = typed(model.get("_frames"), Float32Array);
+  const target = typed(model.get("_target"), Float32Array);
   const floor = model.get("_floor");
   const colors = model.get("_colors");
   const count = labels.length;

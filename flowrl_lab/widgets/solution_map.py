@@ -23,7 +23,7 @@ from flowrl_lab.plots.panels import (
 from flowrl_lab.plots.placement import place_page
 from flowrl_lab.plots.static import VIRIDIS, draw_svg
 from flowrl_lab.types import Snapshot, StepRecord
-from flowrl_lab.widgets._base import FOLDER, Explorer
+from flowrl_lab.widgets._base import Explorer, read_script
 
 __all__ = ["SolutionMap", "solution_map"]
 
@@ -76,7 +76,7 @@ class SolutionMap(Explorer):
         ValueError: if there is nothing to show, or the answers differ.
     """
 
-    _esm = FOLDER / "solution_map.js"
+    _esm = read_script("solution_map.js")
     _frames = traitlets.Bytes().tag(sync=True)
     _target = traitlets.Bytes().tag(sync=True)
     _labels = traitlets.List(traitlets.Unicode()).tag(sync=True)

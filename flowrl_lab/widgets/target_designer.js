@@ -1,8 +1,6 @@
 // A landscape to draw on: rewards above, p*(x) ∝ exp(β r(x)) below, recomputed here
 // at every stroke.  Only training needs the kernel.
 
-const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 800;
 const LEFT = 56;
 const RIGHT = 10;
 const HEIGHT = 150;
@@ -15,28 +13,10 @@ const NAMES = {
   flat: "flat",
 };
 
-function node(name, attributes, content) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (content !== undefined) made.textContent = content;
-  return made;
-}
-
 function make(name, content) {
   const made = document.createElement(name);
   made.textContent = content;
   return made;
-}
-
-function round(value) {
-  if (value !== 0 && Math.abs(value) < 0.001) return value.toExponential(1);
-  return String(Number(value.toPrecision(3)));
-}
-
-// 1, 2 or 5 times a power of ten, at least the value: an axis that need not move often.
-function ceiling(value) {
-  const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 2, 5, 10].map((factor) => factor * power).find((mark) => mark >= value);
 }
 
 function clamp(value, low, high) {
@@ -146,7 +126,7 @@ function render({ model, el }) {
   }
 
   function stateLabels(svg) {
-    const every = Math.max(1, Math.ceil(rewards.length / 10));
+    const every = Math.max(1, Math.ceil((rewards.length * 40) / (WIDTH - LEFT - RIGHT)));
     for (let i = 0; i < rewards.length; i += every) {
       const x = LEFT + (i + 0.5) * step();
       svg.append(node("text", { x, y: TOP + HEIGHT + 16, "text-anchor": "middle" }, i));
@@ -160,6 +140,8 @@ function render({ model, el }) {
     draw();
     speak();
   }
+
+  const whenDialRests = whenAtRest(letGo);
 
   function outdated() {
     const result = model.get("_result");
@@ -254,6 +236,7 @@ function render({ model, el }) {
   }
 
   function draw() {
+    WIDTH = room(el);
     const scale = model.get("reward_scale");
     now = target(rewards, scale);
     find(".numbers").replaceChildren(...facts().map((fact) => make("span", fact)));
@@ -300,6 +283,7 @@ function render({ model, el }) {
   function spot(event) {
     const box = canvas.firstChild.getBoundingClientRect();
     const [low, high] = model.get("_range");
+    WIDTH = room(el);
     const x = ((event.clientX - box.left) / box.width) * WIDTH - LEFT;
     const y = ((event.clientY - box.top) / box.height) * (TOP + HEIGHT + 22) - TOP;
     const state = clamp(Math.floor(x / step()), 0, rewards.length - 1);
@@ -386,7 +370,10 @@ function render({ model, el }) {
     model.set("reward_scale", clamp(scale, lowest, highest));
     model.save_changes();
   });
-  slider.addEventListener("change", letGo);
+  slider.addEventListener("change", () => {
+    speak();
+    whenDialRests();
+  });
   button.addEventListener("click", () => {
     waiting = true;
     drawStatus();
@@ -416,7 +403,9 @@ function render({ model, el }) {
   };
   for (const [name, listener] of Object.entries(listeners)) model.on(name, listener);
   draw();
+  const unfollow = follow(el, draw);
   return () => {
+    unfollow();
     for (const [name, listener] of Object.entries(listeners)) model.off(name, listener);
   };
 }

@@ -26,7 +26,7 @@ from flowrl_lab.tasks.landscape import Landscape, figure1_log_mixture
 from flowrl_lab.training.presets import preset
 from flowrl_lab.training.run import race
 from flowrl_lab.types import StepRecord
-from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
+from flowrl_lab.widgets._base import Explorer, read_script, read_styles
 from flowrl_lab.widgets.beta_explorer import (
     SLIDER_RANGE,
     check_rewards,
@@ -78,7 +78,7 @@ class TargetDesigner(Explorer):
             finite, β ≤ 0, an unknown drawing or algorithm.
     """
 
-    _esm = FOLDER / "target_designer.js"
+    _esm = read_script("target_designer.js")
     _css = read_styles("target_designer.css")
     _rewards = traitlets.List(traitlets.Float()).tag(sync=True)
     _range = traitlets.List(traitlets.Float()).tag(sync=True)

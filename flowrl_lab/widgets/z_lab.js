@@ -2,9 +2,7 @@
 // in the browser, again after every move of a control.  The arithmetic is that of
 // z_training.py, number for number.
 
-const SVG = "http://www.w3.org/2000/svg";
-const WIDTH = 800;
-const LEFT = 46;
+const LEFT = 56;
 const COUNTERS = 2 ** 20;
 const USUAL_RATE = 0.2; // of log Z, in the run that others are compared with
 const BLUE = "#0072B2";
@@ -21,11 +19,6 @@ const SAMPLERS = {
   policy: "the policy",
   reference: "the reference",
 };
-
-function doubles(view) {
-  const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
-  return new Float64Array(bytes);
-}
 
 function uniform(counter) {
   let x = counter >>> 0;
@@ -125,18 +118,6 @@ function train(world, settings, seed) {
   return trace;
 }
 
-function node(name, attributes, content) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  if (content !== undefined) made.textContent = content;
-  return made;
-}
-
-function round(value) {
-  if (value !== 0 && Math.abs(value) < 0.001) return value.toExponential(1);
-  return String(Number(value.toPrecision(3)));
-}
-
 function place(box, low, high) {
   const span = high > low ? high - low : 1;
   return (value) => {
@@ -180,8 +161,10 @@ function drawPolicy(svg, box, logProbs, target) {
 function drawCurves(svg, box, title, curves, options) {
   const change = options.log ? (v) => Math.log10(Math.max(v, 1e-6)) : (v) => v;
   const all = curves.flatMap((curve) => Array.from(curve.values, change));
-  const low = Math.min(...all, options.floor ?? Infinity);
-  const high = Math.max(...all);
+  const held = (options.held[title] ??= [Infinity, -Infinity]);
+  held[0] = Math.min(held[0], ...all, options.floor ?? Infinity);
+  held[1] = Math.max(held[1], ...all);
+  const [low, high] = held;
   const height = place(box, low, high);
   const back = (value) => round(options.log ? 10 ** value : value);
   frame(svg, box, title, [[low, back(low)], [high, back(high)]], height);
@@ -259,34 +242,41 @@ function lastMean(kl, count) {
   return kl.slice(-count).reduce((a, b) => a + b, 0) / count;
 }
 
-function picture(trace, step, target, usualKl) {
-  const svg = node("svg", { viewBox: `0 0 ${WIDTH} 338`, role: "img" });
+// The policy above, three curves below it: beside one another where there is room.
+function picture(trace, step, target, usualKl, held) {
+  const columns = WIDTH >= 620 ? 3 : 1;
+  const height = 196 + (3 / columns) * 172 - 30;
+  const svg = node("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img" });
   const wide = { left: LEFT, top: 24, width: WIDTH - LEFT - 10, height: 110 };
   drawPolicy(svg, wide, trace.logProbs[step], target);
-  const boxes = [0, 1, 2].map((i) => (
-    { left: LEFT + i * 267, top: 196, width: 210, height: 120 }
-  ));
+  const pitch = (WIDTH + 1) / columns;
+  const boxes = [0, 1, 2].map((i) => ({
+    left: LEFT + (i % columns) * pitch,
+    top: 196 + Math.floor(i / columns) * 172,
+    width: pitch - LEFT - 11,
+    height: 120,
+  }));
   const truth = trace.kl.map(() => trace.exact);
   drawCurves(svg, boxes[0], "log Z", [
     { values: truth, color: "currentColor", width: 1, dash: "2 3" },
     { values: trace.best, color: ORANGE, dash: "6 3" },
     { values: trace.logZ, color: BLUE },
-  ], { step });
+  ], { step, held });
   drawCurves(svg, boxes[1], "KL(π‖p*), log axis", [
     { values: usualKl, color: "currentColor", width: 1, dash: "2 3" },
     { values: trace.kl, color: BLUE },
-  ], { step, log: true });
+  ], { step, held, log: true });
   drawCurves(svg, boxes[2], "rms residual (root of the loss)",
-    [{ values: trace.rms, color: BLUE }], { step, floor: 0 });
+    [{ values: trace.rms, color: BLUE }], { step, held, floor: 0 });
   return svg;
 }
 
 function render({ model, el }) {
   const limits = model.get("_limits");
   const world = {
-    scores: doubles(model.get("_scores")),
-    logReference: doubles(model.get("_log_reference")),
-    reads: doubles(model.get("_reads")),
+    scores: typed(model.get("_scores"), Float64Array),
+    logReference: typed(model.get("_log_reference"), Float64Array),
+    reads: typed(model.get("_reads"), Float64Array),
     steps: limits.steps,
   };
   const exact = logSumExp(world.scores);
@@ -315,6 +305,8 @@ function render({ model, el }) {
     seed: () => model.get("batch_size") !== 0,
   };
   let trace = null;
+  // While a dial moves the axes may grow and never shrink.
+  let held = {};
   let usualKl = null;
   let facts = [];
   let verdict = "";
@@ -373,12 +365,17 @@ function render({ model, el }) {
       Object.assign(document.createElement("span"), { textContent: fact })
     )));
     el.querySelector(".verdict").textContent = verdict;
-    const svg = picture(trace, step, target, usualKl);
+    WIDTH = room(el);
+    const svg = picture(trace, step, target, usualKl, held);
     svg.setAttribute("aria-label", `Z-lab, log Z ${MODES[model.get("mode")]}, sampled ` +
       `by ${SAMPLERS[model.get("sampler")]}: ${facts.join(", ")}. ${verdict}.`);
     el.querySelector(".picture").replaceChildren(svg);
   }
 
+  const letGo = whenAtRest(() => {
+    held = {};
+    draw();
+  });
   function set(name, value) {
     model.set(name, value);
     model.save_changes();
@@ -387,23 +384,30 @@ function render({ model, el }) {
     el.querySelector(".spoken").textContent = `${facts.slice(1).join(", ")}. ${verdict}.`;
   };
   mode.addEventListener("change", () => {
+    held = {};
     set("mode", mode.value);
     speak();
   });
   sampler.addEventListener("change", () => {
+    held = {};
     set("sampler", sampler.value);
     speak();
   });
   for (const { name, from, input } of sliders) {
     input.addEventListener("input", () => set(name, from(Number(input.value))));
-    input.addEventListener("change", speak);
+    input.addEventListener("change", () => {
+      speak();
+      letGo();
+    });
   }
   const retrained = ["mode", "sampler", ...sliders.map((s) => s.name)]
     .filter((name) => name !== "step").map((name) => `change:${name}`);
   for (const event of retrained) model.on(event, retrain);
   model.on("change:step", draw);
   retrain();
+  const unfollow = follow(el, draw);
   return () => {
+    unfollow();
     for (const event of retrained) model.off(event, retrain);
     model.off("change:step", draw);
   };

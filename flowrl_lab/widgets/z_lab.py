@@ -22,7 +22,7 @@ from flowrl_lab.plots.panels import (
 )
 from flowrl_lab.plots.placement import place_page
 from flowrl_lab.plots.static import draw_svg
-from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
+from flowrl_lab.widgets._base import Explorer, read_script, read_styles
 from flowrl_lab.widgets.beta_explorer import check_reference, check_rewards, check_scale
 from flowrl_lab.widgets.z_training import (
     MODES,
@@ -79,7 +79,7 @@ class ZLab(Explorer):
             unknown or out of range.
     """
 
-    _esm = FOLDER / "z_lab.js"
+    _esm = read_script("z_lab.js")
     _css = read_styles("z_lab.css")
     _scores = traitlets.Bytes().tag(sync=True)
     _log_reference = traitlets.Bytes().tag(sync=True)

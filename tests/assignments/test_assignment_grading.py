@@ -245,8 +245,7 @@ def test_whatever_comes_out_of_the_sandbox_is_judged(tmp_path):
     """And gives no point, stops nothing, and can be written and read again."""
     chance = random.Random(0)
 
-    def forge(_source, *, limits, files, collect):
-        del limits, collect
+    def forge(_source, *, files, **_more):
         plan = json.loads(files["plan.json"])
         parts = ("functions", "problems", "literals", "endless")
         found = {part: any_value(chance) for part in parts}

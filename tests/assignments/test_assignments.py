@@ -476,11 +476,14 @@ def test_checks_never_stop_a_notebook(tmp_path, capsys):
     assert "not written yet" in capsys.readouterr().out
 
 
-def test_the_sources_that_came_with_the_package_are_built_from_any_folder(
+def test_the_sources_that_came_with_the_package_are_found_from_any_folder(
     tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    assert main(["assign", "build"]) == 0
-    assert f"{len(SOURCES)} assignments" in capsys.readouterr().out
-    made = {path.stem for path in (tmp_path / FOLDER / "student").glob("*.ipynb")}
-    assert made == {path.stem for path in SOURCES}
+    words = ["assign", "export", "4_none", "--format", "otter", "--out", "x"]
+    assert main(words) == 2
+    assert f"choose one of {KEYS}" in capsys.readouterr().err
+    (tmp_path / FOLDER).mkdir(parents=True)
+    (tmp_path / FOLDER / "9_mine.py").touch()
+    assert main(words) == 2  # one's own come first
+    assert "choose one of ['9_mine']" in capsys.readouterr().err

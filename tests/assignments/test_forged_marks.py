@@ -6,14 +6,16 @@ an honest answer to the same question, on the same way, gets all its points.
 
 from __future__ import annotations
 
-import base64
+import builtins
 import dataclasses
 import functools
-import marshal
+import json
 import re
 import resource
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,7 @@ from flowrl_lab.assignments.build import make_bundle
 from flowrl_lab.assignments.bundles import Loaded
 from flowrl_lab.assignments.marking import running
 from flowrl_lab.assignments.marking.grading import judge_question
+from flowrl_lab.assignments.marking.inside import apart
 from flowrl_lab.assignments.marking.reading.cells import to_python
 from flowrl_lab.assignments.source import read_source
 from flowrl_lab.assignments.spec import Question
@@ -154,65 +157,85 @@ def grader_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def known_code() -> list[tuple]:
-    """What is public about the right implementations, as Python compiles them."""
-    known = []
-    for text in question("test_matching_loss").right:
-        names: dict = {}
-        exec(text, names)
-        code = names["implementation"].__code__
-        look = (code.co_code, code.co_names, code.co_consts, code.co_varnames)
-        known.append(look)
-    return known
-
-
 @pytest.mark.parametrize(
-    "kind", some(OWN_TESTS, "known code", "looks for the others", "looks into the job")
+    "kind", some(OWN_TESTS, "known code", "known graph", "looks for the others")
 )
 def test_a_test_finds_faults_by_what_is_computed_alone(kind):
-    text = text_of(OWN_TESTS[kind], known=known_code())
+    text = text_of(OWN_TESTS[kind], right=list(question("test_matching_loss").right))
     assert earned("test_matching_loss", text) == 0
 
 
-def test_known_code_would_be_found_if_it_were_run_as_it_is_written(monkeypatch):
-    """So the test above tries something."""
-
-    def plain(text: str) -> str:
-        code = compile(text, "<implementation>", "exec")
-        return base64.b64encode(marshal.dumps(code)).decode()
-
-    monkeypatch.setattr(running, "_disguised", plain)
-    monkeypatch.setattr(running, "ROUNDS", 1)
-    text = text_of(OWN_TESTS["known code"], known=known_code())
-    assert earned("test_matching_loss", text) > 5
+TEXTS = [
+    (name, place)
+    for name in ("test_matching_loss", "test_clipped_loss")
+    for place in range(len(question(name).right) + len(question(name).mutants))
+]
 
 
-@pytest.mark.parametrize("name", ["test_matching_loss", "test_clipped_loss"])
-def test_a_disguise_changes_how_a_loss_looks_and_nothing_else(name):
+@pytest.fixture
+def elsewhere() -> Callable[[str], Callable]:
+    """A loss as a test sees it; its other side is here too."""
+
+    class Here(apart.Line):
+        def __init__(self, text: str):
+            self.text = text
+
+        def ask(self, question):
+            asked = {"text": self.text, "asked": json.dumps(question)}
+            with ThreadPoolExecutor() as pool:  # what is set here holds here only
+                told = json.loads(pool.submit(apart.answer, asked).result())
+            if "error" in told:
+                raise getattr(builtins, told["error"][0])(told["error"][1])
+            return told
+
+    return lambda text: apart.loss_of(Here(text))
+
+
+@pytest.mark.parametrize(("name", "place"), TEXTS)
+def test_a_loss_in_another_process_is_the_same_loss(name, place, elsewhere):
+    """Its value, its gradients, and which arguments it is attached to."""
     asked = question(name)
-    for text in [*asked.right, *(text for _, _, text in asked.mutants)]:
-        codes, values = set(), []
-        for make in (running._disguised, running._disguised, None):
-            names: dict = {}
-            code = marshal.loads(base64.b64decode(make(text))) if make else text
-            exec(code, names)
-            function = names["implementation"]
-            given = losses_given(name)
+    text = [*asked.right, *(text for _, _, text in asked.mutants)][place]
+    for kind in (torch.float64, torch.float32):
+        values = []
+        for function in (elsewhere(text), apart.load(text)):
+            given = losses_given(name, kind)
             value = function(*given)
-            leaves = [g for g in given[:4] if isinstance(g, torch.Tensor)]
+            leaves = [g for g in given if getattr(g, "requires_grad", False)]
             slopes = torch.autograd.grad(value, leaves, allow_unused=True)
-            values.append([value, *(s for s in slopes if s is not None)])
-            codes.add((function.__code__.co_varnames, function.__code__.co_consts))
-        assert len(codes) == 3
-        for other in values[1:]:
-            torch.testing.assert_close(other, values[0], rtol=0, atol=0)
+            values.append([value, *slopes])
+        assert [v is None for v in values[0]] == [v is None for v in values[1]]
+        for ours, theirs in zip(*values, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
-def losses_given(name: str) -> list:
+def test_a_loss_elsewhere_is_called_as_any_other(elsewhere):
+    """By name, from `torch.func`, checked numerically, wrongly, without gradients."""
+    text = "def loss(x, y=2.0, *, mask=None):\n    return (x * x.detach() * y).sum()"
+    loss = elsewhere(text)
+    x = torch.tensor([1.0, 3.0], dtype=torch.float64, requires_grad=True)
+    assert loss(x, y=torch.tensor(3.0)).item() == 30
+    assert torch.func.grad(loss)(x.detach()).tolist() == [2.0, 6.0]
+    assert not torch.autograd.gradcheck(loss, (x,), raise_exception=False)
+    assert not loss(x.detach()).requires_grad
+    with torch.no_grad():
+        assert not loss(x).requires_grad
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        loss(x, z=1)
+    with pytest.raises(TypeError, match="takes tensors and numbers, not object"):
+        loss(object())
+    flat = elsewhere("def loss(x):\n    return x.detach().sum()")
+    assert not flat(x).requires_grad
+
+
+def losses_given(name: str, kind: torch.dtype) -> list:
     """Arguments of the loss that a test of this name gets."""
     draw = torch.Generator().manual_seed(0)
     tokens, rows = (
-        [torch.rand(shape, generator=draw).requires_grad_() for _ in range(3)]
+        [
+            torch.rand(shape, generator=draw, dtype=kind).requires_grad_()
+            for _ in range(3)
+        ]
         for shape in ((3, 4), (3,))
     )
     mask = torch.arange(4) < torch.tensor([[4], [2], [1]])

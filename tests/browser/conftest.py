@@ -63,6 +63,7 @@ def lab_address(lab_folder: Path) -> Iterator[str]:
         f"--ServerApp.root_dir={lab_folder}",
         *("--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"),
         f"--IdentityProvider.token={TOKEN}",
+        "--LabApp.expose_app_in_browser=True",  # a theme is chosen by its command
         f"--LabApp.app_settings_dir={ROOT / '.jupyter'}",
         f"--LabApp.workspaces_dir={load_launcher().write_workspace(lab_folder)}",
     ]

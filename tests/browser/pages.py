@@ -67,6 +67,14 @@ WATCH_PLOTS = """() => {
   });
 }"""
 
+# Shows a notebook from a height on; where the next stretch begins, if there is more.
+SCROLL_TO = """at => {
+  const panel = document.querySelector('.jp-WindowedPanel-outer');
+  panel.scrollTop = at;
+  const next = at + panel.clientHeight - 60;
+  return next < panel.scrollHeight - 60 ? next : null;
+}"""
+
 # The machine may be busy with other tests; five seconds are Playwright's default.
 expect.set_options(timeout=60_000)
 
@@ -93,6 +101,35 @@ def call_api(address: str, path: str, method: str = "GET") -> bytes:
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         return answer.read()
+
+
+# Both themes, a wide window and a narrow one (the same as a wide one at 200 %).
+LOOKS = [(theme, width) for theme in ("Light", "Dark") for width in (1360, 700)]
+PAGE_HEIGHT = 5000
+
+
+def keep_finished_page(visit: Visit, name: str, looks=tuple(LOOKS)) -> None:
+    """Screenshots of a whole notebook, for eyes: one a theme, width and stretch."""
+    ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    before = visit.page.viewport_size
+    for theme, width in looks:
+        visit.page.set_viewport_size({"width": width, "height": PAGE_HEIGHT})
+        visit.page.evaluate(
+            "theme => window.jupyterapp.commands.execute('apputils:change-theme',"
+            " {theme: `JupyterLab ${theme}`})",
+            theme,
+        )
+        visit.page.wait_for_selector(
+            f'body[data-jp-theme-light="{str(theme == "Light").lower()}"]'
+        )
+        at = 0
+        while at is not None:
+            stretch = f"{name}-{theme.lower()}-{width}-{at // 1000:02}"
+            at = visit.page.evaluate(SCROLL_TO, at)
+            visit.page.wait_for_timeout(400)  # drawn anew at this width
+            path = ARTIFACTS / f"{stretch}.jpg"
+            visit.page.screenshot(path=path, type="jpeg", quality=55)
+    visit.page.set_viewport_size(before)
 
 
 def end_kernels(address: str) -> None:

@@ -6,14 +6,17 @@ budget.  Screenshots of what was seen go to test-artifacts/browser/.
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
 from pages import (
+    LOOKS,
     ROOT,
     TOKEN,
     Visit,
     error_outputs,
+    keep_finished_page,
     look_at_plots,
     open_notebook,
     run_all_cells,
@@ -22,6 +25,7 @@ from pages import (
 )
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
+FULL = os.environ["FLOWRL_BUDGET"] == "full"
 
 # Different states of one plot, seen before its cell had ended: short runs are over
 # after a few drawings, the tiny language model's take some seconds.
@@ -94,6 +98,8 @@ def test_a_notebook_runs_and_its_live_plots_move(visit, lab_address, name):
     if "LivePlot(" in (ROOT / "notebooks" / f"{name}.ipynb").read_text("utf-8"):
         check_live_plot(visit, seen, MIN_PICTURES.get(name, 2))
     visit.screenshot(f"{name}-done")
+    # every run keeps two looks of what it ran anyway, the full one all four
+    keep_finished_page(visit, name, LOOKS if FULL else LOOKS[::3])
     if name.startswith("01"):
         before, after = move_slider(visit, name)
         assert before

@@ -238,7 +238,9 @@ def test_the_public_workflow_runs_what_ci_runs():
     """It cannot run here, so it is held to `.ci/run` and to the launcher's command."""
     text = (ROOT / ".github/workflows/test.yml").read_text(encoding="utf-8")
     jobs = yaml.safe_load(text)["jobs"]
-    assert jobs["wheel"]["steps"][-1]["run"] == "python3 .ci/wheel.py"
+    wheel = jobs["wheel"]["steps"][-1]
+    assert wheel["run"] == "python3 .ci/wheel.py"
+    assert set(wheel["env"].values()) == {load_launcher().TORCH_CPU_INDEX}
     job = jobs["test"]
     matrix = job["strategy"]["matrix"]
     assert {name.split("-")[0] for name in matrix["system"]} == {

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FIRST = ROOT / "notebooks" / "00_start_here.ipynb"
 PINNED = ROOT / "tests" / "integrations" / "colab" / "pip-freeze.txt"
-TORCH = "torch==2.11.0"
+TORCH = "torch==2.13.0"
 PYTHON = "python3.13"
 SMALL = ("00", "01", "03", "05")  # those that need no trained model
 

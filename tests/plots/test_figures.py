@@ -437,6 +437,17 @@ def test_categories_are_named_bars_and_nothing_joins_them() -> None:
     assert {*names, "answer"} <= set(said) and "state" not in said
 
 
+def test_of_many_categories_an_axis_names_some_and_pointing_all() -> None:
+    flat, names = torch.zeros(64).log_softmax(0), [f"w{i}" for i in range(64)]
+    page = draw_distributions(flat, {"flowrl": flat}, labels=names).page
+    figure = plotly_figure(page, place_page(page))
+    assert figure["data"][1]["text"] == names
+    assert figure["layout"]["xaxis"]["ticktext"] == names[::8]
+    svg = ElementTree.fromstring(draw_svg(page, place_page(page)))
+    said = [node.text for node in svg.iter(f"{SVG}text")]
+    assert [word for word in said if word and word[0] == "w"] == names[::8]
+
+
 def test_a_single_high_state_is_one_filled_bar() -> None:
     spike = torch.full((100,), -20.0)
     spike[50] = 0.0

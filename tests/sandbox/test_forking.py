@@ -63,6 +63,57 @@ def test_a_forked_program_ends_as_one_of_its_own_interpreter(server, source, out
     assert forked.stderr == started.stderr
 
 
+ASKS = """
+import os
+def ask(text):
+    os.write(1, text.encode() + b"\\n")
+    said = b""
+    while not said.endswith(b"\\n"):
+        said += os.read(0, 1 << 16) or b"nobody\\n"
+    return said.decode().strip()
+"""
+
+
+def test_a_program_may_be_answered_line_by_line(server):
+    """Long answers too; what it says behind the last line is its output."""
+    asked = []
+
+    def reply(line: bytes) -> bytes:
+        asked.append(line)
+        return line * 2 + b"\n"
+
+    limits = Limits(output_bytes=500_000)
+    program = "told = [ask('a'), ask('é'), len(ask('b' * 400_000))]\n"
+    end = "print(told, end='')"
+    result = server.run(ASKS + program + end, limits=limits, reply=reply)
+    assert (result.outcome, result.stdout) == ("ok", "['aa', 'éé', 800000]")
+    assert asked[:2] == [b"a", "é".encode()]
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome"),
+    [
+        ("while True: os.write(1, b'a\\n')", "output"),  # reads no answer
+        ("while True: ask('a')", "timeout"),
+        ("os.write(1, b'a' * 10**6)", "output"),  # a line without an end
+        ("os.close(0), os.write(1, b'a\\n')", "ok"),
+        ("os.write(1, b'\\n'); os.kill(os.getpid(), 9)", "killed"),
+    ],
+)
+def test_what_a_program_asks_stops_nobody(server, program, outcome):
+    limits = Limits(cpu_seconds=1, wall_seconds=10)
+    long = b"b" * 3000 + b"\n"
+    result = server.run(ASKS + program, limits=limits, reply=lambda _: long)
+    assert result.outcome == outcome, result
+
+
+def test_who_answers_may_fail(server):
+    """It reaches whoever runs the program, which is gone then."""
+    with pytest.raises(ZeroDivisionError):
+        server.run(ASKS + "ask('a')", limits=USUAL, reply=lambda _: 1 / 0)
+    assert server.run("print(1)", limits=USUAL).stdout == "1\n"
+
+
 def test_nothing_but_its_own_is_in_a_forked_program(server):
     probe = """
 import os, sys

@@ -210,6 +210,13 @@ def test_a_saved_run_finds_its_task_again(tmp_path, monkeypatch):
     assert again._floor == run.records[0].floor
     assert [record.reward for record in again] == rest
     sampled = {f.key: f for f in evaluate_run(again, num_samples=8).sampled}
+    start = evaluate_run(Run(again.config), num_samples=8).sampled
+    for figure in start:  # beside it stands what the model showed before
+        known = (figure.value, figure.error)
+        beside = sampled[figure.key]
+        assert repr((beside.untrained, beside.untrained_error)) == repr(known)
+        assert repr((figure.untrained, figure.untrained_error)) == repr(known)
+    assert any(f.value != f.untrained for f in sampled.values())
     assert sampled["distinct_correct"].prompts == 3
     export_adapter(again, tmp_path / "adapter")
     card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")

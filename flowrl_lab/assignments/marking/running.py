@@ -1,20 +1,18 @@
 """Run a submission in the sandbox, and take back what is well-formed.
 
 A student's code gets inputs, and nothing that it could be compared with: each question
-has a fresh process, and each own test one for each implementation, which holds that one
-and no other.  What comes back is data that nobody trusts: it is checked for its form
-here, and judged elsewhere.
+has a fresh process, and each own test one for each implementation, which it may ask and
+which lies in another.  What comes back is data that nobody trusts: it is checked for
+its form here, and judged elsewhere.
 """
 
 from __future__ import annotations
 
-import ast
-import base64
 import functools
 import json
-import marshal
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +26,13 @@ from packaging.requirements import Requirement
 from flowrl_lab.assignments.bundles import Loaded
 from flowrl_lab.assignments.encoding import encode
 from flowrl_lab.assignments.spec import FunctionQuestion, Number, OwnTest
-from flowrl_lab.sandbox import ForkServer, Limits, SandboxResult
+from flowrl_lab.sandbox import (
+    ForkServer,
+    Limits,
+    SandboxResult,
+    SandboxServer,
+    ServerStopped,
+)
 
 __all__ = ["CHANGES", "LIMITS", "Outcomes", "run_submission", "worker_parts"]
 
@@ -41,6 +45,10 @@ LIMITS = Limits(
     file_mb=16,
     processes=1,
 )
+# For one question to a loss that is tested.
+LOSS_LIMITS = replace(
+    LIMITS, cpu_seconds=4.0, wall_seconds=16.0, output_bytes=2_000_000, file_mb=1
+)
 SECONDS_A_CALL = 8.0
 SECONDS_A_DEFINITION = 8.0
 TAMPERED = "one of its functions writes into the files of the grader"
@@ -51,6 +59,8 @@ INSIDE = Path(__file__).with_name("inside")
 PROGRAM = "import worker\nworker.main()\n"
 # What is taken back of a process: more would take our own time and memory.
 MAX_BACK, MAX_LISTS, MAX_WORD = 1_000_000, 10_000, 200
+Reply = Callable[[bytes], bytes]
+_OF_THREAD = threading.local()
 SPENT = SandboxResult("timeout", -9, "", "", 0.0, 0.0)
 
 # What a submission may import beside the standard library, where it is installed, with
@@ -158,16 +168,20 @@ class _Runs:
         self._until = now + (self._end - now) / self.parts
         self.parts -= 1
 
-    def start(self, jobs: list[dict]) -> SandboxResult:
+    def start(self, jobs: list[dict], reply: Reply | None = None) -> SandboxResult:
         """One process, for the time that the part has left."""
         if self.spoilt is not None:
             return self.spoilt
         seconds = self._until - time.monotonic()
         if seconds <= 0:
             return SPENT
+        limits = replace(self.limits, wall_seconds=seconds)
+        if reply is not None:  # what is said goes there
+            limits = replace(limits, output_bytes=LOSS_LIMITS.output_bytes)
         return self.run(
             PROGRAM,
-            limits=replace(self.limits, wall_seconds=seconds),
+            limits=limits,
+            reply=reply,
             files={"plan.json": json.dumps({**self.plan, "jobs": jobs}).encode()},
             collect=("found.json", "outcomes.jsonl"),
         )
@@ -180,10 +194,10 @@ def _run_function(outcomes: Outcomes, question: FunctionQuestion, runs: _Runs) -
 
 
 def _run_own_test(outcomes: Outcomes, question: OwnTest, runs: _Runs) -> None:
-    """A student's test on each implementation, in a process that holds only that one.
+    """A student's test on each implementation, in a process that may ask only that one.
 
-    Each has other local names each time, and they come in an order that nobody can
-    foresee, so nothing but what it computes tells a right one from a wrong one.
+    They come in an order that nobody can foresee and lie in another process, so
+    nothing but what it computes tells a right one from a wrong one.
     """
     texts = [*question.right, *(text for _, _, text in question.mutants)]
     told: dict[int, list[dict]] = {place: [] for place in range(len(texts))}
@@ -194,12 +208,12 @@ def _run_own_test(outcomes: Outcomes, question: OwnTest, runs: _Runs) -> None:
         job = {
             "id": question.name,
             "function": question.name,
-            "implementation": _disguised(texts[place]),
             "seconds": SECONDS_A_CALL,
         }
         outcome = {"problem": "time"}
         if not late:
-            outcome = _run_jobs(outcomes, [job], runs)[question.name]
+            reply = functools.partial(_ask_loss, texts[place])
+            outcome = _run_jobs(outcomes, [job], runs, reply)[question.name]
         late = outcome.get("problem") == "time"
         told[place].append(outcome)
     for place, rows in told.items():
@@ -207,15 +221,37 @@ def _run_own_test(outcomes: Outcomes, question: OwnTest, runs: _Runs) -> None:
 
 
 def _run_jobs(
-    outcomes: Outcomes, jobs: list[dict], runs: _Runs
+    outcomes: Outcomes, jobs: list[dict], runs: _Runs, reply: Reply | None = None
 ) -> dict[str, dict[str, Any]]:
     """An outcome for each job, from one process."""
-    result = runs.start(jobs)
+    result = runs.start(jobs, reply)
     found = _take(result.files.get("outcomes.jsonl", b""), jobs)
     if found is None and TAMPERED not in outcomes.problems:
         outcomes.problems.append(TAMPERED)
     ended = {"problem": _kind(result.outcome)}
     return {job["id"]: (found or {}).get(job["id"], ended) for job in jobs}
+
+
+def _ask_loss(text: str, line: bytes) -> bytes:
+    """What an implementation gives for what a test asks it; see ``inside/apart.py``."""
+    asked = line.decode("utf-8", "replace")
+    try:
+        told = str(_losses().ask({"text": text, "asked": asked}))
+    except ServerStopped:
+        told = json.dumps({"error": ["RuntimeError", "it takes too much for one call"]})
+    return told.encode() + b"\n"
+
+
+def _losses() -> SandboxServer:
+    """The process that holds the implementations; each thread that marks has its own.
+
+    So no submission waits for what another one asks.
+    """
+    if not hasattr(_OF_THREAD, "losses"):
+        source = (INSIDE / "apart.py").read_text(encoding="utf-8")
+        server = SandboxServer(source, limits=LOSS_LIMITS, readable=_homes())
+        _OF_THREAD.losses = server
+    return _OF_THREAD.losses
 
 
 def _kind(outcome: str) -> str:
@@ -241,13 +277,17 @@ def worker_parts() -> dict[str, str]:
 @functools.cache
 def _fork_server() -> ForkServer:
     """Processes with torch and the worker in them, and nothing of flowrl_lab."""
-    shelf = _find_shelf()
-    homes = [Path(torch.__file__).resolve().parents[1], *(p.parent for p in shelf)]
     return ForkServer(
         ("torch", "jaxtyping", "worker"),
-        folders=(INSIDE, *dict.fromkeys(homes)),
-        readable=shelf,
+        folders=(INSIDE, *_homes()),
+        readable=_find_shelf(),
     )
+
+
+def _homes() -> list[Path]:
+    """The folders that torch and what is on the shelf are installed in."""
+    homes = [Path(torch.__file__).resolve().parent, *_find_shelf()]
+    return list(dict.fromkeys(path.parent for path in homes))
 
 
 @functools.cache
@@ -355,52 +395,3 @@ def _agreed(rows: Sequence[dict]) -> dict:
             return row
     same = all(row.get("verdict") == rows[0].get("verdict") for row in rows)
     return rows[0] if same else {"problem": CHANGES}
-
-
-def _disguised(text: str) -> str:
-    """An implementation as code that shows what it computes, and nothing else.
-
-    Compiled, under a name like any, without comments and docstrings; local names and
-    a constant that nothing uses are new each time, so that no list of known code
-    holds it.
-
-    Returns:
-        The marshalled code object, in base64; it defines ``implementation``.
-    """
-    chance = random.SystemRandom()
-    tree = ast.parse(text)
-    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    for node in functions:
-        if ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-        fresh = _fresh_names(node, chance)
-        for part in ast.walk(node):
-            if isinstance(part, ast.Name):
-                part.id = fresh.get(part.id, part.id)
-        for _ in range(chance.randrange(1, 4)):
-            unused = f"unused_{chance.getrandbits(32)} = {chance.getrandbits(62)}"
-            place = chance.randrange(len(node.body))
-            node.body[place:place] = ast.parse(unused).body
-    functions[-1].name = "implementation"
-    # through its text, so that no line number of the source is left
-    code = compile(ast.unparse(tree), "<implementation>", "exec")
-    return base64.b64encode(marshal.dumps(code)).decode()
-
-
-def _fresh_names(node: ast.FunctionDef, chance: random.Random) -> dict[str, str]:
-    """Other names for the local variables of a function, but for its arguments."""
-    parts = list(ast.walk(node))
-    kept = {part.arg for part in parts if isinstance(part, ast.arg)}
-    kept |= {
-        n for p in parts if isinstance(p, ast.Global | ast.Nonlocal) for n in p.names
-    }
-    stored = [
-        part.id
-        for part in parts
-        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
-    ]
-    return {
-        name: f"local_{chance.getrandbits(32)}"
-        for name in dict.fromkeys(stored)
-        if name not in kept
-    }

@@ -50,7 +50,7 @@ def main() -> None:
     try:
         # As an interpreter that was started for this program finds them already.
         os.environ["HOME"] = os.environ["TMPDIR"] = order["scratch"]
-        if not order["serves"]:
+        if not (order["serves"] or order["talks"]):
             quiet = os.open("/dev/null", os.O_RDONLY)
             os.dup2(quiet, 0)
             os.close(quiet)

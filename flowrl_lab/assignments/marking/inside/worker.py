@@ -12,12 +12,11 @@ lost.
 """
 
 import ast
-import base64
 import json
-import marshal
 import os
 import sys
 
+from apart import Line, loss_of
 from definitions import (
     TimeUp,
     builtin_name,
@@ -40,13 +39,14 @@ def place_of(error):
     return place[:60]
 
 
-def run_job(job, names, torch):
+def run_job(job, names, torch, line):
     """One call of a student's function: what came out, or how it failed.
 
     Args:
-        job: its function, its seconds, and arguments or the code to be tested.
+        job: its function, its seconds, and its arguments, if it is no test.
         names: the namespace of ``define``.
         torch: the module.
+        line: to whoever holds the loss, for a test.
 
     Returns:
         ``{"result": ...}``, ``{"verdict": ...}``, or ``{"problem": ...}``.
@@ -58,8 +58,8 @@ def run_job(job, names, torch):
     torch.manual_seed(0)
     try:
         with limit(job["seconds"]):
-            if "implementation" in job:
-                return run_own_test(job, function)
+            if "args" not in job:
+                return run_own_test(function, loss_of(line))
             return {"result": shortened(run_call(job, function, torch))}
     except TimeUp:
         return {"problem": "time"}
@@ -100,8 +100,8 @@ def run_call(job, function, torch):
     return result
 
 
-def run_own_test(job, function):
-    """Run a student's test on one implementation: does it find fault with it?
+def run_own_test(function, loss):
+    """Run a student's test on one loss: does it find fault with it?
 
     Any error is a fault found, an AssertionError or another.
 
@@ -111,11 +111,8 @@ def run_own_test(job, function):
     Raises:
         TimeUp: the test took too long.
     """
-    home = {"__name__": "implementation"}
-    exec(marshal.loads(base64.b64decode(job.pop("implementation"))), home)
-    implementation = home["implementation"]
     try:
-        function(implementation)
+        function(loss)
     except TimeUp:
         raise
     except BaseException as error:
@@ -133,6 +130,7 @@ def main():
     with open("plan.json", encoding="utf-8") as file:
         plan = json.load(file)
     os.unlink("plan.json")
+    line = Line(os.dup(0), os.dup(1))
     # What a submission prints goes nowhere, however much it is.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1), os.dup2(nowhere, 2)
@@ -146,7 +144,7 @@ def main():
     kept = pick_definitions(statements, plan["literals"], plan["functions"])
     names, more, endless = define(kept, plan["seconds"], plan["skip"])
     if plan["jobs"]:
-        run_jobs(plan["jobs"], names, torch)
+        run_jobs(plan["jobs"], names, torch, line)
     else:
         functions = [n.name for _, n in statements if isinstance(n, ast.FunctionDef)]
         functions += [name for name in plan["functions"] if callable(names.get(name))]
@@ -168,12 +166,12 @@ def uncompiled(function=None, **_settings):
     return function if function is not None else uncompiled
 
 
-def run_jobs(jobs, names, torch):
+def run_jobs(jobs, names, torch, line):
     """One job after the other; one endless loop is enough."""
     late = False
     with open("outcomes.jsonl", "a", encoding="utf-8") as file:
         for job in jobs:
-            outcome = {"problem": "time"} if late else run_job(job, names, torch)
+            outcome = {"problem": "time"} if late else run_job(job, names, torch, line)
             late = late or outcome.get("problem") == "time"
             file.write(json.dumps({"id": job["id"], **outcome}) + "\n")
             file.flush()
