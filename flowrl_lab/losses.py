@@ -817,8 +817,10 @@ def _k3(difference: Tensor) -> Tensor:
     top = math.expm1(MAX_LOG_RATIO)  # there: the value + 60, and the slope
     tangent = top * (difference - (MAX_LOG_RATIO - 1)) - MAX_LOG_RATIO
     # expm1 keeps the digits that e^d - 1 loses for small d.
-    curve = torch.expm1(difference.clamp(max=MAX_LOG_RATIO)) - difference
-    return torch.where(difference > MAX_LOG_RATIO, tangent, curve)
+    beyond = difference > MAX_LOG_RATIO
+    # Not clamp: what its slope is at the bound itself differs between torch's versions.
+    curve = torch.expm1(difference.masked_fill(beyond, 0.0)) - difference
+    return torch.where(beyond, tangent, curve)
 
 
 def clip_fraction(

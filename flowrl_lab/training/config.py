@@ -239,7 +239,10 @@ class ExperimentConfig:
                 f"{CONFIG_VERSION}. Fix: use the flowrl_lab that wrote it, or start a "
                 "new run."
             )
-        unknown = fields.keys() - {field.name for field in dataclasses.fields(cls)}
+        known = [field.name for field in dataclasses.fields(cls)]
+        unknown = fields.keys() - set(known)
+        if any(difflib.get_close_matches(name, known, n=1) for name in unknown):
+            _check_fields(fields)  # a slip: say what was meant
         if unknown:
             raise ValueError(
                 f"the config has {sorted(unknown)}, which this flowrl_lab does not "

@@ -121,6 +121,8 @@ def run_submission(
         "seconds": SECONDS_A_DEFINITION,
         "skip": [],
     }
+    if run is None and any(isinstance(question, OwnTest) for question in asked):
+        _ask_loss("", b"null")  # its imports are on nobody's clock
     runs = _Runs(plan, limits, run or _fork_server().run, len(asked) + 1)
     outcomes = Outcomes()
     runs.next_part()

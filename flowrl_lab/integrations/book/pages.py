@@ -8,6 +8,7 @@ the figure's data beside it; ``book.js`` makes it live where there is a browser.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import html
 import json
@@ -188,16 +189,16 @@ def _with_outputs(notebook, path: Path, cache_folder: Path, budget: str):
     # One folder a notebook: they are run at the same time.
     cache = get_cache(cache_folder / path.stem)
     try:
-        _, merged = cache.merge_match_into_notebook(notebook)
-        return False, merged
-    except KeyError:
-        pass
-    ran = _run(notebook, path, budget)
-    ran.metadata["kernelspec"] = KERNEL
-    cache.cache_notebook_bundle(
-        CacheBundleIn(ran, path.name), check_validity=False, overwrite=True
-    )
-    return True, ran
+        with contextlib.suppress(KeyError):
+            return False, cache.merge_match_into_notebook(notebook)[1]
+        ran = _run(notebook, path, budget)
+        ran.metadata["kernelspec"] = KERNEL
+        cache.cache_notebook_bundle(
+            CacheBundleIn(ran, path.name), check_validity=False, overwrite=True
+        )
+        return True, ran
+    finally:
+        cache.db.dispose()  # it leaves its connections open
 
 
 def _run(notebook, path: Path, budget: str):
