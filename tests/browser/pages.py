@@ -120,7 +120,8 @@ def keep_finished_page(visit: Visit, name: str, looks=tuple(LOOKS)) -> None:
             theme,
         )
         visit.page.wait_for_selector(
-            f'body[data-jp-theme-light="{str(theme == "Light").lower()}"]'
+            f'body[data-jp-theme-light="{str(theme == "Light").lower()}"]',
+            state="attached",
         )
         at = 0
         while at is not None:

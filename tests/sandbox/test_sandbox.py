@@ -783,9 +783,9 @@ def started(monkeypatch) -> list[int]:
     """The session numbers of the programs that this test starts."""
     pids: list[int] = []
 
-    def follow(self) -> None:
+    def follow(self, *given) -> None:
         pids.append(self.pid)
-        watch(self)
+        watch(self, *given)
 
     watch = Watch.follow
     monkeypatch.setattr(Watch, "follow", follow)
