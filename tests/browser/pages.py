@@ -72,7 +72,7 @@ SCROLL_TO = """at => {
   const panel = document.querySelector('.jp-WindowedPanel-outer');
   panel.scrollTop = at;
   const next = at + panel.clientHeight - 60;
-  return next < panel.scrollHeight - 60 ? next : null;
+  return panel.scrollTop >= at && next < panel.scrollHeight - 60 ? next : null;
 }"""
 
 # The machine may be busy with other tests; five seconds are Playwright's default.
