@@ -143,7 +143,9 @@ def test_the_whole_suite_takes_the_notebooks_along(lab):
     assert lab.build_test_environment(options)["FLOWRL_BUDGET"] == "quick"
 
 
-def test_notebooks_are_copied_before_they_are_tested(lab, monkeypatch):
+def test_notebooks_are_copied_before_they_are_tested(lab, monkeypatch, tmp_path):
+    monkeypatch.setattr(lab, "COPIES", tmp_path / "copies")  # others are in use
+    lab.COPIES.mkdir()
     commands = []
 
     def run(command, _environment=None):
@@ -154,7 +156,7 @@ def test_notebooks_are_copied_before_they_are_tested(lab, monkeypatch):
     assert lab.run_tests("py", *lab.parse_arguments(["test", "--full"])) == 0
     copy = [str(ROOT / "tests" / "support" / "notebook_copies.py"), str(lab.COPIES)]
     assert [command[1] for command in commands] == [copy[0], "-m"]
-    assert commands[0][1:] == copy
+    assert commands[0][1:] == copy and not lab.COPIES.exists()
     commands.clear()
     lab.run_tests("py", *lab.parse_arguments(["test", "tests/house/test_lab.py"]))
     assert [command[1] for command in commands] == ["-m"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -145,7 +146,7 @@ def read_log(content: bytes, block: int = 32768) -> Iterator[bytes]:
 
 
 def read_trackio(path: Path) -> dict:
-    with sqlite3.connect(path) as database:
+    with contextlib.closing(sqlite3.connect(path)) as database:
         rows = database.execute("select run_name, step, metrics from metrics")
         return {(run, step): json.loads(values) for run, step, values in rows}
 
