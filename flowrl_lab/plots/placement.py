@@ -61,7 +61,7 @@ class Box:
     def bottom(self) -> float:
         return self.top + self.height
 
-    def fraction(self, x: float, y: float) -> tuple[float, float]:
+    def fraction(self, x: int | float, y: int | float) -> tuple[float, float]:
         """A point's place: 0 at the left and at the bottom, 1 at the right and top."""
         right, up = (x - self.left) / self.width, (self.bottom - y) / self.height
         return round(right, 4), round(up, 4)  # the same wherever the box is
@@ -117,7 +117,7 @@ class Placement:
     remark_y: float
 
 
-def wrap(words: str, width: float, size: float) -> tuple[str, ...]:
+def wrap(words: str, width: int | float, size: int | float) -> tuple[str, ...]:
     """Lines of about ``width`` pixels, for a bold font of ``size`` pixels."""
     return tuple(textwrap.wrap(words, max(10, int(width / (0.62 * size)))))
 
