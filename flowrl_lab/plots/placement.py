@@ -31,7 +31,7 @@ __all__ = [
 WIDTH = 740.0  # fits a cell of JupyterLab beside its file list on a 1200-pixel screen
 # Where there is less room, panels stand below each other: the widths for which a
 # figure has a form.  The least one is a cell of a 700-pixel window with its side bar.
-WIDTHS = (230, 260, 290, 320, 360, 400, 460, 520, 580, 640, 690, WIDTH)
+WIDTHS = (230, 270, 320, 380, 450, 540, 640, 690, WIDTH)
 LEAST_CURVE, LEAST_STATES = 320.0, 230.0  # of a panel with all that belongs to it
 HEADER_LINE, TEXT_LINE, LEGEND_LINE = 24, 16, 20
 TITLE_LETTERS = 34  # in one line above a panel, so that it fits the narrowest one
