@@ -127,8 +127,10 @@ def title_lines(panel: LinePanel | StatesPanel) -> tuple[str, ...]:
     words = [panel.title]
     if isinstance(panel, StatesPanel):
         words = [f"{panel.run}: {panel.title}", panel.note]
+        if len(words[0]) > TITLE_LETTERS:
+            words[:1] = [f"{panel.run}:", panel.title]
         if len(panel.note) > TITLE_LETTERS:
-            words[1:] = panel.note.split(" · ")
+            words[-1:] = panel.note.split(" · ")
     return tuple(line for one in words for line in textwrap.wrap(one, TITLE_LETTERS))
 
 

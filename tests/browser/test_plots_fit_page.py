@@ -87,6 +87,9 @@ def check_fit(visit: Visit, width: int, plots: int) -> None:
     assert visit.page.evaluate(OVERLAPS) == []
 
 
+# A machine that needs more than two seconds for plotly's 5 MB shows an empty live plot
+# (anywidget gives up), and this test waits in the middle of one.
+@pytest.mark.full
 def test_plots_fit_and_a_run_stays_off(visit, lab_address, lab_folder) -> None:
     write_notebook(lab_folder, "narrow", [SETUP, LIVE, STILL])
     visit.page.set_viewport_size({"width": 700, "height": 1000})
@@ -114,7 +117,19 @@ def test_plots_fit_and_a_run_stays_off(visit, lab_address, lab_folder) -> None:
     for width in (1360, 680, 700):
         check_fit(visit, width, plots=2)
     visit.screenshot("narrow-finished")
+
+
+def test_finished_plots_fit_and_do_when_opened_again(
+    visit, lab_address, lab_folder
+) -> None:
+    write_notebook(lab_folder, "again", [SETUP, STILL])
+    visit.page.set_viewport_size({"width": 700, "height": 1000})
+    open_notebook(visit, lab_address, "again")
+    run_all_cells(visit)
+    wait_until_done(visit, "again")
+    for width in (1360, 680, 700):
+        check_fit(visit, width, plots=1)
     visit.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
-    visit.page.wait_for_timeout(1000)
-    open_notebook(visit, lab_address, "narrow")
-    check_fit(visit, 700, plots=2)
+    visit.page.wait_for_timeout(2000)
+    open_notebook(visit, lab_address, "again")
+    check_fit(visit, 700, plots=1)
