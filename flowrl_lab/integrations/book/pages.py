@@ -30,7 +30,10 @@ __all__ = ["build_book"]
 
 ROOT = Path(__file__).resolve().parents[3]
 STATIC = Path(__file__).parent / "static"
-GUIDES = ("docs", "data/results", "benchmarks", "notebooks/assignments")
+GUIDES = (
+    *("docs", "data/results", "data/study", "benchmarks"),
+    "notebooks/assignments",
+)
 FRONT = ("CONTRIBUTING.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md")
 # What the guide "API" lists, in the order in which the course meets it.
 API = {
@@ -259,7 +262,10 @@ def write_index(pages: Path, notebooks: Iterable[str]) -> None:
         ("The course", [f"notebooks/{name}" for name in notebooks]),
         ("Beside it", ["notebooks/glossary", *assignments]),
         ("Guides", sorted(f"docs/{p.stem}" for p in (ROOT / "docs").glob("*.md"))),
-        ("Measured", ["data/results/README", "benchmarks/README"]),
+        (
+            "Measured",
+            ["data/results/README", "data/study/PROTOCOL", "benchmarks/README"],
+        ),
         ("API", [f"api/{_slug(title)}" for title in API]),
         ("The project", [name.removesuffix(".md") for name in FRONT]),
     ]
