@@ -83,7 +83,7 @@ def clone(tmp_path, monkeypatch) -> Path:
     guide.write_text("# For instructors\n", encoding="utf-8")
     write_notebook(root, "The words are in [the glossary](glossary.md#log-z).")
     monkeypatch.setattr(pages, "ROOT", root)
-    monkeypatch.setattr(pages, "API", {"The core": ("tokens",)})
+    monkeypatch.setattr(pages, "API", {"The core": ("tokens", "metrics")})
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
     return root
 
@@ -136,9 +136,12 @@ def test_a_change_of_prose_runs_nothing_and_a_change_of_code_does(clone, tmp_pat
     assert "gather_log_probs" in (out / "api" / "the_core.html").read_text("utf-8")
     assert "https://cdn" not in page
 
+    other = out / ".build" / "doctrees" / "notebooks" / "glossary.doctree"
+    read_at = other.stat().st_mtime_ns
     write_notebook(clone, "Other words.")
     said, changed = build(out)
     assert said == ["  00_start_here: as it was run before"]
+    assert other.stat().st_mtime_ns == read_at, "a page that stayed was read again"
     assert "Other words." in changed and 'class="flowrl-plot"' in changed
 
     write_notebook(clone, "Other words.", "print(6 * 7)")
