@@ -22,7 +22,7 @@ from flowrl_lab.types import PromptBatch
 VOCAB, PAD, EOS = 61, 0, 2
 # peft 0.19 spells "all-linear" out letter by letter for these.
 OLD_PEFT = Version(importlib.metadata.version("peft")) < Version("0.20")
-EXPERTS = ("mixtral", "qwen3_moe", "olmoe", "qwen3_next")
+PEFT_FAILS = ("mixtral", "qwen3_moe", "olmoe", "qwen3_next")
 BASE = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -219,7 +219,7 @@ def test_as_transformers_does_it_or_refused(name):
         with pytest.raises(ValueError, match=message):
             make_policy(name)
         return
-    if OLD_PEFT and name in EXPERTS:
+    if OLD_PEFT and name in PEFT_FAILS:
         with pytest.raises(ValueError, match=r"finds no layers.*Fix: pip install"):
             make_policy(name)
         return
