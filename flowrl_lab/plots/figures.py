@@ -168,7 +168,7 @@ def whole_figure(page: Page, placement: Placement) -> dict:
     return figure
 
 
-def flatten_layout(part: dict | list, path: str = "") -> dict:
+def flatten_layout(part: object, path: str = "") -> dict:
     """``{"legend": {"y": 1}}`` as ``{"legend.y": 1}``, plotly's name for a change."""
     if isinstance(part, list) and part and isinstance(part[0], dict):
         items = [(f"{path}[{number}]", value) for number, value in enumerate(part)]
@@ -519,10 +519,10 @@ def map_notes(panel: StatesPanel | CellsPanel, _box: Box) -> list[dict]:
 
 def note(
     text: str,
-    x: float,
-    y: float,
-    right: float,
-    down: float,
+    x: int | float,
+    y: int | float,
+    right: int | float,
+    down: int | float,
     *,
     yanchor: str = "middle",
     size: int = 12,

@@ -31,7 +31,7 @@ __all__ = [
 WIDTH = 740.0  # fits a cell of JupyterLab beside its file list on a 1200-pixel screen
 # Where there is less room, panels stand below each other: the widths for which a
 # figure has a form.  The least one is a cell of a 700-pixel window with its side bar.
-WIDTHS = (230, 260, 290, 320, 360, 400, 460, 520, 580, 640, 690, WIDTH)
+WIDTHS = (230, 270, 320, 380, 450, 540, 640, 690, WIDTH)
 LEAST_CURVE, LEAST_STATES = 320.0, 230.0  # of a panel with all that belongs to it
 HEADER_LINE, TEXT_LINE, LEGEND_LINE = 24, 16, 20
 TITLE_LETTERS = 34  # in one line above a panel, so that it fits the narrowest one
@@ -61,7 +61,7 @@ class Box:
     def bottom(self) -> float:
         return self.top + self.height
 
-    def fraction(self, x: float, y: float) -> tuple[float, float]:
+    def fraction(self, x: int | float, y: int | float) -> tuple[float, float]:
         """A point's place: 0 at the left and at the bottom, 1 at the right and top."""
         right, up = (x - self.left) / self.width, (self.bottom - y) / self.height
         return round(right, 4), round(up, 4)  # the same wherever the box is
@@ -117,7 +117,7 @@ class Placement:
     remark_y: float
 
 
-def wrap(words: str, width: float, size: float) -> tuple[str, ...]:
+def wrap(words: str, width: int | float, size: int | float) -> tuple[str, ...]:
     """Lines of about ``width`` pixels, for a bold font of ``size`` pixels."""
     return tuple(textwrap.wrap(words, max(10, int(width / (0.62 * size)))))
 

@@ -77,7 +77,16 @@
     fit(plot, kept);
   };
 
+  // A notebook that is opened again shows plotly's figures as pictures of the size they
+  // had, until the mouse comes.
+  const wake = (picture) => {
+    picture.flowrl = true;
+    picture.dispatchEvent(new Event('mouseenter'));
+  };
+
   const look = () => {
+    for (const picture of document.querySelectorAll('.jp-RenderedPlotly > .plot-img[src]'))
+      if (!picture.flowrl && picture.style.display !== 'none') wake(picture);
     for (const plot of document.querySelectorAll('.js-plotly-plot'))
       if (!plot.flowrl && plot.on && plot._fullLayout && plot.layout?.meta?.flowrl)
         take(plot);
@@ -87,6 +96,6 @@
     if (asked) return;
     asked = true;
     setTimeout(() => { asked = false; look(); }, 30);
-  }).observe(document.body, { subtree: true, childList: true });
+  }).observe(document.body, { subtree: true, childList: true, attributeFilter: ['src'] });
   look();
 })();

@@ -138,7 +138,7 @@ def stroke(style: RunStyle, *, dashed: bool = True) -> str:
 
 
 def text_lines(
-    x: float, y: float, lines: Sequence[str], size: int, step: int
+    x: int | float, y: int | float, lines: Sequence[str], size: int, step: int
 ) -> list[str]:
     """Bold lines below each other, the first with its baseline at y."""
     return [
@@ -277,7 +277,9 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
     return "".join(parts)
 
 
-def lines_above(panel: LinePanel | StatesPanel, x: float, y: float) -> list[str]:
+def lines_above(
+    panel: LinePanel | StatesPanel, x: int | float, y: int | float
+) -> list[str]:
     """What stands above a panel, the last line with its baseline at y."""
     lines = title_lines(panel)
     first = y - TEXT_LINE * (len(lines) - 1)

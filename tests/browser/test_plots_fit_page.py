@@ -114,3 +114,7 @@ def test_plots_fit_and_a_run_stays_off(visit, lab_address, lab_folder) -> None:
     for width in (1360, 680, 700):
         check_fit(visit, width, plots=2)
     visit.screenshot("narrow-finished")
+    visit.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    visit.page.wait_for_timeout(1000)
+    open_notebook(visit, lab_address, "narrow")
+    check_fit(visit, 700, plots=2)
