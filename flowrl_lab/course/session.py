@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from flowrl_lab.course.reminders import remind_after_errors
+from flowrl_lab.course.showing import show
+from flowrl_lab.plots.figures import page_script
 from flowrl_lab.plots.live import choose_backend, in_notebook
 from flowrl_lab.policies.device import set_threads_for_large
 from flowrl_lab.policies.fast.workers import set_workers
@@ -75,6 +77,7 @@ def setup(seed: int = 0, budget: str | None = None) -> Session:
     choose_threads()
     if in_notebook():
         remind_after_errors()
+        show({"text/html": page_script(), "text/plain": ""})
     _record(session)  # first, since an import may draw random numbers
     random.seed(seed)
     np.random.seed(seed)  # libraries that still draw from the global generator

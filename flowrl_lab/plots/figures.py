@@ -11,6 +11,7 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from functools import partial
 from html import escape
+from pathlib import Path
 
 import numpy as np
 
@@ -30,13 +31,14 @@ from flowrl_lab.plots.panels import (
     tabulate_page,
 )
 from flowrl_lab.plots.placement import (
-    WIDTH,
+    WIDTHS,
     Box,
     Placement,
     end_labels,
     mark_labels,
     place_page,
     shown_names,
+    title_lines,
 )
 from flowrl_lab.plots.static import draw_svg, log_ticks
 from flowrl_lab.types import StepRecord
@@ -44,6 +46,7 @@ from flowrl_lab.types import StepRecord
 __all__ = [
     "bundle_from_page",
     "figure_from_records",
+    "page_script",
     "plotly_figure",
     "svg_from_records",
 ]
@@ -58,6 +61,9 @@ THEME = (
     "text:not(.hoverlayer *,.heatmap-label *)"  # a cell's name has its cell's contrast
     "{fill:var(--jp-content-font-color1,#757575)!important}"
 )
+# Of plotly's ten buttons those that a curve does not need: the others have room.
+BUTTONS = ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]
+SCRIPT = Path(__file__).parent / "reflow.js"
 GRID, GREY = "rgba(128,128,128,.3)", "rgba(128,128,128,.35)"
 to_plain = partial(plain_values, infinite=lambda _value: None)  # a gap
 
@@ -65,8 +71,6 @@ to_plain = partial(plain_values, infinite=lambda _value: None)  # a gap
 def figure_from_records(
     records: Iterable[StepRecord],
     metrics: Sequence[str] = ("reward",),
-    *,
-    width: int | float = WIDTH,
     **options,
 ) -> dict:
     """The figure that ``LivePlot`` ends with, from finished records.
@@ -75,7 +79,6 @@ def figure_from_records(
         records: of one run or several, in any order between runs.
         metrics: fields of ``StepRecord`` or ``ExactReport``, or ``"pass@K"``; one
             panel each.
-        width: pixels.
         options: of ``panels.build_page``: ``title``, ``solution_map`` (add the latest
             snapshot of each run), ``target_label``, ``log_y``.
 
@@ -86,14 +89,12 @@ def figure_from_records(
         ValueError: for an unknown metric.
     """
     page = page_from_records(records, metrics, **options)
-    return plotly_figure(page, place_page(page, width=width))
+    return whole_figure(page, place_page(page))
 
 
 def svg_from_records(
     records: Iterable[StepRecord],
     metrics: Sequence[str] = ("reward",),
-    *,
-    width: int | float = WIDTH,
     **options,
 ) -> str:
     """The same figure as a standalone SVG with alt text; see ``figure_from_records``.
@@ -102,7 +103,7 @@ def svg_from_records(
         ValueError: for an unknown metric.
     """
     page = page_from_records(records, metrics, **options)
-    return draw_svg(page, place_page(page, width=width))
+    return draw_svg(page, place_page(page))
 
 
 def page_from_records(
@@ -128,7 +129,7 @@ def bundle_from_page(page: Page, placement: Placement) -> dict:
     """
     svg = draw_svg(page, placement)
     return {
-        PLOTLY_MIME: to_plain(plotly_figure(page, placement)),
+        PLOTLY_MIME: to_plain(whole_figure(page, placement)),
         "text/html": svg_image(svg, describe_page(page)),
         "image/svg+xml": svg,
         "text/plain": tabulate_page(page) + "\n" + describe_page(page),
@@ -142,12 +143,72 @@ def svg_image(svg: str, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="{source}" style="max-width:100%">'
 
 
+def page_script() -> str:
+    """What lets finished figures fit their page, as HTML for a notebook's output."""
+    script = SCRIPT.read_text(encoding="utf-8")
+    return f"<style>{THEME}</style><script>{script}</script>"
+
+
+def whole_figure(page: Page, placement: Placement) -> dict:
+    """A page for plotly.js with its form for every width, of which a page takes one.
+
+    ``layout.meta.flowrl`` lists what of the layout depends on the width, the
+    narrowest form first; ``reflow.js`` puts the form that fits in place.
+    """
+    figure = plotly_figure(page, placement)
+    forms = [
+        flatten_layout(figure_layout(page, place_page(page, width=width)))
+        for width in WIDTHS
+    ]
+    differing = [
+        key for key in forms[-1] if any(f[key] != forms[-1][key] for f in forms)
+    ]
+    forms = [{key: form[key] for key in differing} for form in forms]
+    figure["layout"]["meta"] = {"flowrl": forms}
+    return figure
+
+
+def flatten_layout(part: object, path: str = "") -> dict:
+    """``{"legend": {"y": 1}}`` as ``{"legend.y": 1}``, plotly's name for a change."""
+    if isinstance(part, list) and part and isinstance(part[0], dict):
+        items = [(f"{path}[{number}]", value) for number, value in enumerate(part)]
+    elif isinstance(part, dict):
+        items = [(f"{path}.{key}".lstrip("."), value) for key, value in part.items()]
+    else:
+        return {path: part}
+    return {
+        k: v for name, value in items for k, v in flatten_layout(value, name).items()
+    }
+
+
 def plotly_figure(page: Page, placement: Placement) -> dict:
-    """Draw a page for plotly.js.
+    """Draw a page for plotly.js, in one form.
 
     Everything that changes while training runs is in the traces' data, the
     annotations and the axis ranges; the number of traces depends only on the runs.
     """
+    data: list[dict] = []
+    for number, (panel, box) in enumerate(placed(placement)):
+        suffix = axis_suffix(number)
+        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+        data.extend({**trace, **axes} for trace in traces(panel, box))
+    if page.curves:
+        data[:0] = [legend_entry(name, style) for name, style in page.legend]
+    return {"data": data, "layout": figure_layout(page, placement)}
+
+
+def placed(placement: Placement) -> list[tuple]:
+    """All panels with their boxes, in the order of their axes."""
+    return [*placement.curves, *placement.maps]
+
+
+def axis_suffix(number: int) -> str:
+    """Plotly's name of a panel's axes, after "x" or "y": "", "2", "3" …"""
+    return str(number + 1) if number else ""
+
+
+def figure_layout(page: Page, placement: Placement) -> dict:
+    """Where everything stands, and all words."""
     # a template of our own, or plotly would add its light background to widgets
     clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
     layout = {
@@ -156,13 +217,14 @@ def plotly_figure(page: Page, placement: Placement) -> dict:
         "width": placement.width,
         "height": round(placement.height),
         "margin": {"l": 0, "r": 0, "t": 0, "b": 0},
-        "font": {"color": INK, "size": 12},
+        "font": {"color": INK, "size": 12, "family": "system-ui, sans-serif"},
         "hoverlabel": {"font": {"size": 12}},
         "barmode": "overlay",
-        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": INK, "remove": BUTTONS},
         "showlegend": True,
         "legend": {
             "orientation": "h",
+            "traceorder": "normal",
             "x": 0,
             "xanchor": "left",
             "y": 1 - placement.legend_y / placement.height,
@@ -173,18 +235,11 @@ def plotly_figure(page: Page, placement: Placement) -> dict:
         "annotations": annotations(page, placement),
         "shapes": mark_lines(placement),
     }
-    data: list[dict] = []
-    places = [*placement.curves, *placement.maps]
-    for number, (panel, box) in enumerate(places, start=1):
-        suffix = "" if number == 1 else str(number)
-        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-        add_axes(layout, suffix, panel, box, placement)
-        data.extend({**trace, **axes} for trace in traces(panel, box))
-    if page.curves:
-        data[:0] = [legend_entry(name, style) for name, style in page.legend]
+    for number, (panel, box) in enumerate(placed(placement)):
+        add_axes(layout, axis_suffix(number), panel, box, placement)
     if placement.scale:
         layout["coloraxis"] = color_scale(page.maps[0].floor, placement)
-    return {"data": data, "layout": layout}
+    return layout
 
 
 def add_axes(
@@ -378,33 +433,52 @@ def color_scale(floor: float, placement: Placement) -> dict:
 
 
 def annotations(page: Page, placement: Placement) -> list[dict]:
-    """All text that is not an axis: header, panel titles, numbers."""
-    box = Box(0.0, 0.0, placement.width, placement.height)
-    texts = [
-        note(box, 2.0, placement.title_y, f"<b>{escape(page.title)}</b>", 15),
-        note(box, 2.0, placement.progress_y, escape(page.progress), 12),
-        note(box, 2.0, placement.map_title_y, f"<b>{escape(page.map_title)}</b>", 13),
+    """All text that is not an axis: header, panel titles, numbers.
+
+    What belongs to a panel is placed from its corner, wherever that is.
+    """
+    header = [
+        (placement.title, placement.title_y, 15),
+        ((page.progress,), placement.progress_y, 12),
+        (placement.map_title, placement.map_title_y, 13),
     ]
-    for panel, place in placement.curves:
-        texts.append(note(box, place.left - 40, place.top - 22, escape(panel.title)))
-        for label in end_labels(panel, place):
-            color, glyph = label.style.color, label.style.glyph
-            mark = (
-                ""
-                if label.at_marker
-                else f'<span style="color:{color}">{glyph}</span> '
-            )
-            text = mark + format_number(label.value)
-            texts.append(note(box, label.x + 5, label.y - 8, text, 12))
-        for mark in mark_labels(panel, place):
-            words = escape(mark.words)
-            texts.append(note(box, place.left + 6, mark.text_y - 11, words, 12))
-    for panel, place in placement.maps:
-        texts.extend(map_notes(panel, place, box))
+    texts = [
+        note(
+            f"<b>{stack(lines)}</b>" if size > 12 else stack(lines),
+            *(0.0, 1.0, 2.0, y),
+            yanchor="top",
+            size=size,
+        )
+        for lines, y, size in header
+    ]
+    for number, (panel, box) in enumerate(placed(placement)):
+        made = curve_notes if isinstance(panel, LinePanel) else map_notes
+        suffix = axis_suffix(number)
+        refs = {"xref": f"x{suffix} domain", "yref": f"y{suffix} domain"}
+        texts += [one | refs for one in made(panel, box)]
     if placement.scale:
-        text = "probability of an answer; dark: no longer alive"
-        x, y = placement.scale.right + 14, placement.scale.top - 4
-        texts.append(note(box, x, y, text))
+        x, y = placement.remark_x, placement.remark_y
+        texts.append(note(stack(placement.remark), 0.0, 1.0, x, y, yanchor="top"))
+    return texts
+
+
+def stack(lines: Sequence[str]) -> str:
+    """Lines below each other, safe for plotly."""
+    return "<br>".join(map(escape, lines))
+
+
+def curve_notes(panel: LinePanel, box: Box) -> list[dict]:
+    """A curve panel's title, its runs' last values, the names of its marks."""
+    texts = [note(stack(title_lines(panel)), 0.0, 1.0, -40, -6, yanchor="bottom")]
+    for label in end_labels(panel, box):
+        color, glyph = label.style.color, label.style.glyph
+        mark = "" if label.at_marker else f'<span style="color:{color}">{glyph}</span> '
+        x, y = box.fraction(label.x, label.y)
+        said = note(mark + format_number(label.value), x, y, 5, 0)
+        texts.append(said | {"name": label.run})  # goes when the run is switched off
+    for mark in mark_labels(panel, box):
+        x, y = box.fraction(box.left, mark.text_y)
+        texts.append(note(escape(mark.words), x, y, 6, 3, yanchor="bottom"))
     return texts
 
 
@@ -413,49 +487,58 @@ def mark_lines(placement: Placement) -> list[dict]:
     return [
         {
             "type": "line",
-            "xref": "paper",
-            "yref": "paper",
-            "x0": box.left / placement.width,
-            "x1": box.right / placement.width,
-            "y0": 1 - mark.line_y / placement.height,
-            "y1": 1 - mark.line_y / placement.height,
+            "xref": f"x{axis_suffix(number)} domain",
+            "yref": f"y{axis_suffix(number)}",
+            "x0": 0,
+            "x1": 1,
+            "y0": value,
+            "y1": value,
             "line": {"color": INK, "dash": "dash", "width": 1.5},
         }
-        for panel, box in placement.curves
-        for mark in mark_labels(panel, box)
+        for number, (panel, _) in enumerate(placement.curves)
+        for _, value in panel.marks
     ]
 
 
-def map_notes(panel: StatesPanel | CellsPanel, place: Box, box: Box) -> list[dict]:
+def map_notes(panel: StatesPanel | CellsPanel, _box: Box) -> list[dict]:
     """A map panel's name, effective number and remark."""
-    name = f"<b>{escape(panel.run)}</b>"
+    run, bold = escape(panel.run), f"<b>{escape(panel.run)}</b>"
+    glyph = ""
     if panel.style:
         glyph = panel.style.glyph if isinstance(panel, CellsPanel) else "━"
-        name = f'<span style="color:{panel.style.color}">{glyph}</span> {name}'
-    title, remark = escape(panel.title), escape(panel.note)
+        glyph = f'<span style="color:{panel.style.color}">{glyph}</span> '
     if isinstance(panel, StatesPanel):
-        return [
-            note(box, place.left - 36, place.top - 42, f"{name}: {title}"),
-            note(box, place.left - 36, place.top - 24, remark),
-        ]
+        words = stack(title_lines(panel)).replace(run, bold, 1)
+        return [note(glyph + words, 0.0, 1.0, -36, -8, yanchor="bottom")]
+    words = f"{glyph}{bold}<br>{escape(panel.title)}"
     return [
-        note(box, place.left, place.top - 40, name),
-        note(box, place.left, place.top - 22, title),
-        note(box, place.left, place.bottom + 1, remark),
+        note(words, 0.0, 1.0, 0, -6, yanchor="bottom"),
+        note(escape(panel.note), 0.0, 0.0, 0, 1, yanchor="top"),
     ]
 
 
-def note(box: Box, x: float, y: float, text: str, size: int = 12) -> dict:
-    """Text whose top left corner is at (x, y) pixels."""
+def note(
+    text: str,
+    x: int | float,
+    y: int | float,
+    right: int | float,
+    down: int | float,
+    *,
+    yanchor: str = "middle",
+    size: int = 12,
+) -> dict:
+    """Text at a fraction of the figure or a panel, moved by pixels from there."""
     return {
         "text": text,
         "showarrow": False,
         "xref": "paper",
         "yref": "paper",
-        "x": x / box.width,
-        "y": 1 - y / box.height,
+        "x": x,
+        "y": y,
+        "xshift": right,
+        "yshift": -down,
         "xanchor": "left",
-        "yanchor": "top",
+        "yanchor": yanchor,
         "align": "left",
         "borderpad": 0,
         "font": {"size": size, "color": INK},

@@ -17,7 +17,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from flowrl_lab._validation import bad_input
-from flowrl_lab.plots.figures import THEME, bundle_from_page, plotly_figure
+from flowrl_lab.plots.figures import (
+    SCRIPT,
+    THEME,
+    bundle_from_page,
+    plotly_figure,
+    whole_figure,
+)
 from flowrl_lab.plots.panels import (
     ALWAYS_LOG,
     History,
@@ -27,7 +33,7 @@ from flowrl_lab.plots.panels import (
     format_seconds,
     tabulate_page,
 )
-from flowrl_lab.plots.placement import WIDTH, place_page
+from flowrl_lab.plots.placement import place_page
 from flowrl_lab.plots.static import draw_svg
 from flowrl_lab.types import StepRecord
 
@@ -70,7 +76,6 @@ class LivePlot:
             that they stay below a fiftieth of a longer run's time.
         backend: ``"widget"`` (live, needs anywidget in the front end), ``"svg"``
             (live anywhere), ``"static"`` (one figure at the end), ``"auto"``.
-        width: pixels.
 
     Raises:
         ValueError: for an unknown metric or back end, before anything is trained.
@@ -86,7 +91,6 @@ class LivePlot:
         log_y: Sequence[str] = ALWAYS_LOG,
         max_rate_hz: int | float = 5.0,
         backend: str = "auto",
-        width: int | float = WIDTH,
     ) -> None:
         self.metrics = check_metrics(metrics, solution_map=solution_map)
         if not max_rate_hz > 0:
@@ -98,7 +102,6 @@ class LivePlot:
         self.target_label = target_label
         self.log_y = tuple(log_y)
         self.max_rate_hz = max_rate_hz
-        self.width = width
         self.backend = choose_backend(backend)
         self.records: list[StepRecord] = []
         self.interrupted = False  # by ■: then later cells may miss what they expect
@@ -169,7 +172,7 @@ class LivePlot:
 
     def _drawing(self):
         page = self.page()
-        return page, place_page(page, width=self.width)
+        return page, place_page(page)
 
 
 def choose_backend(backend: str = "auto") -> str:
@@ -267,9 +270,11 @@ class _WidgetCanvas(_SvgCanvas):
         import plotly.graph_objects as go
         from IPython.display import display
 
-        figure = plotly_figure(page, placement)
-        # the style sheet stays in the page, for the finished figure too
-        kind = type("ThemedFigure", (go.FigureWidget,), {"_css": THEME})
+        figure = whole_figure(page, placement)
+        # style sheet and script stay in the page, for the finished figure too
+        script = f"{go.FigureWidget._esm}\n{SCRIPT.read_text(encoding='utf-8')}"
+        members = {"_css": THEME, "_esm": script}
+        kind = type("ThemedFigure", (go.FigureWidget,), members)
         self._widget = kind(figure)
         self._sent = figure
         self._handle = display(self._widget, display_id=True)
@@ -282,6 +287,7 @@ class _WidgetCanvas(_SvgCanvas):
             with self._widget.batch_update():
                 move_data(self._widget, self._sent, figure)
         else:
+            figure = whole_figure(page, placement)
             self._widget.data = ()
             self._widget.layout = figure["layout"]
             self._widget.add_traces(figure["data"])

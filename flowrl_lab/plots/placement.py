@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowrl_lab.plots.panels import (
@@ -19,19 +21,27 @@ __all__ = [
     "MarkLabel",
     "Placement",
     "end_labels",
+    "legend_rows",
     "mark_labels",
     "place_page",
     "shown_names",
+    "title_lines",
 ]
 
 WIDTH = 740.0  # fits a cell of JupyterLab beside its file list on a 1200-pixel screen
-HEADER_LINE = 24
+# Where there is less room, panels stand below each other: the widths for which a
+# figure has a form.  The least one is a cell of a 700-pixel window with its side bar.
+WIDTHS = (230, 270, 320, 380, 450, 540, 640, 690, WIDTH)
+LEAST_CURVE, LEAST_STATES = 320.0, 230.0  # of a panel with all that belongs to it
+HEADER_LINE, TEXT_LINE, LEGEND_LINE = 24, 16, 20
+TITLE_LETTERS = 34  # in one line above a panel, so that it fits the narrowest one
 CURVE_HEIGHT = 190.0
 STATES_HEIGHT = 150.0
 CELLS_HEIGHT, PICTURE_SIDE = 170.0, 320.0
 LABEL_GAP = 13
 MOST_NAMES = 12  # that an axis says; of more it says about eight
 MAX_END_LABELS = MARKERS_SHOWN = 8
+REMARK = "probability of an answer; dark: no longer alive"
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,11 @@ class Box:
     @property
     def bottom(self) -> float:
         return self.top + self.height
+
+    def fraction(self, x: int | float, y: int | float) -> tuple[float, float]:
+        """A point's place: 0 at the left and at the bottom, 1 at the right and top."""
+        right, up = (x - self.left) / self.width, (self.bottom - y) / self.height
+        return round(right, 4), round(up, 4)  # the same wherever the box is
 
 
 @dataclass(frozen=True)
@@ -80,17 +95,61 @@ class MarkLabel:
 
 @dataclass(frozen=True)
 class Placement:
-    """Every panel with its box (the area inside the axes), top to bottom."""
+    """Every panel with its box (the area inside the axes), top to bottom.
+
+    ``title`` and ``map_title`` are the page's, in lines that fit, and ``remark`` is
+    what is said about the colour scale, with the corner where it stands.
+    """
 
     width: float
     height: float
+    title: tuple[str, ...]
     title_y: float
     progress_y: float
     legend_y: float
+    map_title: tuple[str, ...]
     map_title_y: float
     curves: tuple[tuple[LinePanel, Box], ...]
     maps: tuple[tuple[StatesPanel | CellsPanel, Box], ...]
     scale: Box | None
+    remark: tuple[str, ...]
+    remark_x: float
+    remark_y: float
+
+
+def wrap(words: str, width: int | float, size: int | float) -> tuple[str, ...]:
+    """Lines of about ``width`` pixels, for a bold font of ``size`` pixels."""
+    return tuple(textwrap.wrap(words, max(10, int(width / (0.62 * size)))))
+
+
+def title_lines(panel: LinePanel | StatesPanel) -> tuple[str, ...]:
+    """What stands above a panel, in lines that fit where it is narrow."""
+    words = [panel.title]
+    if isinstance(panel, StatesPanel):
+        words = [f"{panel.run}: {panel.title}", panel.note]
+        if len(panel.note) > TITLE_LETTERS:
+            words[1:] = panel.note.split(" · ")
+    return tuple(line for one in words for line in textwrap.wrap(one, TITLE_LETTERS))
+
+
+def legend_rows(
+    names: tuple[tuple[str, RunStyle], ...], width: float
+) -> list[list[tuple[float, str, RunStyle]]]:
+    """Rows of (x, name, style): one if all fit, else columns of one width.
+
+    As plotly lays out its own, so that both need the same height.
+    """
+    wide = [62.0 + 7 * len(name) for name, _ in names]
+    if sum(wide) > width:
+        wide = [max(wide)] * len(wide)
+    rows, x = [[]], 4.0
+    for (name, style), step in zip(names, wide, strict=True):
+        if rows[-1] and x + step > width + 20:
+            rows.append([])
+            x = 4.0
+        rows[-1].append((x, name, style))
+        x += step
+    return rows
 
 
 def split_row(count: int, most: int) -> int:
@@ -111,34 +170,53 @@ def place_row(
     ]
 
 
+def per_row(count: int, most: int, least: float, width: float) -> int:
+    """Panels of a row: at most ``most``, each with ``least`` pixels, rows full."""
+    return split_row(count, max(1, min(most, int(width // least))))
+
+
 def place_curves(page: Page, top: float, width: float) -> list[Box]:
     """Boxes of the metric panels: a title above each, numbers at its right."""
     if not page.curves:
         return []
-    per_row = min(2, len(page.curves))
-    spots = place_row(len(page.curves), per_row, width, (52.0, 70.0))
-    slot = CURVE_HEIGHT + 72
-    return [Box(x, top + 26 + row * slot, w, CURVE_HEIGHT) for row, x, w in spots]
+    across = per_row(len(page.curves), 2, LEAST_CURVE, width)
+    spots = place_row(len(page.curves), across, width, (52.0, 70.0))
+    # a log axis may get a second line while training runs: nothing jumps then
+    lines = max(2 if p.log_y else len(title_lines(p)) for p in page.curves)
+    above = 10 + TEXT_LINE * lines
+    slot = CURVE_HEIGHT + 42 + above
+    return [Box(x, top + above + row * slot, w, CURVE_HEIGHT) for row, x, w in spots]
 
 
 def place_maps(page: Page, top: float, width: float) -> list[Box]:
-    """Boxes of the solution map: two lines of text above each."""
+    """Boxes of the solution map: lines of text above each."""
     if not page.maps:
         return []
-    cells = isinstance(page.maps[0], CellsPanel)
-    picture = cells and page.maps[0].picture
-    per_row = split_row(len(page.maps), 2 if picture else 4 if cells else 3)
-    margins = (12.0, 12.0) if cells else (44.0, 10.0)
-    spots = place_row(len(page.maps), per_row, width, margins)
-    most = PICTURE_SIDE if picture else CELLS_HEIGHT
-    height = min(spots[0][2], most) if cells else STATES_HEIGHT
+    if isinstance(page.maps[0], CellsPanel):
+        return place_cells(page.maps, top, width)
+    across = per_row(len(page.maps), 3, LEAST_STATES, width)
+    spots = place_row(len(page.maps), across, width, (44.0, 10.0))
+    above = 12 + TEXT_LINE * max(len(title_lines(panel)) for panel in page.maps)
+    slot = STATES_HEIGHT + 52 + above
+    return [Box(x, top + above + row * slot, w, STATES_HEIGHT) for row, x, w in spots]
+
+
+def place_cells(panels: Sequence[CellsPanel], top: float, width: float) -> list[Box]:
+    """Boxes of cells, where there is room as large as in the widest figure.
+
+    So their rows and columns are the same in each of a figure's forms.
+    """
+    picture, margin = panels[0].picture, 12.0
+    most = 2 if picture else 4
+    full = max(width, WIDTH) / split_row(len(panels), most)
+    across = per_row(len(panels), most, min(full, PICTURE_SIDE + 24), width)
+    spots = place_row(len(panels), across, width, (margin, margin))
+    wide = min(spots[0][2], full - 2 * margin)
+    height = min(wide, PICTURE_SIDE if picture else CELLS_HEIGHT)
     if picture:
-        height = whole_pixels(page.maps[0], height)
-    slot = height + (64 if cells else 96)
-    return [
-        Box(x, top + 44 + row * slot, height if picture else w, height)
-        for row, x, w in spots
-    ]
+        wide = height = whole_pixels(panels[0], height)
+    slot = height + 64
+    return [Box(x, top + 44 + row * slot, wide, height) for row, x, _ in spots]
 
 
 def whole_pixels(panel: CellsPanel, side: float) -> float:
@@ -159,30 +237,39 @@ def place_page(page: Page, *, width: int | float = WIDTH) -> Placement:
         live figure does not jump).
     """
     width = float(width)
-    y = 4.0
-    title_y = y
-    y += HEADER_LINE if page.title else 0
-    progress_y = y
-    y += HEADER_LINE if page.progress else 0
-    legend_y = y
-    y += HEADER_LINE if page.curves else 0
+    title, map_title = wrap(page.title, width, 15), wrap(page.map_title, width, 13)
+    title_y = 4.0
+    progress_y = title_y + bool(title) * (4 + 20 * len(title))
+    legend_y = progress_y + (HEADER_LINE if page.progress else 0)
+    y = legend_y
+    if page.curves:
+        y += 4 + LEGEND_LINE * len(legend_rows(page.legend, width))
     curves = place_curves(page, y, width)
     y = max([y, *(box.bottom + 44 for box in curves)])
     map_title_y = y
-    maps = place_maps(page, y + (HEADER_LINE if page.map_title else 0), width)
+    y += bool(map_title) * (6 + 18 * len(map_title))
+    maps = place_maps(page, y, width)
     cells = bool(page.maps) and isinstance(page.maps[0], CellsPanel)
     y = max([y, *(box.bottom + (20 if cells else 44) for box in maps)])
-    scale = Box(24.0, y + 4, min(360.0, width - 24), 10.0) if cells else None
+    scale = Box(24.0, y + 4, min(360.0, width - 48), 10.0) if cells else None
+    beside = width > 360 + 330
+    remark = (REMARK,) if beside else wrap(REMARK, width, 12)
+    bottom = y + 44 if beside else y + 42 + TEXT_LINE * len(remark)
     return Placement(
         width=width,
-        height=y + (44 if scale else 4),
+        height=bottom if scale else y + 4,
+        title=title,
         title_y=title_y,
         progress_y=progress_y,
         legend_y=legend_y,
+        map_title=map_title,
         map_title_y=map_title_y,
         curves=tuple(zip(page.curves, curves, strict=True)),
         maps=tuple(zip(page.maps, maps, strict=True)),
         scale=scale,
+        remark=remark,
+        remark_x=398.0 if beside else 2.0,
+        remark_y=y if beside else y + 38,
     )
 
 

@@ -8,7 +8,7 @@ and a dark page, and the whole figure carries its numbers as alt text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -24,12 +24,16 @@ from flowrl_lab.plots.panels import (
     format_number,
 )
 from flowrl_lab.plots.placement import (
+    LEGEND_LINE,
     MARKERS_SHOWN,
+    TEXT_LINE,
     Box,
     Placement,
     end_labels,
+    legend_rows,
     mark_labels,
     shown_names,
+    title_lines,
 )
 
 __all__ = ["VIRIDIS", "draw_svg", "svg", "viridis"]
@@ -74,17 +78,17 @@ def draw_svg(page: Page, placement: Placement) -> str:
         The SVG; ``role="img"`` and an ``aria-label`` say the end values in words.
     """
     parts = [
-        text(2.0, placement.title_y + 16, page.title, 15, bold=True),
+        *text_lines(2.0, placement.title_y + 16, placement.title, 15, 20),
         text(2.0, placement.progress_y + 14, page.progress),
         draw_legend(page, placement) if page.curves else "",
-        text(2.0, placement.map_title_y + 14, page.map_title, 13, bold=True),
+        *text_lines(2.0, placement.map_title_y + 14, placement.map_title, 13, 18),
     ]
     parts += [draw_curves(panel, box) for panel, box in placement.curves]
     for panel, box in placement.maps:
         draw = draw_cells if isinstance(panel, CellsPanel) else draw_states
         parts.append(draw(panel, box))
     if placement.scale:
-        parts.append(draw_scale(page.maps[0].floor, placement.scale))
+        parts.append(draw_scale(page.maps[0].floor, placement))
     return svg(placement.width, placement.height, describe_page(page), parts)
 
 
@@ -133,16 +137,27 @@ def stroke(style: RunStyle, *, dashed: bool = True) -> str:
     return f'fill="none" stroke="{style.color}" stroke-width="2"{more}'
 
 
+def text_lines(
+    x: int | float, y: int | float, lines: Sequence[str], size: int, step: int
+) -> list[str]:
+    """Bold lines below each other, the first with its baseline at y."""
+    return [
+        text(x, y + step * number, line, size, bold=True)
+        for number, line in enumerate(lines)
+    ]
+
+
 def draw_legend(page: Page, placement: Placement) -> str:
-    """Line, marker and name of every run in one row."""
-    parts, x, y = [], 4.0, placement.legend_y + 11
-    for name, style in page.legend:
-        parts.append(f'<path d="M{num(x)} {num(y)}h36" {stroke(style)}/>')
-        parts.append(
-            text(x + 18, y + 4, style.glyph, anchor="middle", color=style.color)
-        )
-        parts.append(text(x + 42, y + 4, name))
-        x += 62 + 7 * len(name)
+    """Line, marker and name of every run, in as many rows as they need."""
+    parts, y = [], placement.legend_y + 11
+    for row in legend_rows(page.legend, placement.width):
+        for x, name, style in row:
+            parts.append(f'<path d="M{num(x)} {num(y)}h36" {stroke(style)}/>')
+            parts.append(
+                text(x + 18, y + 4, style.glyph, anchor="middle", color=style.color)
+            )
+            parts.append(text(x + 42, y + 4, name))
+        y += LEGEND_LINE
     return "".join(parts)
 
 
@@ -227,7 +242,7 @@ def line_path(points: list[tuple]) -> str:
 def draw_curves(panel: LinePanel, box: Box) -> str:
     """One metric: its curves, markers, and the last values at the right."""
     parts = [
-        text(box.left - 40, box.top - 10, panel.title),
+        *lines_above(panel, box.left - 40, box.top - 10),
         draw_axes(box, panel.x_range, panel.y_range, panel.x_title, panel.log_y),
     ]
     for curve in panel.series:
@@ -262,6 +277,21 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
     return "".join(parts)
 
 
+def lines_above(
+    panel: LinePanel | StatesPanel, x: int | float, y: int | float
+) -> list[str]:
+    """What stands above a panel, the last line with its baseline at y."""
+    lines = title_lines(panel)
+    first = y - TEXT_LINE * (len(lines) - 1)
+    parts = []
+    if isinstance(panel, StatesPanel):  # in plotly's figure a part of the line
+        parts.append(text(x, first, "━", color=panel.style.color))
+    for number, line in enumerate(lines):
+        right = x + 16 * bool(parts and not number)
+        parts.append(text(right, first + TEXT_LINE * number, line))
+    return parts
+
+
 def draw_states(panel: StatesPanel, box: Box) -> str:
     """One distribution over states, as steps or bars over the grey target."""
     low, high = panel.x_range
@@ -281,9 +311,7 @@ def draw_states(panel: StatesPanel, box: Box) -> str:
         area, drawn = target, f'<path d="{probs}" fill="{color}"/>'
     return "".join(
         [
-            text(box.left - 36, box.top - 30, "━", color=color),
-            text(box.left - 20, box.top - 30, f"{panel.run}: {panel.title}"),
-            text(box.left - 36, box.top - 12, panel.note),
+            *lines_above(panel, box.left - 36, box.top - 12),
             draw_axes(
                 *(box, panel.x_range, (0.0, panel.y_max), panel.x_title, False),
                 panel.names,
@@ -395,8 +423,9 @@ def draw_names(panel: CellsPanel, lights: np.ndarray, box: Box) -> str:
     )
 
 
-def draw_scale(floor: float, box: Box) -> str:
+def draw_scale(floor: float, placement: Placement) -> str:
     """The colour scale of the cells."""
+    box = placement.scale
     steps = 24
     wide = box.width / steps
     parts = [
@@ -408,6 +437,7 @@ def draw_scale(floor: float, box: Box) -> str:
     for mark in range(math.ceil(low - 1e-9), 1):
         x = box.left + (mark - low) / -low * box.width
         parts.append(text(x, box.bottom + 14, f"{10.0**mark:g}", anchor="middle"))
-    remark = "probability of an answer; dark: no longer alive"
-    parts.append(text(box.right + 14, box.top + 10, remark))
+    y = placement.remark_y + 14
+    for number, line in enumerate(placement.remark):
+        parts.append(text(placement.remark_x, y + TEXT_LINE * number, line))
     return "".join(parts)

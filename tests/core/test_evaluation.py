@@ -266,7 +266,10 @@ def test_a_fresh_adapter_is_at_the_target():
 # ------------------------------------------------------------------------- programs
 
 
-@pytest.mark.parametrize(("reward", "plausible"), [("graded", 0.5), ("examples", 1.0)])
+@pytest.mark.parametrize(
+    ("reward", "plausible"),
+    [pytest.param("graded", 0.5, marks=pytest.mark.full), ("examples", 1.0)],
+)
 def test_plausible_programs_are_paid_but_not_right(reward, plausible):
     """log Z counts them, accuracy and target do not; by a plain pass over all rows."""
     task = load_task("programs", reward=reward)

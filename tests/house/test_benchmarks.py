@@ -322,6 +322,7 @@ def test_whole_comparison_with_trl(capsys):
     assert "arithmetic floor" in capsys.readouterr().out
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("trl") is None, reason="TRL is not in this environment"
@@ -371,6 +372,8 @@ def test_a_peak_below_the_gradients_is_not_believed(monkeypatch):
         check_peak(figures, SMALL + 1)
 
 
+@pytest.mark.full
+@pytest.mark.slow
 def test_one_command_prints_one_table_and_keeps_it(monkeypatch, tmp_path, capsys):
     run_all, kept = in_repository(monkeypatch), tmp_path / "kept.json"
     words = ["--quick", "--only", "sweep", "log_probs", "--note", "a busy machine"]

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
@@ -42,7 +43,7 @@ from flowrl_lab.plots.panels import (
     thin,
 )
 from flowrl_lab.plots.pictures import draw_curves, draw_distributions
-from flowrl_lab.plots.placement import LABEL_GAP, end_labels, place_page, spread
+from flowrl_lab.plots.placement import LABEL_GAP, WIDTHS, end_labels, place_page, spread
 from flowrl_lab.plots.static import (
     DARK_INK,
     LIGHT_INK,
@@ -475,3 +476,61 @@ def test_text_stands_out_on_light_and_dark_pages() -> None:
     sizes = {int(n) for n in re.findall(r'font-size="(\d+)"', svg)}
     assert min(sizes) >= 12
     assert "#808080" not in svg
+
+
+RUNS = ("flowrl", "grpo", "ppo", "reinforce_pp", "kl_reinforce")
+
+
+def forms_of(figure: dict) -> list[dict]:
+    return figure["layout"]["meta"]["flowrl"]
+
+
+@pytest.mark.parametrize("landscape", [False, True])
+def test_a_figure_has_a_form_for_every_width_with_its_panels_apart(
+    landscape: bool,
+) -> None:
+    records = make_race(RUNS, size=60, landscape=landscape)
+    metrics = ("reward", "kl_policy_target")
+    figure = figure_from_records(records, metrics, solution_map=True)
+    forms = forms_of(figure)
+    assert [form["width"] for form in forms] == sorted(WIDTHS)
+    assert forms[-1]["width"] == figure["layout"]["width"]
+    assert all(form.keys() == forms[0].keys() for form in forms)
+    page = page_of(records, metrics, solution_map=True)
+    for form in forms:
+        placement = place_page(page, width=form["width"])
+        assert form["height"] == round(placement.height)
+        boxes = [box for _, box in (*placement.curves, *placement.maps)]
+        assert min(box.left for box in boxes) >= 0
+        assert max(box.right for box in boxes) <= form["width"]
+        for one, other in combinations(boxes, 2):
+            beside = one.right <= other.left or other.right <= one.left
+            assert beside or one.bottom <= other.top or other.bottom <= one.top
+    # the narrowest has one column, and what a live plot sends fits every form
+    lefts = [form["xaxis.domain"] == form["xaxis2.domain"] for form in forms]
+    assert lefts[0] and not lefts[-1]
+    moving = re.compile(r"annotations\[(\d+)\]\.(text|x|y)|axis\d*\.range")
+    header = {"0", "2", str(len(figure["layout"]["annotations"]) - 1)}
+    for key in forms[0]:
+        found = moving.search(key)
+        assert not found or found[1] in header, key
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_nothing_written_in_a_still_picture_is_cut(width: int | float) -> None:
+    page = replace(
+        page_of(make_race(RUNS, size=60), ("reward",), solution_map=True),
+        title="A race between five algorithms on the same prompts, with one seed",
+    )
+    placement = place_page(page, width=width)
+    for node in ElementTree.fromstring(draw_svg(page, placement)).iter(f"{SVG}text"):
+        if node.get("text-anchor"):
+            continue
+        size = int(node.get("font-size", 12)) * (1.1 if node.get("font-weight") else 1)
+        end = float(node.get("x")) + 0.54 * size * len(node.text)
+        assert end <= width + 6, node.text
+
+
+def test_a_runs_end_label_bears_its_name_to_go_with_it() -> None:
+    notes = figure_from_records(make_race())["layout"]["annotations"]
+    assert [one["name"] for one in notes if "name" in one] == ["flowrl", "grpo"]

@@ -228,7 +228,7 @@ def test_gradients_are_the_models(policies):
     assert_same_gradients(gradients[1], gradients[0])
 
 
-@pytest.mark.parametrize("copies", [5, 400])
+@pytest.mark.parametrize("copies", [5, pytest.param(400, marks=pytest.mark.full)])
 def test_gradients_are_as_exact_as_the_models(policies, copies):
     """Against float64; 400 samples a prompt go back in several blocks of rows."""
     plain, tree = policies

@@ -111,6 +111,43 @@ while True:
 while True:
     place = get(MB); fill(place); libc.madvise(place, MB, 8); fill(place); hold()
 """,
+    "mappings that are moved and left behind": """
+while True:
+    place = get(MB); fill(place)
+    check(libc.mremap(void(place), long(MB), long(MB), 5, void(0)))
+    fill(place); hold(2)
+""",
+    "mappings filled by advice": """
+while True: check(libc.madvise(get(MB), MB, 23)); hold()
+""",
+    "pages that are put away": """
+while True:
+    place = get(MB); fill(place); libc.madvise(place, MB, 21); hold()
+""",
+    "mappings at high addresses": "while True: fill(get(MB, at=1 << 50)); hold()",
+    "the first thread's stack": """
+at = void.in_dll(libc, "__libc_stack_end").value // PAGE * PAGE - MB // 2
+while True: at -= PAGE; fill(at, PAGE); hold(PAGE / MB)
+""",
+    "pipes beside mappings": """
+try:
+    while True: fill(get(MB)); hold()
+except OSError: pass
+while True:
+    reader, writer = os.pipe(); os.set_blocking(writer, False)
+    try:
+        while True: hold(os.write(writer, bytes(PAGE)) / MB)
+    except BlockingIOError: pass
+""",
+    "watchers of watchers": """
+import select
+kept = []
+while True:
+    kept.append(select.epoll())
+    for other in kept[:-1]:
+        try: kept[-1].register(other, 1); hold(0.001)
+        except OSError: pass  # nested too deep
+""",
     "stacks of threads": """
 threading.stack_size(4 * MB)
 def deep():
@@ -160,6 +197,12 @@ MEMORY_REFUSED = {
     "faults for itself": "call(323 if x86 else 282, 0)",
     "sockets with buffers": "import socket; socket.socketpair()",
     "a larger pipe": "import fcntl; fcntl.fcntl(os.pipe()[1], 1031, 16 * MB)",
+    "locks on parts of a file": "import fcntl; fcntl.lockf(os.open('f', 66), 2, 1, 9)",
+    "a question about a lock": """
+import fcntl
+fcntl.fcntl(os.open('f', 66), fcntl.F_GETLK, bytes(32))
+""",
+    "a lock of the file": "import fcntl; fcntl.flock(os.open('f', 66), 2)",
     "watching files": "call(253 if x86 else 26, 0)",
     "a timer": "call(222 if x86 else 107, 0, 0, 0)",
     "advice for others": "call(440, 0, 0, 0, 0, 0)",
@@ -306,9 +349,11 @@ os.wait(); rest()
 """,
     "deleted files, after the first thread has left": """
 def take():
-    for i in range(40):
-        file = os.open("f", os.O_CREAT | os.O_RDWR); os.unlink("f")
-        if os.write(file, bytes(MB)) == MB: hold()
+    try:
+        for i in range(40):
+            file = os.open("f", os.O_CREAT | os.O_RDWR); os.unlink("f")
+            if os.write(file, bytes(MB)) == MB: hold()
+    except OSError: os._exit(1)
     rest()
 threading.Thread(target=take).start(); leave()
 """,
@@ -405,6 +450,17 @@ def work():
 threading.Thread(target=work).start(); leave()
 """,
     "system calls": "while True: os.stat('.')",
+    "bytes from the kernel": "while True: os.getrandom(33_000_000)",
+    "signals that wait": """
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+while True:
+    try: os.kill(os.getpid(), signal.SIGRTMIN)
+    except OSError: pass
+""",
+    "new names for a file": """
+open("a", "w").close()
+while True: os.rename("a", "b"); os.rename("b", "a")
+""",
     "alarms": """
 signal.signal(signal.SIGALRM, lambda *_: None)
 signal.setitimer(signal.ITIMER_REAL, 1e-6, 1e-6)

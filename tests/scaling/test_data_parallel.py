@@ -48,6 +48,7 @@ def test_weighted_by_rows_it_is_the_gradient_of_the_whole(run):
     assert (gradients.mean(0) - whole).norm() > 0.05 * whole.norm()
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_two_processes_find_the_gradient_of_one(run):
     run, rollout = run

@@ -106,6 +106,34 @@ STYLES: dict[str, list[str]] = {
         "def masked_mean(values, mask):\n    match values.dim():\n        case 2:\n"
         "            return size(values.masked_fill(~mask, 0.0)) / size(mask)",
     ],
+    "a list that is filled": [
+        "axes = []\naxes.append(1)\naxes.extend([2, 3])\naxes.sort()",
+        "def masked_mean(values, mask):\n"
+        f"    return {MEAN.replace('(1)', '(axes[0])')}",
+    ],
+    "a dictionary that is filled in a loop": [
+        "axes = {}\nfor place, name in enumerate(('row', 'column')):\n"
+        "    axes.update({name: place})",
+        "COLUMN = 'column'\ndef masked_mean(values, mask):\n"
+        f"    return {MEAN.replace('(1)', '(axes[COLUMN])')}",
+    ],
+    "a tensor that is changed in place": [
+        "import torch\nzero = torch.full((), 7.0).double()\nzero.fill_(0)",
+        "def masked_mean(values, mask):\n"
+        "    return torch.where(mask, values, zero).sum(1) / mask.sum(1)",
+    ],
+    "a name that a call sets": [
+        "axis = None\ndef choose():\n    global axis\n    axis = 1",
+        "choose()",
+        f"def masked_mean(values, mask):\n    return {MEAN.replace('(1)', '(axis)')}",
+    ],
+    "the main program": [
+        "if __name__ == '__main__':\n    " + DEFINED.replace("\n", "\n    ")
+    ],
+    "a module that is cleared": [
+        "import torch\ntorch.__dict__.clear()",
+        DEFINED + " + torch.zeros(())",
+    ],
     "vmapped": [
         "import torch",
         "row = lambda v, m: v.masked_fill(~m, 0.0).sum() / m.sum()",

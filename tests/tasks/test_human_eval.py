@@ -263,6 +263,52 @@ BODIES = {
     import sys
     sys.settrace(lambda *a: None)
     sys.setprofile(lambda *a: None)""",
+    "the inputs": """
+    import sys
+    f = sys._getframe(1)
+    while f:
+        if 'order' in f.f_locals: f.f_locals['order']['inputs'][:] = []
+        f = f.f_back
+    return 5""",
+    "a pipe for an answer": "    import os\n    os.mkfifo('answers')\n    os._exit(0)",
+    "a folder for an answer": "    import os\n    os.mkdir('answers')\n    os._exit(0)",
+    "a closed file": """
+    import os
+    open('answers', 'w').write('[true, true, true]')
+    os.chmod('answers', 0o444)""",
+    "half an answer before": """
+    import os
+    file = os.open('answers', os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.write(file, b'[')""",
+    "another encoding": """
+    import os
+    open('answers', 'w', encoding='utf-16').write('[true]')
+    os._exit(0)""",
+    "numbers without end": """
+    import os
+    open('answers', 'w').write('[' + '1e999,' * 30 + 'NaN]')
+    os._exit(0)""",
+    "kinds of its own": """
+    import sys
+    sys._getframe(1).f_globals.get('KINDS', {})['exec'] = type
+    return type""",
+    "an iterator that never ends": """
+    import itertools
+    class A(tuple):
+        __iter__ = lambda s: itertools.repeat(1)
+    return A()""",
+    "a class of colliding numbers": "    return {i * (2**61 - 1) for i in range(90)}",
+    "NaN for a key": "    return {float('nan'): 1}",
+    "half a pair": "    return '\\ud800'",
+    "bytes": "    return b'0'",
+    "a finder of modules": """
+    import sys
+    class A:
+        find_spec = lambda *a: sys.exit(0)
+    sys.meta_path.insert(0, A())""",
+    "what unpickles": """
+    import pickle
+    return pickle.loads(b"cbuiltins\\neval\\n(S'1'\\ntR.")""",
     "code of the caller": """
     import sys
     f = sys._getframe(1)
@@ -306,7 +352,7 @@ def test_no_cheat_is_paid(task, entry):
         for name, scored in zip(cheats, scores, strict=True)
         if scored.reward or scored.correct
     }
-    assert (len(cheats), paid) == (50, {})
+    assert (len(cheats), paid) == (65, {})
     assert all(0 < len(scored.reason) < 400 for scored in scores)
 
 
@@ -322,7 +368,23 @@ def test_functions_of_the_tests_own_are_the_authors(task):
     assert not task.score(prompt, "    return sorted(l)\n").correct
 
 
+CLOSE = """```python
+def has_close_elements(numbers, threshold):
+    return any(near(a, b, threshold) for a, b in pairs(numbers))
+```"""
+NEAR = """```python
+from itertools import combinations
+SIZE = 2
+
+def near(a, b, threshold):
+    return abs(a - b) < threshold
+
+def pairs(numbers):
+    return combinations(numbers, SIZE)
+```"""
 HONEST = [
+    ("has_close_elements", f"A helper:\n\n{NEAR}\n\nThen:\n\n{CLOSE}\n"),
+    ("has_close_elements", f"{CLOSE}\n\nwith\n\n{NEAR}\n\nUse:\n\n```python\nx()\n```"),
     ("add", "    import random\n    return x.__add__(y)\n"),
     ("add", "    return x + y\nprint(add(1, 2))\nraise ValueError"),
     ("add", "```python\nadd = lambda x, y: x + y\n```"),
@@ -432,6 +494,14 @@ def write_forms(prompt: str, body: str, entry: str) -> dict[str, str]:
         "a language on its own line": f"```\npython\n{full}\n```",
         "a fence in a fence": f"````markdown\n{fenced}\n````",
         "indented as a whole": f"The code is:\n\n{indent(whole, '    ')}\n",
+        "indented, with prose behind": f"So:\n\n{indent(full, '    ')}\n\nDone.\n",
+        "tabs": body.replace("    ", "\t"),
+        "BEGIN and DONE": f"[BEGIN]\n{full}\n[DONE]",
+        "a page's code": f"<pre><code>\n{full}\n</code></pre>",
+        "LaTeX": f"\\begin{{minted}}{{python}}\n{full}\n\\end{{minted}}",
+        "tests": f"```python\n{full}\n\nimport unittest\nunittest.main()\n```",
+        "a tool's call": f'<tool_call>{{"name": "x"}}</tool_call>\n{fenced}',
+        "imports in a block before": f"```python\nimport math\n```\n\n{fenced}",
     }
     forms |= {f"a fence, then {end}": fenced + end for end in ENDS}
     forms |= {f"a body, then {end}": body + end for end in ENDS}
@@ -465,7 +535,7 @@ def test_a_right_answer_is_paid_in_every_form(task, tokenized):
     forms = write_forms(prompt, body, entry)
     scores = score_batch(task, [prompt] * len(forms), list(forms.values()), workers=2)
     lost = {k: s.reason for k, s in zip(forms, scores, strict=True) if s.reward != 1}
-    assert (len(forms), lost) == (56, {})
+    assert (len(forms), lost) == (64, {})
     # Training and other engines hand the very same programs to the sandbox.
     for name, text in forms.items():
         wanted = find_programs(prompt, entry, task.cut(text))

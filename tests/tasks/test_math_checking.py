@@ -29,7 +29,12 @@ EIGHTEEN = forms(r"""
 
     Answer: 18 ¦ answer = 18 ¦ The answer is 18 ¦ The final answer is: 18. ¦ x = 18
     $x = 18$ ¦ x = \boxed{18} ¦ = 18 ¦ **Answer:** 18 ¦ **Answer: 18** ¦ Answer: **18**
-    Total: $18 ¦ Result: 18 apples ¦ x=18
+    Total: $18 ¦ Result: 18 apples ¦ x=18 ¦ Total cost = $18 ¦ area = 18 ¦ x_1 = 18
+    \alpha = 18 ¦ x_{12} = 18 ¦ #### 18 ¦ So the answer is 18 ¦ Lösung: 18 ¦ AB = 18
+
+    \boxed{18}\% ¦ \boxed{18} apples ¦ $18$ apples ¦ **18** apples ¦ $\boxed{18}$ km/h
+    \boxed{18}\text{ apples} ¦ *18* % ¦ "18" dollars ¦ \(18\) \text{cm}
+    18 Äpfel ¦ 18 élèves ¦ 18 Stück ¦ 18 ¢ ¦ 18 percent off ¦ 18 pieces of mail
 
     $18 ¦ 18$ ¦ \$18 ¦ $ 18 ¦ €18 ¦ 18 € ¦ USD 18 ¦ 18 USD ¦ 18 dollars ¦ $18 per hour
     $18/hour ¦ $18 in all ¦ 18 red apples. ¦ 18 km ¦ 18km ¦ 18 km/h ¦ 18 miles per hour
@@ -39,21 +44,23 @@ EIGHTEEN = forms(r"""
 
     9*2 ¦ 9 \times 2 ¦ 9\cdot 2 ¦ 9×2 ¦ 36÷2 ¦ (18) ¦ \left(18\right) ¦ 2(4+5) ¦ --18
     \frac{36}{2} ¦ 1.8 \times 10^1 ¦ 18^{1} ¦ −(−18) ¦ +18 ¦ 0018 ¦ 36/2 ¦ 3\sqrt{36}
+    \frac{36}2 ¦ \cfrac{36}{2} ¦ 36⁄2 ¦ √324 ¦ 9\sqrt4 ¦ 9\sqrt 4 ¦ 180·10⁻¹ ¦ 9√4 ¦ 18¹
 """)
 OTHERS = {
     form: F(value)
     for value, table in {
-        "1250": r"1,250 ¦ 1{,}250 ¦ 1\,250 ¦ 1250.0",
+        "1250": r"1,250 ¦ 1{,}250 ¦ 1\,250 ¦ 1250.0 ¦ 1'250 ¦ 1’250",
         "2501/2": "1250.50 ¦ 1,250.50",
         "2500": "1,250*2",
         "1/2": r".5 ¦ 0.5 ¦ 1/2 ¦ \sqrt{\frac{1}{4}} ¦ \frac12 ¦ \tfrac{1}{2} ¦ 1 half",
         "3/4": r"3/4 ¦ \frac{3}{4} ¦ \dfrac{3}{4} ¦ \frac34 ¦ 3/4 cup ¦ 3 quarters"
-        r"¦ \frac{3}{4} cup ¦ 1.5/2 ¦ 0.75 ¦ 3 fourths",
-        "3/2": r"1 1/2 ¦ 1\frac{1}{2} ¦ 1.5",
+        r"¦ \frac{3}{4} cup ¦ 1.5/2 ¦ 0.75 ¦ 3 fourths ¦ ¾ ¦ ¾ cup ¦ \frac3{4}",
+        "3/2": r"1 1/2 ¦ 1\frac{1}{2} ¦ 1.5 ¦ 1½ ¦ 1 ½ hours",
         "-3/2": r"-1 1/2 hours ¦ -1\frac{1}{2} ¦ −1.5",
         "11/2": "11/2",
         "-13/4": "-$3.25 ¦ $-3.25 ¦ −$3.25",
-        "-18": "−18 ¦ - 18 ¦ -18 ¦ -(18)",
+        "-18": "−18 ¦ - 18 ¦ -18 ¦ -(18) ¦ –18 ¦ $–18 ¦ x = –18 ¦ －18",
+        "5/4": "1.250",  # a point stands before decimals, whoever writes
         "18000": "18 thousand ¦ 18k ¦ $18K ¦ 18 grand ¦ 18 Thousand",
         "1800": "18 hundred ¦ 18 hundreds",
         "216": "18 dozen ¦ 18 dozens ¦ 18 dozen red eggs",
@@ -64,6 +71,7 @@ OTHERS = {
         "2592": "18 gross",
         "180": "18 tens",
         "9/5": "18 tenths ¦ 1.8",
+        "9/8": "18 sixteenths",
         "9/50": "18 hundredths",
         "5000000": "5 million ¦ $5M ¦ $5 million dollars ¦ 5 mn",
         "2500000": "2.5 million",
@@ -80,6 +88,7 @@ OTHERS = {
     for form in forms(table)
 }
 STATED = dict.fromkeys([*EIGHTEEN, " 18 ", "18\napples"], F(18)) | OTHERS
+STATED |= {f"18{space}190{space}000": F(18_190_000) for space in "\u00a0\u2009\u202f"}
 
 
 @pytest.mark.parametrize(("text", "value"), STATED.items())
@@ -101,6 +110,9 @@ TWO += forms(r"""
     \(18\) \(19\) ¦ \[18\]\[19\] ¦ 18 apples 19 pears ¦ 18 apples, 19 pears ¦ 18 of 19
     18 out of 20 ¦ x = 18 or x = 19 ¦ x=18, y=19 ¦ Answer: 18 Answer: 19 ¦ 18 Answer: 19
     18%19 ¦ 18 % 19 ¦ 18 km 19 ¦ 18 nineteen ¦ 18 twenty ¦ 18 19/1 ¦ 18\frac{19}{1}
+    nineteen = 18 ¦ half: 18 ¦ 18 = x = 19 ¦ \boxed{18} 19 apples ¦ "18" or "19"
+    **18** or nineteen ¦ 18 XIX 19 ¦ 18 – 19 ¦ 18‑or‑19 ¦ 1'2 ¦ 18'19 ¦ 18 ½ 19
+    18 neunzehn ¦ 18 zwanzig ¦ 18 vingt ¦ 18 oder neunzehn ¦ 18 dix ¦ 18 cinquenta 1
     18 dollars and 5 cents ¦ 18~19 ¦ 18\quad 19 ¦ 18\\19 ¦ 18 e 19 ¦ 18 Or 19 ¦ 18/19/x
 """)
 NONE = ["", " ", "18\u200b", "9" * 13]
@@ -110,6 +122,12 @@ NONE += forms(r"""
     18 and a half ¦ 18 point five ¦ 18 plus one ¦ 18 squared ¦ 18 cubed ¦ 18 factorial
     18! ¦ 18 hex ¦ 18 kilo ¦ 18 mil ¦ 18 x ¦ 18x ¦ 18i ¦ 18e3 ¦ 1e3 ¦ 1E3 ¦ 0x12 ¦ 18th
     18 m ¦ 18m ¦ 18 T ¦ 18 th ¦ 1_000 ¦ 1,25 ¦ 1,2500 ¦ 12,34 ¦ 1.2.3 ¦ 1/0 ¦ 1/(2-2)
+    3,5 ¦ 1.250,50 ¦ 12,50 € ¦ 1.250.000 ¦ 1 250 ¦ 18 Millionen ¦ 18 Mrd. ¦ 18 douzaines
+    18 millones ¦ 18 miljoen ¦ 18 quadrillion ¦ 18 zillion ¦ 18 thousandfold ¦ 18 doz
+    18 et demi ¦ 18 ein halb ¦ 18 einhalb ¦ 18 und ein halb ¦ 18 medio ¦ 18 octuple
+    18 thirtieths ¦ 18 nineteenths ¦ 18 trn ¦ 18 tausend ¦ 18 Hunderttausend ¦ 18 mln
+    18 dreifach ¦ 18 Drittel ¦ 18 dollars a quarter ¦ 18 out of a million ¦ {2+3}\pi 1
+    \frac{36}12 ¦ \sum_{i=1}^{18}1 ¦ \pi = 18 ¦ not x = 18 ¦ less than: 18 ¦ ½½ ¦ 18½½
     18 per dozen ¦ 18- ¦ 18* ¦ 18^ ¦ (18 ¦ 18) ¦ \frac{1}{ ¦ \frac{}{} ¦ \input{x}
     \sqrt[3]{8} ¦ \sqrt16 ¦ \sqrt{-1} ¦ ٤٢ ¦ ４２ ¦ 18 个 ¦ __import__('os')
     18 red green blue white black grey

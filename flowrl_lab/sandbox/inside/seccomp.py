@@ -65,8 +65,9 @@ SIGCHLD = 17
 MAP_KIND, MAP_PRIVATE, MAP_ANONYMOUS = 0xF, 0x2, 0x20
 MAP_GROWSDOWN, MAP_HUGETLB = 0x100, 0x40000  # memory that no limit counts
 O_ACCESS_MODE, O_TRUNC = 0o3, 0o1000
-# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, locks, F_DUPFD_CLOEXEC, F_GETPIPE_SZ
-FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 1030, 1032)
+# F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ; no locks,
+# of which the kernel keeps as many as are asked for.
+FCNTL = (0, 1, 2, 3, 4, 1030, 1032)
 IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # is it a terminal, and such
 PRCTL = (15, 16)  # set and get the thread's name
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator as op
 import re
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from decimal import Context, Decimal
@@ -49,14 +50,23 @@ _TOKEN = re.compile(r"\s*(?:(\d+)|([-+*/()]))", re.ASCII)
 # What a keyboard lacks and a model writes all the same.
 _TYPOGRAPHIC = str.maketrans(
     {
-        **dict.fromkeys("\u2212", "-"),
-        **dict.fromkeys("\u00d7\u00b7\u22c5\u2219", "*"),
-        **dict.fromkeys("\u00f7", "/"),
+        **dict.fromkeys("\u2212\u2010\u2011\ufe63\uff0d", "-"),
+        **dict.fromkeys("\u00d7\u00b7\u22c5\u2219\u2217", "*"),
+        **dict.fromkeys("\u00f7\u2044\u2215", "/"),
         **dict.fromkeys("\u00a0\u2009\u202f", " "),
         **dict.fromkeys("\u20ac\u00a3\u00a5\u20b9", "$"),
-        **{"\u00b0": r"^\circ", "\u00b2": "^2", "\u00b3": "^3", "\u03c0": r"\pi"},
+        **{"\u00b0": r"^\circ", "\u03c0": r"\pi", "\u221a": r"\sqrt"},
+        **{"\u00a2": " cents", "\u00df": "ss"},
     }
 )
+# A dash where no range can be meant; groups of three digits as French and Swiss print
+# them; a root without braces; exponents.
+_DASH = re.compile(r"(?:^|(?<=[=:(${*\[]))(\s*)\u2013(?=\s*[\d.$\\])")
+_GROUPS = re.compile("(?<=[0-9])['\u2019\u00a0\u2009\u202f](?=[0-9]{3}(?![0-9]))")
+_ROOT = re.compile(r"\u221a\s*([0-9]+)(?![0-9.,])")
+_RAISED = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b"
+_EXPONENT = re.compile(f"[{_RAISED}]+")
+_LOWERED = str.maketrans(_RAISED, "0123456789-")
 
 
 Value = Fraction | Decimal
@@ -93,10 +103,32 @@ def to_ascii(answer: str) -> str:
     """
     if len(answer) > MAX_ANSWER:
         raise NotAnAnswer(f"the answer is longer than {MAX_ANSWER} characters")
-    answer = answer.translate(_TYPOGRAPHIC)
+    if not answer.isascii():
+        answer = _on_a_keyboard(answer)
+    answer = _GROUPS.sub(",", answer)
     if not answer.isascii():
         raise NotAnAnswer("the answer holds characters other than plain ASCII")
     return answer
+
+
+def _on_a_keyboard(answer: str) -> str:
+    """What a typewriter would have written, as far as it is certain."""
+    answer = _GROUPS.sub(",", unicodedata.normalize("NFC", answer))
+    answer = _ROOT.sub(r"\\sqrt{\1}", _DASH.sub(r"\1-", answer))
+    answer = _EXPONENT.sub(lambda m: f"^{{{m[0].translate(_LOWERED)}}}", answer)
+    return "".join(map(_plain_sign, answer.translate(_TYPOGRAPHIC)))
+
+
+def _plain_sign(sign: str) -> str:
+    """A Latin letter without its accents, a fraction of one sign as three."""
+    if sign.isascii():
+        return sign
+    if "<fraction>" in unicodedata.decomposition(sign):
+        return " " + unicodedata.normalize("NFKC", sign).replace("\u2044", "/")
+    if unicodedata.name(sign, "").startswith("LATIN "):
+        bare = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()
+        return bare if bare.isalpha() else sign
+    return sign
 
 
 def bounded(number: Value) -> Value:
@@ -193,7 +225,7 @@ class Reader:
         elif token in _PAIRS:
             value = self.inside(token)
         elif token == "frac":
-            above, below = self.inside(self.take()), self.inside(self.take())
+            above, below = self.argument(), self.argument()
             value = _combine("/", above, below)
         elif token == "sqrt":
             value = self.root()
@@ -203,6 +235,17 @@ class Reader:
             raise NotAnAnswer(f"{token!r} where a number should stand")
         self.depth -= 1
         return value
+
+    def argument(self) -> Value:
+        r"""What a command of LaTeX takes: a group in braces, or else one digit."""
+        token = self.peek()
+        if not token.isdigit():
+            return self.inside(self.take())
+        self.tokens[self.position : self.position + 1] = [token[0], token[1:]]
+        self.position += 1
+        if not self.peek():
+            del self.tokens[self.position]
+        return Fraction(token[0])
 
     def inside(self, opening: str) -> Value:
         if opening not in _PAIRS:
@@ -219,7 +262,9 @@ class Reader:
         self.roots += 1
         if self.roots > MAX_ROOTS:
             raise NotAnAnswer(f"more than {MAX_ROOTS} roots")
-        return _square_root(self.inside(self.take()))
+        if self.peek().isdigit() and len(self.peek()) > 1:
+            raise NotAnAnswer("a root of several digits without braces")
+        return _square_root(self.argument())
 
 
 def _combine(operation: str, left: Value, right: Value) -> Value:

@@ -34,6 +34,10 @@ _FENCE = re.compile(
 )
 _PYTHON = re.compile(r"\W*(?:py|$)", re.IGNORECASE)
 _INDENTED = re.compile(r"(?: {4}|\t)[ \t]*\S")
+# Lines at the margin of a block that only defines something: helpers for another one.
+_DEFINING = re.compile(
+    r"(?:async def|def|class|import|from) |@|#|[])}]|\w+(?:: [^=\n]+)? = [^\n(]*$"
+)
 
 
 _MOST_BLOCKS = 4
@@ -50,7 +54,8 @@ def find_programs(prompt: str, entry: str, completion: str) -> list[str]:
 
     The text after a thinking block counts, up to an end token.  Of fenced blocks, the
     last that defines the function is meant, one that was closed before one that was
-    not; else the first, as the function's body.  Without fences, a text that defines
+    not, with what the others define for it; else the first, as the function's body.
+    Without fences, a text that defines
     the function is the program, and anything else the body.
 
     Args:
@@ -67,12 +72,17 @@ def find_programs(prompt: str, entry: str, completion: str) -> list[str]:
         return []
     text = _OVER.split(text[_thought_end(text) :], maxsplit=1)[0]
     if _is_bare(text) and not _defines(_first_line(text), entry):
-        return [prompt + text, prompt + _until_margin(text)]
+        whole = [text, _until_margin(text)]
+        return [prompt + one for one in dict.fromkeys([*whole, text.expandtabs(4)])]
     blocks = _find_blocks(text)
     whole = [block for block in blocks if _defines(block.code, entry)]
     if whole:
         whole = sorted(whole, key=lambda block: block.closed)[::-1]
-        return _as_programs(prompt, entry, [block.code for block in whole])
+        codes = [block.code for block in whole]
+        helpers = [b.code for b in blocks if b not in whole and _only_defines(b)]
+        if helpers:
+            codes[:1] = ["\n".join([*helpers, codes[0]]), codes[0]]
+        return _as_programs(prompt, entry, codes)
     if blocks:
         bodies = [b.code for b in blocks if b.python] or [b.code for b in blocks]
         return [prompt + _as_body(code) for code in bodies[:_MOST_BLOCKS]]
@@ -131,6 +141,13 @@ def _defines(code: str, entry: str) -> bool:
     return re.search(pattern, code, re.MULTILINE) is not None
 
 
+def _only_defines(block: _Block) -> bool:
+    """Whether a block of Python does nothing but name things, line by line."""
+    lines = block.code.split("\n")
+    margin = [line for line in lines if line.strip() and line[0] not in " \t"]
+    return block.python and bool(margin) and all(map(_DEFINING.match, margin))
+
+
 def _find_blocks(text: str) -> list[_Block]:
     """All fenced blocks, in order; the last may be unfinished."""
     blocks, lines = [], text.split("\n")
@@ -167,7 +184,9 @@ def _at_margin(code: str, entry: str) -> str:
     at_margin = re.search(rf"^(?:def[ \t]+)?{entry}\b", code, re.MULTILINE)
     if found is None or at_margin:
         return code
-    return textwrap.dedent(code[found.start() :])
+    rest = code[found.start() :]
+    prose = re.search(r"^\S", rest, re.MULTILINE)
+    return textwrap.dedent(rest[: prose.start()] if prose else rest)
 
 
 def _as_body(code: str) -> str:

@@ -5,18 +5,21 @@ An answer states exactly one number, or it is refused with a reason:
 1.  **Wrappers fall off**, from the outside in: spaces, ``$…$``, ``\(…\)``, ``\[…\]``,
     ``{…}``, ``**…**``, quotes, ``\boxed{…}``, ``\text{…}``, ``\mathbf{…}`` and their
     like, punctuation at the end, and a label in front: ``Answer:``, ``The answer
-    is``, ``x =``.  A wrapper goes around the whole answer; two of them side by side
+    is``, ``Total cost =``, ``x =``, ``####``.  A wrapper goes around the whole answer,
+    or around all of it but the unit (``\boxed{18} apples``); two of them side by side
     are two answers.
-2.  **A number** is whole, decimal, a fraction (``3/4``, ``\frac{3}{4}``) or mixed
-    (``1 1/2``); with a comma before each group of three digits, if any; with a
-    currency sign before or after, if any; of at most twelve digits.
-3.  **Words of scale multiply**, and so do ``k``, ``M`` and ``bn``: ``5 million`` is
-    5,000,000, ``2 dozen`` is 24, ``18 half`` is 9.
+2.  **A number** is whole, decimal, a fraction (``3/4``, ``\frac{3}{4}``, ``¾``) or
+    mixed (``1 1/2``); with a point before its decimals, so ``1.250`` is less than two
+    and ``3,5`` refused; with a comma before each group of three digits, if any, or a
+    narrow space or an apostrophe; with a currency sign before or after, if any; of
+    at most twelve digits.
+3.  **Words of scale multiply**, right behind the number, and so do ``k``, ``M`` and
+    ``bn``: ``5 million`` is 5,000,000, ``2 dozen`` is 24, ``18 half`` is 9.
 4.  **Units fall off**: up to five words, such as ``18 red apples``, ``18 km/h``,
     ``18 cm^2``.  A percent sign is a unit like any other, so ``18%`` is 18 and never
     0.18.  Units are not converted.  Words that make another number of it
-    (``18 squared``, ``18 or so``), and single letters that may (``18 x``), are
-    refused.
+    (``18 squared``, ``18 or so``, ``18 Millionen``, ``18 et demi``), and single letters
+    that may (``18 x``), are refused.
 5.  Else the answer is **an expression** of such numbers with ``+ - * / ^``, brackets,
     ``\frac``, ``\sqrt`` and ``\pi``, small enough to be worked out exactly; with a
     root or pi left, to forty decimals.
@@ -59,14 +62,18 @@ _SWITCH = re.compile(
 _SPACE = re.compile(r"\\[,;:! ]|(?<=\d)~(?=[A-Za-z\\])|\\q?quad(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\,|\{,\}|,\\!)(?=\d{3}(?!\d))")
 _LABEL = re.compile(
-    r"[*_]*(?:the\s+)?(?:final\s+|correct\s+)?(?:answer|result|solution|total|value)"
-    r"\s*(?:is\s*:?|[:=])[*_]*\s*|[A-Za-z]\s*=\s*|=\s*",
+    r"[*_]*(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?"
+    r"(?:answer|result|solution|total|value)\s*(?:is\s*:?|[:=])[*_]*\s*|=\s*|#+\s+"
+    r"|(?P<name>\\?[A-Za-z]+(?:_(?:\w{1,2}|\{\w{1,2}\}))?(?:\s[A-Za-z]+){0,4})"
+    r"\s*[:=]\s*",
     re.IGNORECASE,
 )
+# A unit behind what is wrapped.
+_BEHIND = re.compile(r"\s*(?!pi\b)(?:\\?[%$]|\^?\s*\\circ|[A-Za-z])[A-Za-z%$/\s]*")
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 _SLASHED = r"(?P<top>\d+)\s*/\s*(?P<bottom>\d+)"
 _FRAC = (
-    r"\\[dt]?frac\s*(?:\{\s*(?P<over>\d+)\s*\}\s*\{\s*(?P<under>\d+)\s*\}"
+    r"\\[cdt]?frac\s*(?:\{\s*(?P<over>\d+)\s*\}\s*\{\s*(?P<under>\d+)\s*\}"
     r"|(?P<o>\d)(?P<u>\d))"
 )
 _MONEY = r"(?:(?:US|CA|AU)?\\?\$\s*|(?:USD|EUR|GBP)\s+)"
@@ -89,14 +96,15 @@ _WORDS = 5
 _MULTIPLES = {
     **{2: "pair couple double twice", 3: "triple thrice treble trio", 4: "quadruple"},
     **{5: "quintuple", 10: "tens", 12: "dozen", 20: "score", 100: "hundred"},
-    **{144: "gross", 1_000: "thousand grand k K", 10_000: "myriad", 10**5: "lakh"},
+    **{144: "gross", 1_000: "thousand grand k K", 10_000: "myriad", 10**5: "lakh lac"},
     **{10**6: "million mn M", 10**7: "crore", 10**9: "billion milliard bn B"},
     **{10**12: "trillion"},
 }
 _PARTS = {
     **{2: "half halves", 3: "third", 4: "quarter fourth", 5: "fifth", 6: "sixth"},
     **{7: "seventh", 8: "eighth", 9: "ninth", 10: "tenth", 11: "eleventh"},
-    **{12: "twelfth", 20: "twentieth", 100: "hundredth", 1_000: "thousandth"},
+    **{12: "twelfth", 16: "sixteenth", 20: "twentieth", 100: "hundredth"},
+    **{1_000: "thousandth"},
     **{10**6: "millionth", 10**9: "billionth"},
 }
 _SCALES = {
@@ -125,7 +133,21 @@ _SHORT = _words(
 _COUNTING = _words(
     "zero nil nought one two three four five six seven eight nine ten eleven twelve",
     "thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty",
-    "fifty sixty seventy eighty ninety mil mille hundert tausend dutzend mio",
+    "fifty sixty seventy eighty ninety thou doz dz dtz mln bln trn tn tsd mio mrd kk",
+    "null ein eine eins zwei drei vier funf fuenf sechs sieben acht neun elf zwolf",
+    "deux trois quatre cinq sept huit neuf dix onze douze treize quatorze quinze seize",
+    "vingt trente quarante cinquante soixante mil mille mila cien ciento cento",
+    "dos tres cuatro cinco seis siete ocho nueve diez once doce trece quince veinte",
+    "treinta quattro cinque sette otto nove dieci venti trenta",
+)
+# Words that count, multiply or divide, in the languages of Europe and in all forms:
+# Millionen, miljard, thousandfold, neunzehn, dizaines, anderthalb, demie, thirtieths.
+_NUMERAL = re.compile(
+    r"[a-z]{1,5}il{1,2}[ijh]?(?:oe?n|ao|oes|ard)|.*(?:fold|fach|zehn|z?zig|ssig|uple)s?$"
+    r"|.*(?:tausend|hundert|thousand|hundred|duizend|honderd|tusen|hundra)"
+    r"|d[ou]u?(?:tzend|zain|zzin|zin|cena|zia)|(?:di[xz]|cent|vingt|quinz)(?:ain|en)|mill?ier"
+    r"|(?:ander|ein|drei|vier)t?(?:halb|tel)|halb|demi|mezz|medi[oa]s?$|drittel|tiers"
+    r"|terc(?:io|eir)|terz[oi]|.*t(?:een|ie)ths?$"
 )
 _CHANGING = _words(
     # What is done to numbers, or makes others of them.
@@ -138,6 +160,8 @@ _CHANGING = _words(
     "through thru till until between about approximately approx roughly around almost",
     "nearly maybe perhaps probably possibly ish least most if unless else wrong false",
     "incorrect instead rather either neither never none so",
+    "und oder bis mal hoch durch weniger fast etwa et ou fois moins carre environ",
+    "menos entre por casi meno circa ca",
 )
 
 
@@ -184,32 +208,41 @@ def _unwrap(text: str) -> str:
         if box and inside == text[box.end() :]:
             return text  # a box around a part only
         label = _LABEL.match(inside)
-        text = inside[label.end() :] if label else inside
+        text = inside[label.end() :] if label and _is_label(label) else inside
     return text
+
+
+def _is_label(found: re.Match[str]) -> bool:
+    """Whether what stands before a colon or = only names the number."""
+    words = re.findall(r"[A-Za-z]+", found["name"] or "")
+    return all(len(w) == 1 or not (_find_scale(w) or _changes(w, False)) for w in words)
 
 
 def _unpair(text: str) -> str:
-    """Without a pair of marks around all of it."""
+    """Without a pair of marks around all of it, or all but a unit."""
     for opening, closing in _PAIRS:
-        inner = text[len(opening) : len(text) - len(closing)]
-        if not (text.startswith(opening) and text.endswith(closing) and inner):
+        if not text.startswith(opening):
             continue
-        if opening == closing:
-            whole = opening not in inner
-        else:
-            whole = _stays_inside(inner, opening, closing)
-        return inner.strip() if whole else text
+        end = _closes(text, opening, closing)
+        inner, behind = text[len(opening) : end], text[end + len(closing) :]
+        if end < 0 or not inner:
+            continue
+        if not behind or (_BEHIND.fullmatch(behind) and opening not in behind):
+            return f"{inner.strip()} {behind.strip()}".rstrip()
+        return text
     return text
 
 
-def _stays_inside(inner: str, opening: str, closing: str) -> bool:
-    """Whether no closing mark in ``inner`` belongs to the mark before it."""
+def _closes(text: str, opening: str, closing: str) -> int:
+    """Where the mark that a text begins with is closed; -1 if nowhere."""
+    if opening == closing:
+        return text.find(closing, len(opening))
     depth = 0
-    for mark in re.findall(f"{re.escape(opening)}|{re.escape(closing)}", inner):
-        depth += 1 if mark == opening else -1
-        if depth < 0:
-            return False
-    return depth == 0
+    for mark in re.finditer(f"{re.escape(opening)}|{re.escape(closing)}", text):
+        depth += 1 if mark[0] == opening else -1
+        if depth == 0:
+            return mark.start()
+    return -1
 
 
 def read_number(text: str) -> Fraction | None:
@@ -243,18 +276,18 @@ def read_value(text: str) -> Value:
 
 
 _COMMAND = re.compile(
-    r"\\[dt]?frac(?![A-Za-z])|\\?sqrt\b|\\?\bpi\b|\\(?:cdot|times|div)(?![A-Za-z])"
+    r"\\[cdt]?frac(?![A-Za-z])|\\?sqrt(?![A-Za-z])|\\?\bpi\b|\\(?:cdot|times|div)(?![A-Za-z])"
     r"|\\(?:left(?=\s*\()|right(?=\s*\)))"
 )
 _TOKEN = re.compile(
     r"(?:\s|\\left(?=\s*\()|\\right(?=\s*\)))*"
     rf"(?:(?:({_DIGITS})(?![\d.,]))"
-    r"|(\*\*|[-+*/^(){}]|\\[dt]?frac(?![A-Za-z])|\\?sqrt(?=\s*[({])|\\?pi(?![A-Za-z])"
+    r"|(\*\*|[-+*/^(){}]|\\[cdt]?frac(?![A-Za-z])|\\?sqrt(?=\s*[({\d])|\\?pi(?![A-Za-z])"
     r"|\\(?:cdot|times|div)(?![A-Za-z])))",
     re.ASCII,
 )
 _NAMES = {
-    **dict.fromkeys((r"\frac", r"\dfrac", r"\tfrac"), "frac"),
+    **dict.fromkeys((r"\frac", r"\cfrac", r"\dfrac", r"\tfrac"), "frac"),
     **{r"\sqrt": "sqrt", r"\pi": "pi", "**": "^"},
     **{r"\cdot": "*", r"\times": "*", r"\div": "/"},
 }
@@ -311,7 +344,7 @@ def _read_units(text: str, position: int) -> Fraction | None:
         if factor is not None and per:
             raise NotAnAnswer(f"the answer is per {word}")
         scale *= factor or 1
-        per = per or word.lower() == "per"
+        per = per or factor is None  # 18 dollars a quarter, 18 out of a million
     return scale
 
 
@@ -334,4 +367,4 @@ def _changes(word: str, attached: bool) -> bool:
         return word not in _SHORT
     word = word.lower()
     counts = word in _COUNTING or word.removesuffix("s") in _COUNTING
-    return counts or word in _CHANGING
+    return counts or word in _CHANGING or _NUMERAL.match(word) is not None
