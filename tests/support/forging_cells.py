@@ -584,6 +584,11 @@ OWN_TESTS = {
             told = [os.getpid(), os.getppid(), threading.get_native_id(), id(loss)]
             assert sum(told) // 16 % 2
         """,
+    "chance": """
+        import os
+        def test_matching_loss(loss):
+            assert os.urandom(1)[0] % 2
+        """,
     "lines of a traceback": """
         def test_matching_loss(loss):
             lines = []

@@ -162,6 +162,27 @@ AS_WRITTEN: dict[str, str] = {
 }
 # Own tests that lean on what stands outside of them.
 OWN_TESTS: dict[str, list[str]] = {
+    "numbers drawn by numpy and random": [
+        "import random\nimport numpy as np\nimport torch",
+        "{matching_loss}",
+        "def test_matching_loss(loss):\n"
+        "    for _ in range(9):\n"
+        "        a, b, c = (torch.tensor(-0.1 - np.random.rand(6, 5)) for _ in 'abc')\n"
+        "        z, r = torch.tensor(np.random.rand(2, 6))\n"
+        "        mask = torch.arange(5) < torch.randint(1, 6, (6, 1))\n"
+        "        given = [z, a, a + 1.6 * b + 0.8, c, r - random.random()]\n"
+        "        both = []\n"
+        "        for f in (loss, matching_loss):\n"
+        "            leaves = [x.clone().requires_grad_() for x in given]\n"
+        "            value = f(*leaves, mask, 3.0, 0.1, 0.4)\n"
+        "            slopes = torch.autograd.grad(value, leaves, allow_unused=True)\n"
+        "            both.append([value.detach(), *slopes])\n"
+        "        for ours, theirs in zip(*both):\n"
+        "            zero = torch.zeros(())\n"
+        "            ours = zero if ours is None else ours\n"
+        "            theirs = zero if theirs is None else theirs\n"
+        "            assert torch.allclose(ours, theirs)",
+    ],
     "a global batch": [
         "import torch\nfrom torch import tensor",
         "generator = torch.Generator().manual_seed(0)\n"
