@@ -83,12 +83,11 @@ def install(wheel, folder, lender):
     """A new environment with the wheel in it; gives its python."""
     python = new_environment(folder, lender)
     pip = [python, "-m", "pip", "install", "--quiet"]
-    wanted = "flowrl-lab[notebooks]"
     if lender is None:
-        run(*pip, f"{wanted} @ {wheel.as_uri()}", cwd=folder)
+        run(*pip, wheel, cwd=folder)
     else:  # what the lender has of this project is not what is asked about
         run(*pip, "--no-deps", "--force-reinstall", wheel, cwd=folder)
-        run(*pip, "--no-index", wanted, cwd=folder)  # all that it asks for is there
+        run(*pip, "--no-index", "flowrl-lab", cwd=folder)  # what it asks for is there
     return python
 
 

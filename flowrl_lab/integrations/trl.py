@@ -95,6 +95,7 @@ class FlowRLTrainer(GRPOTrainer):
         super().__init__(
             model=model, reward_funcs=reward_funcs, args=args, **trl_arguments
         )
+        self.compute_loss_func = None  # older TRL keeps the loss whole by a stand-in
         self._refuse_models()
         self._scores: Tensor | None = None
         self.log_z = LogZRider(

@@ -55,6 +55,11 @@ _TRUNCATED_SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty")
 _SCHEDULES = {"constant": "constant", "linear": "linear", "cosine": "cosine"}
 
 
+# transformers' name for it; newer ones warn of the old name.
+_CHECKPOINTING = "activation_checkpointing"
+if _CHECKPOINTING not in {known.name for known in dataclasses.fields(GRPOConfig)}:
+    _CHECKPOINTING = "gradient_checkpointing"
+
 _SAME = ("seed", "num_generations", "temperature", "learning_rate", "max_grad_norm")
 _SAME += ("reward_scale", "reward_form", "length_normalize", "importance")
 _SAME += ("log_z_learning_rate", "log_z_features")
@@ -94,8 +99,8 @@ class FlowRLConfig(GRPOConfig):
         self._check_vllm()
         self._warn_truncated_sampling()
         # TRL's default is set under transformers' old name, which warns.
-        if self.activation_checkpointing is None:
-            self.activation_checkpointing = self.gradient_checkpointing
+        if getattr(self, _CHECKPOINTING) is None:
+            setattr(self, _CHECKPOINTING, self.gradient_checkpointing)
         try:
             super().__post_init__()
         except ValueError as error:
@@ -216,5 +221,5 @@ def translate(config: ExperimentConfig, processes: int = 1) -> dict[str, Any]:
         "adam_beta2": 0.999,
         "weight_decay": 0.0,
         "disable_dropout": True,
-        "activation_checkpointing": False,
+        _CHECKPOINTING: False,
     }

@@ -382,7 +382,7 @@ def count_alive(probs: np.ndarray) -> float:
 
 def format_number(value: float) -> str:
     """Three significant digits, "–" for what is not a number."""
-    if not np.isfinite(value):
+    if not math.isfinite(value):
         return "–"
     if abs(value) >= 1000:
         return f"{value:,.0f}"

@@ -96,7 +96,17 @@ def add_lora(model, *, rank: int, alpha: float, seed: int = 0):
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")
         # peft asks transformers by an old name; nothing that we could change.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise _not_found_by_peft(model, error) from error
+
+
+def _not_found_by_peft(model, error: ValueError) -> ValueError:
+    """What to say where peft cannot place the adapter; 0.19 fails on some experts."""
+    got = f"is a {model.config.model_type} in which peft finds no layers ({error})"
+    fix = "pip install --upgrade peft, or take another model"
+    return bad_input("model", got, "one that peft can add an adapter to", fix)
 
 
 def token_positions(mask: Tensor) -> Tensor:

@@ -253,7 +253,7 @@ def _json_of(file: Path) -> dict:
 
 
 def _read_model(folder: str, dtype: torch.dtype):
-    from transformers import AutoModelForCausalLM, GgufConfig
+    from transformers import AutoModelForCausalLM
 
     settings = {"dtype": dtype, "trust_remote_code": False}
     gguf = _gguf_file(folder)
@@ -262,10 +262,17 @@ def _read_model(folder: str, dtype: torch.dtype):
         if not Path(folder).is_dir():
             _check_hub_index(folder)
     else:
-        # Dequantised, or else it could be neither trained nor saved.
-        settings |= {"gguf_file": gguf}
-        settings |= {"quantization_config": GgufConfig(dequantize=True)}
+        settings |= {"gguf_file": gguf, **_dequantised()}
     return AutoModelForCausalLM.from_pretrained(folder, **settings)
+
+
+def _dequantised() -> dict:
+    """How to ask for plain weights: quantised ones can be neither trained nor saved."""
+    import transformers
+
+    if not hasattr(transformers, "GgufConfig"):  # older: always plain
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def _read_tokenizer(folder: str):

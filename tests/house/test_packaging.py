@@ -93,6 +93,16 @@ def test_every_range_has_a_tested_floor_and_a_ceiling():
         assert operators == wanted, requirement
 
 
+def test_the_plain_package_brings_what_the_notebooks_need():
+    """``pip install flowrl-lab`` and ``flowrl-lab notebooks`` are all that it takes."""
+    brought = [""]
+    for group in brought:  # grows: a group may ask for others of this package
+        asked = map(Requirement, GROUPS[group])
+        others = (r.extras for r in asked if r.name == PROJECT["name"])
+        brought += set().union(*others) - set(brought)
+    assert set(brought) == {"", "lm", "notebooks"}
+
+
 GRADERS = ("otter", "nbgrader")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -68,6 +69,7 @@ def clone(tmp_path, monkeypatch) -> Path:
         "CITATION.cff",
         "flowrl_lab/training/step.py",
         "data/results/README.md",
+        "data/study/PROTOCOL.md",
         "benchmarks/README.md",
     ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def clone(tmp_path, monkeypatch) -> Path:
     guide.write_text("# For instructors\n", encoding="utf-8")
     write_notebook(root, "The words are in [the glossary](glossary.md#log-z).")
     monkeypatch.setattr(pages, "ROOT", root)
-    monkeypatch.setattr(pages, "API", {"The core": ("tokens",)})
+    monkeypatch.setattr(pages, "API", {"The core": ("tokens", "metrics")})
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY), prepend=":")
     return root
 
@@ -102,6 +104,29 @@ def build(out: Path) -> tuple[list[str], str]:
     return said, (out / "notebooks" / "00_start_here.html").read_text("utf-8")
 
 
+def test_every_page_that_the_course_links_to_is_in_the_book(tmp_path):
+    """Sphinx only warns where a page is missing, and leaves a link to nowhere."""
+    pages._copy_guides(tmp_path)
+    notebooks = sorted((pages.ROOT / "notebooks").glob("*.ipynb"))
+    for path in notebooks:
+        pages._copy(path, tmp_path)
+    pages.write_index(tmp_path, [path.stem for path in notebooks])
+    lost = []
+    for path in sorted({*tmp_path.rglob("*.md"), *tmp_path.rglob("*.ipynb")}):
+        for target in re.findall(r"\]\(([^)\s#:]+)[)#]", prose_of(path)):
+            if not (path.parent / unquote(target)).exists():
+                lost.append(f"{path.relative_to(tmp_path)}: {target}")
+    assert lost == []
+
+
+def prose_of(path: Path) -> str:
+    """The text of a page, without its code."""
+    if path.suffix == ".md":
+        return path.read_text(encoding="utf-8")
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n".join(c.source for c in cells if c.cell_type == "markdown")
+
+
 def test_a_change_of_prose_runs_nothing_and_a_change_of_code_does(clone, tmp_path):
     out = tmp_path / "book"
     said, page = build(out)
@@ -111,9 +136,12 @@ def test_a_change_of_prose_runs_nothing_and_a_change_of_code_does(clone, tmp_pat
     assert "gather_log_probs" in (out / "api" / "the_core.html").read_text("utf-8")
     assert "https://cdn" not in page
 
+    other = out / ".build" / "doctrees" / "notebooks" / "glossary.doctree"
+    read_at = other.stat().st_mtime_ns
     write_notebook(clone, "Other words.")
     said, changed = build(out)
     assert said == ["  00_start_here: as it was run before"]
+    assert other.stat().st_mtime_ns == read_at, "a page that stayed was read again"
     assert "Other words." in changed and 'class="flowrl-plot"' in changed
 
     write_notebook(clone, "Other words.", "print(6 * 7)")

@@ -5,10 +5,12 @@ Tiny random models; the truth is the plain model, one unpadded row at a time.
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import replace
 
 import pytest
 import torch
+from packaging.version import Version
 
 from flowrl_lab.policies import language_model
 from flowrl_lab.policies.hf_lm import HFLanguageModelPolicy
@@ -18,6 +20,9 @@ from flowrl_lab.policies.self_check import find_ways
 from flowrl_lab.types import PromptBatch
 
 VOCAB, PAD, EOS = 61, 0, 2
+# peft 0.19 spells "all-linear" out letter by letter for these.
+OLD_PEFT = Version(importlib.metadata.version("peft")) < Version("0.20")
+PEFT_FAILS = ("mixtral", "qwen3_moe", "olmoe", "qwen3_next")
 BASE = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -212,6 +217,10 @@ def test_as_transformers_does_it_or_refused(name):
     if name in REFUSED:
         message = rf"the model \(a .*{REFUSED[name]}.*Fix: take another"
         with pytest.raises(ValueError, match=message):
+            make_policy(name)
+        return
+    if OLD_PEFT and name in PEFT_FAILS:
+        with pytest.raises(ValueError, match=r"finds no layers.*Fix: pip install"):
             make_policy(name)
         return
     policy = make_policy(name)

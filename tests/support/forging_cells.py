@@ -38,7 +38,7 @@ FUNCTIONS = {
             for value in gc.get_objects():
                 if isinstance(value, types.FunctionType) and value.__name__ in (
                     "matching_loss", "flowrl_loss", "implementation", "slipped"
-                ) and value.__module__ != "submission":
+                ) and value.__globals__ is not globals():
                     yield value
                 if isinstance(value, dict) and "expected" in value:
                     yield lambda *a, **k: value["expected"]
@@ -583,6 +583,11 @@ OWN_TESTS = {
             import os, threading
             told = [os.getpid(), os.getppid(), threading.get_native_id(), id(loss)]
             assert sum(told) // 16 % 2
+        """,
+    "chance": """
+        import os
+        def test_matching_loss(loss):
+            assert os.urandom(1)[0] % 2
         """,
     "lines of a traceback": """
         def test_matching_loss(loss):

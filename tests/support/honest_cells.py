@@ -106,6 +106,34 @@ STYLES: dict[str, list[str]] = {
         "def masked_mean(values, mask):\n    match values.dim():\n        case 2:\n"
         "            return size(values.masked_fill(~mask, 0.0)) / size(mask)",
     ],
+    "a list that is filled": [
+        "axes = []\naxes.append(1)\naxes.extend([2, 3])\naxes.sort()",
+        "def masked_mean(values, mask):\n"
+        f"    return {MEAN.replace('(1)', '(axes[0])')}",
+    ],
+    "a dictionary that is filled in a loop": [
+        "axes = {}\nfor place, name in enumerate(('row', 'column')):\n"
+        "    axes.update({name: place})",
+        "COLUMN = 'column'\ndef masked_mean(values, mask):\n"
+        f"    return {MEAN.replace('(1)', '(axes[COLUMN])')}",
+    ],
+    "a tensor that is changed in place": [
+        "import torch\nzero = torch.full((), 7.0).double()\nzero.fill_(0)",
+        "def masked_mean(values, mask):\n"
+        "    return torch.where(mask, values, zero).sum(1) / mask.sum(1)",
+    ],
+    "a name that a call sets": [
+        "axis = None\ndef choose():\n    global axis\n    axis = 1",
+        "choose()",
+        f"def masked_mean(values, mask):\n    return {MEAN.replace('(1)', '(axis)')}",
+    ],
+    "the main program": [
+        "if __name__ == '__main__':\n    " + DEFINED.replace("\n", "\n    ")
+    ],
+    "a module that is cleared": [
+        "import torch\ntorch.__dict__.clear()",
+        DEFINED + " + torch.zeros(())",
+    ],
     "vmapped": [
         "import torch",
         "row = lambda v, m: v.masked_fill(~m, 0.0).sum() / m.sum()",
@@ -134,6 +162,27 @@ AS_WRITTEN: dict[str, str] = {
 }
 # Own tests that lean on what stands outside of them.
 OWN_TESTS: dict[str, list[str]] = {
+    "numbers drawn by numpy and random": [
+        "import random\nimport numpy as np\nimport torch",
+        "{matching_loss}",
+        "def test_matching_loss(loss):\n"
+        "    for _ in range(9):\n"
+        "        a, b, c = (torch.tensor(-0.1 - np.random.rand(6, 5)) for _ in 'abc')\n"
+        "        z, r = torch.tensor(np.random.rand(2, 6))\n"
+        "        mask = torch.arange(5) < torch.randint(1, 6, (6, 1))\n"
+        "        given = [z, a, a + 1.6 * b + 0.8, c, r - random.random()]\n"
+        "        both = []\n"
+        "        for f in (loss, matching_loss):\n"
+        "            leaves = [x.clone().requires_grad_() for x in given]\n"
+        "            value = f(*leaves, mask, 3.0, 0.1, 0.4)\n"
+        "            slopes = torch.autograd.grad(value, leaves, allow_unused=True)\n"
+        "            both.append([value.detach(), *slopes])\n"
+        "        for ours, theirs in zip(*both):\n"
+        "            zero = torch.zeros(())\n"
+        "            ours = zero if ours is None else ours\n"
+        "            theirs = zero if theirs is None else theirs\n"
+        "            assert torch.allclose(ours, theirs)",
+    ],
     "a global batch": [
         "import torch\nfrom torch import tensor",
         "generator = torch.Generator().manual_seed(0)\n"

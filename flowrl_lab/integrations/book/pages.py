@@ -30,7 +30,10 @@ __all__ = ["build_book"]
 
 ROOT = Path(__file__).resolve().parents[3]
 STATIC = Path(__file__).parent / "static"
-GUIDES = ("docs", "data/results", "benchmarks", "notebooks/assignments")
+GUIDES = (
+    *("docs", "data/results", "data/study", "benchmarks"),
+    "notebooks/assignments",
+)
 FRONT = ("CONTRIBUTING.md", "CHANGELOG.md", "CODE_OF_CONDUCT.md")
 # What the guide "API" lists, in the order in which the course meets it.
 API = {
@@ -81,8 +84,10 @@ def build_book(
     chosen = _choose(notebooks)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARK).touch()
-    pages = out / ".build" / "pages"
-    shutil.rmtree(pages, ignore_errors=True)
+    pages, before = out / ".build" / "pages", out / ".build" / "pages_before"
+    shutil.rmtree(before, ignore_errors=True)
+    if pages.exists():
+        pages.rename(before)
     _copy_guides(pages)
     cache = out / ".build" / f"runs-{budget}-{_fingerprint()}"
     for stale in (out / ".build").glob(f"runs-{budget}-*"):
@@ -93,6 +98,7 @@ def build_book(
         for name in pool.map(lambda path: _page(path, pages, cache, budget), chosen):
             say(f"  {name}")
     write_index(pages, [path.stem for path in chosen])
+    _keep_times(pages, before)
     return _run_sphinx(pages, out)
 
 
@@ -259,7 +265,10 @@ def write_index(pages: Path, notebooks: Iterable[str]) -> None:
         ("The course", [f"notebooks/{name}" for name in notebooks]),
         ("Beside it", ["notebooks/glossary", *assignments]),
         ("Guides", sorted(f"docs/{p.stem}" for p in (ROOT / "docs").glob("*.md"))),
-        ("Measured", ["data/results/README", "benchmarks/README"]),
+        (
+            "Measured",
+            ["data/results/README", "data/study/PROTOCOL", "benchmarks/README"],
+        ),
         ("API", [f"api/{_slug(title)}" for title in API]),
         ("The project", [name.removesuffix(".md") for name in FRONT]),
     ]
@@ -270,6 +279,14 @@ def write_index(pages: Path, notebooks: Iterable[str]) -> None:
         for title, entries in contents
     )
     (pages / "index.md").write_text(text + trees, encoding="utf-8")
+
+
+def _keep_times(pages: Path, before: Path) -> None:
+    """Pages that are as they were keep their time: Sphinx reads only newer ones."""
+    for path in pages.rglob("*"):
+        twin = before / path.relative_to(pages)
+        if twin.is_file() and twin.read_bytes() == path.read_bytes():
+            shutil.copystat(twin, path)
 
 
 def _slug(title: str) -> str:
@@ -303,12 +320,21 @@ def _run_sphinx(pages: Path, out: Path) -> Path:
             status=None,
             warningiserror=False,
         )
+        app.connect("doctree-read", _take_bars_as_they_are)
         app.build()
     if app.statuscode:
         raise ValueError("the site could not be written; the messages above say why")
     script = out / "_static" / "plotly.min.js"
     script.write_text(get_plotlyjs(), encoding="utf-8")
     return out / "index.html"
+
+
+def _take_bars_as_they_are(_app, page) -> None:
+    """|n-grams| in a docstring is no name to look up: no link to an error message."""
+    from docutils import nodes
+
+    for link in list(page.findall(nodes.problematic)):
+        link.parent.replace(link, nodes.Text(link.astext()))
 
 
 def settings() -> dict:

@@ -22,6 +22,11 @@ QUIET_CALLS = (
 )
 QUIET_TORCH = ("tensor", "device", "arange", "zeros", "ones", "full", "log", "finfo")
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+# Methods that change what they are called on, as do torch's with _ at their end.
+CHANGERS = (
+    *("append", "extend", "insert", "update", "add", "setdefault", "remove"),
+    *("discard", "pop", "clear", "sort", "reverse", "load_state_dict"),
+)
 STUB = "NotImplementedError"
 # Annotations are never evaluated: they may name what is not there when graded.
 FLAGS = __future__.annotations.compiler_flag
@@ -115,6 +120,8 @@ def bound_names(node):
             names.add(part.asname or part.name.partition(".")[0])
         elif isinstance(getattr(part, "ctx", None), ast.Store):
             names.add(root_name(part))
+        elif isinstance(part, ast.Expr):
+            names.add(changed_name(part.value))
         if not isinstance(part, (*DEFINITIONS, ast.Lambda)):
             waiting += ast.iter_child_nodes(part)
     return names - {""}
@@ -125,6 +132,28 @@ def root_name(node):
     while isinstance(node, ast.Attribute | ast.Subscript):
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""
+
+
+def changed_name(value):
+    """The name that ``a.append(1)`` or ``a.b.fill_(0)`` changes something of, or ""."""
+    method = value.func if isinstance(value, ast.Call) else None
+    if not isinstance(method, ast.Attribute):
+        return ""
+    in_place = method.attr.endswith("_") and not method.attr.endswith("__")
+    return root_name(method) if in_place or method.attr in CHANGERS else ""
+
+
+def called_names(node, setters):
+    """Names that a call at the margin sets by ``global``."""
+    called = node.value if isinstance(node, ast.Expr) else None
+    simple = isinstance(called, ast.Call) and isinstance(called.func, ast.Name)
+    return setters.get(called.func.id, set()) if simple else set()
+
+
+def global_names(function):
+    """Names of the module that a call of a function sets."""
+    parts = [part for part in ast.walk(function) if isinstance(part, ast.Global)]
+    return {name for part in parts for name in part.names}
 
 
 def used_names(node):
@@ -148,6 +177,20 @@ def used_names(node):
 def find_needed(statements, wanted):
     """Places of the statements that make what is wanted, or what these need."""
     binds = [bound_names(node) for _, node in statements]
+    setters = {
+        node.name: global_names(node)
+        for _, node in statements
+        if isinstance(node, ast.FunctionDef)
+    }
+    imported = {
+        name
+        for names, (_, node) in zip(binds, statements, strict=True)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in names
+    }
+    for place, (_, node) in enumerate(statements):
+        if isinstance(node, ast.Expr):  # it changes nothing of a module for others
+            binds[place] = binds[place] - imported | called_names(node, setters)
     needed, places = set(wanted), set()
     while True:
         fresh = {
@@ -277,8 +320,8 @@ def define(kept, seconds, skip=()):
         The namespace with everything defined, texts that say what failed, and the
         places of those that never ended.
     """
-    home = types.ModuleType("submission")
-    sys.modules["submission"] = home  # dataclasses and type hints look for it there
+    home = types.ModuleType("__main__")  # as in a notebook
+    sys.modules["__main__"] = home  # dataclasses and type hints look for it there
     names = vars(home)
     problems, endless = [], []
     for place, (number, node) in enumerate(kept):

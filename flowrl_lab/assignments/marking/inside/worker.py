@@ -14,6 +14,7 @@ lost.
 import ast
 import json
 import os
+import random
 import sys
 
 from apart import Line, loss_of
@@ -55,7 +56,7 @@ def run_job(job, names, torch, line):
     function = names.get(job["function"])
     if not callable(function):
         return {"problem": "missing"}
-    torch.manual_seed(0)
+    sow(torch)
     try:
         with limit(job["seconds"]):
             if "args" not in job:
@@ -69,6 +70,15 @@ def run_job(job, names, torch, line):
         if is_unwritten(error):
             return {"problem": "not attempted"}
         return {"problem": builtin_name(error), "place": place_of(error)}
+
+
+def sow(torch):
+    """The same random numbers for every job, wherever they are drawn."""
+    torch.manual_seed(0)
+    random.seed(0)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(0)
 
 
 def is_unwritten(error):
