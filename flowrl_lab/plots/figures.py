@@ -292,7 +292,11 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
             "type": "scatter",
             "mode": "lines+markers" + ("+text" if curve.labels else ""),
             **(
-                {"text": list(curve.labels), "textposition": "top right"}
+                {
+                    "text": list(curve.labels),
+                    "textposition": "top right",
+                    "cliponaxis": False,  # the words of the last point stay whole
+                }
                 if curve.labels
                 else {}
             ),

@@ -411,6 +411,7 @@ def test_points_carry_their_words() -> None:
     named, plain = plotly_figure(page, place_page(page))["data"][2:]
     assert named["text"] == dial and named["mode"].endswith("text")
     assert "text" not in plain
+    assert named["cliponaxis"] is False  # a word at the right edge is not cut
     assert all(words in draw_svg(page, place_page(page)) for words in dial)
     assert [label.run for label in end_labels(*place_page(page).curves[0])] == ["b"]
 
