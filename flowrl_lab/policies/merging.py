@@ -15,7 +15,7 @@ from flowrl_lab._validation import bad_input
 __all__ = ["SHIPPED_ADAPTERS", "adapter_base", "find_adapter", "merge_adapter"]
 
 # name of a model -> the folder in data/ with what is added to its base
-SHIPPED_ADAPTERS: dict[str, str] = {}
+SHIPPED_ADAPTERS = {"smollm2-135m-formulas": "formulas_smollm2"}
 
 
 def find_adapter(name: str) -> Path | None:

@@ -182,8 +182,7 @@ def save_adapter(policy, folder: Path) -> None:
     config = policy.model.peft_config["default"]
     config.base_model_name_or_path = policy.loaded.base_name
     config.save_pretrained(folder)
-    halves = {
-        name: weight.half().contiguous()
-        for name, weight in get_peft_model_state_dict(policy.model).items()
-    }
+    # False: nothing but the adapter was trained, and peft need not ask the hub for that
+    weights = get_peft_model_state_dict(policy.model, save_embedding_layers=False)
+    halves = {name: weight.half().contiguous() for name, weight in weights.items()}
     save_file(halves, folder / "adapter_model.safetensors")

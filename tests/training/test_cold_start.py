@@ -10,10 +10,14 @@ import pytest
 import torch
 from llm_models import model_folder
 
+from flowrl_lab._files import data_path
 from flowrl_lab.evaluation import evaluate_policy
 from flowrl_lab.policies.loading import load_language_model
+from flowrl_lab.policies.merging import SHIPPED_ADAPTERS, adapter_base, find_adapter
+from flowrl_lab.policies.wheel import SMOLLM2
 from flowrl_lab.tasks import load_task
 from flowrl_lab.training.cold_start import (
+    COLD_STARTS,
     ColdStart,
     cold_start,
     cold_start_steps,
@@ -21,6 +25,7 @@ from flowrl_lab.training.cold_start import (
 )
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.training.making import make_task_and_policy
+from flowrl_lab.training.presets import preset
 
 CPU = torch.device("cpu")
 
@@ -108,3 +113,29 @@ def test_an_adapter_of_another_base_is_refused(tmp_path, change, said):
     file.write_text(json.dumps(content | change), encoding="utf-8")
     with pytest.raises(ValueError, match=said):
         load_language_model(str(tmp_path / "one"))
+
+
+def test_the_adapter_that_comes_along_is_the_recipes():
+    folder = data_path(SHIPPED_ADAPTERS["smollm2-135m-formulas"])
+    facts = facts_of(folder)
+    for name, sha256 in facts["files"].items():
+        assert digest((folder / name).read_bytes()) == sha256
+    assert facts["recipe"] == dataclasses.asdict(COLD_STARTS["formulas"])
+    assert 0.15 <= facts["heldout_accuracy"] <= 0.60  # something to learn, and to lose
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 4e6
+    assert adapter_base(folder) == SMOLLM2.hub_name
+    for budget in ("quick", "full"):
+        config = preset("formulas", "grpo", budget=budget)
+        assert find_adapter(config.model) == folder
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_the_adapter_that_comes_along_is_as_good_as_it_says():
+    facts = facts_of(data_path(SHIPPED_ADAPTERS["smollm2-135m-formulas"]))
+    task, policy = make_task_and_policy(preset("formulas", "grpo", budget="quick"), CPU)
+    found = evaluate_policy(policy, task, task.prompts("validation"))
+    assert found.accuracy == pytest.approx(facts["heldout_accuracy"], abs=0.01)
+    assert found.effective_answers == pytest.approx(
+        facts["heldout_effective_answers"], rel=0.02
+    )

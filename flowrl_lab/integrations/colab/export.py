@@ -191,7 +191,8 @@ def select_data(code: str) -> list[Path]:
     words = set(re.findall(r"\w+", code))
     tasks = words & TASKS.keys()
     models = {f"{task}_tiny_lm" for task in tasks if words & LOADERS}
-    models |= {f"{task}_tiny_lm" for task in re.findall(r'preset\(\s*"(\w+)"', code)}
+    trained = re.findall(r'preset\(\s*"(\w+)"', code)
+    models |= {f"{task}_{kind}" for task in trained for kind in ("tiny_lm", "smollm2")}
     chosen = []
     for path in sorted(p for p in data_path().rglob("*") if p.is_file()):
         first, *rest = path.relative_to(data_path()).parts
