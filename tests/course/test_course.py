@@ -424,13 +424,11 @@ def test_marks_are_drawn_at_their_height_and_said():
     assert "skipped" not in repr(picture)
     bundle = picture._repr_mimebundle_()
     layout = bundle["application/vnd.plotly.v1+json"]["layout"]
-    bottom, top = layout["yaxis"]["domain"]
     low, high = layout["yaxis"]["range"]
-    assert high > 7  # the axis makes room for the marks
+    assert low < 2 and high > 7  # the axis makes room for the marks
     for shape, value in zip(layout["shapes"], (7.0, 2.0), strict=True):
-        share = (value - low) / (high - low)
-        assert shape["y0"] == shape["y1"]
-        assert shape["y0"] == pytest.approx(bottom + share * (top - bottom))
+        assert shape["yref"] == "y" and shape["y0"] == shape["y1"] == value
+        assert shape["xref"] == "x domain" and (shape["x0"], shape["x1"]) == (0, 1)
     assert "your prediction 7</text>" in bundle["image/svg+xml"]
     plain = draw_curves(curves)._repr_mimebundle_()["application/vnd.plotly.v1+json"]
     assert plain["layout"]["shapes"] == []
