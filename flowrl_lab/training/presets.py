@@ -100,7 +100,7 @@ _NUMBER_FACTS = {
 }
 _FORMULAS = {
     **_NUMBER_FACTS,
-    "model": "smollm2-135m-formulas",  # after its cold start; before, it is never right
+    "model": "smollm2-135m-formulas",  # after its cold start
     "prompts_per_step": 6,
     "num_generations": 12,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from llm_models import model_folder
 
 from flowrl_lab._files import data_path
 from flowrl_lab.evaluation import evaluate_policy
-from flowrl_lab.policies.loading import load_language_model
+from flowrl_lab.policies.loading import fetch_model, find_model, load_language_model
 from flowrl_lab.policies.merging import SHIPPED_ADAPTERS, adapter_base, find_adapter
 from flowrl_lab.policies.wheel import SMOLLM2
 from flowrl_lab.tasks import load_task
@@ -127,6 +128,16 @@ def test_the_adapter_that_comes_along_is_the_recipes():
     for budget in ("quick", "full"):
         config = preset("formulas", "grpo", budget=budget)
         assert find_adapter(config.model) == folder
+
+
+def test_a_model_with_an_adapter_is_here_if_its_base_is(tmp_path, monkeypatch):
+    cold_start(tmp_path / "one", short(steps=1), report=lambda _: None)
+    assert find_model(str(tmp_path / "one")) == Path(model_folder())
+    assert fetch_model(str(tmp_path / "one")) == Path(model_folder())
+    for name in ("smollm2-135m-formulas", "smollm2-135m"):
+        with monkeypatch.context() as here:
+            here.setenv("FLOWRL_CACHE", str(tmp_path / "empty"))
+            assert find_model(name) is None
 
 
 @pytest.mark.full
