@@ -589,10 +589,11 @@ def build_pytest_command(python, options, rest):
     ]
     if find_paths(rest):
         return [*command, *rest]
-    # One worker a core, each test file and each notebook whole on one of them; the
-    # long ones first, so that no worker ends long after the others.
-    workers = min(4, os.cpu_count() or 1)
-    if workers > 1:
+    # Each test file and each notebook whole on one worker; the long ones first, so
+    # that none ends long after the others.  One worker more than cores: they often
+    # wait, for a browser or a program that they have started.
+    workers = min(4, (os.cpu_count() or 1) + 1)
+    if workers > 2:
         command += ["-n", workers, "--dist", "loadscope", "--no-loadscope-reorder"]
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)
     copies = [COPIES / path.name for path in notebooks]

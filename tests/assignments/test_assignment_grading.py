@@ -147,6 +147,7 @@ def test_two_hundred_submissions_meet_every_known_score(tmp_path):
     assert contents(folder) == before
 
 
+@pytest.mark.full
 @needs_sandbox
 @pytest.mark.slow
 def test_killed_half_way_and_resumed_the_marks_are_the_same(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from pages import ROOT, START_SECONDS, TOKEN, Visit, call_api, end_kernels
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 # anywidget gives a widget two seconds to load, which plotly's 5 MB can exceed on a
 # busy machine; whether the plot moved all the same is checked by the tests.
@@ -87,22 +88,43 @@ def lab_address(lab_folder: Path) -> Iterator[str]:
             server.wait(timeout=60)
 
 
-@pytest.fixture
-def visit(browser: Browser, lab_address: str) -> Iterator[Visit]:
-    """A fresh window that notes every address; all must be on this machine."""
+@pytest.fixture(scope="session")
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    """One profile for all windows: what JupyterLab is made of is fetched once."""
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    yield context
+    context.close()
+
+
+@contextlib.contextmanager
+def open_window(context: BrowserContext, lab_address: str) -> Iterator[Visit]:
+    """A fresh window that notes every address; all must be on this machine."""
     page = context.new_page()
     visit = Visit(page)
-    context.on("request", lambda request: visit.addresses.add(request.url))
+    page.on("request", lambda request: visit.addresses.add(request.url))
     page.on("websocket", lambda socket: visit.addresses.add(socket.url))
     page.on("pageerror", lambda error: visit.errors.append(str(error)))
     yield visit
-    context.close()
+    page.close()
     end_kernels(lab_address)
     web = [urlsplit(address) for address in visit.addresses]
     hosts = {a.hostname for a in web if a.scheme in ("http", "https", "ws", "wss")}
     assert hosts == {urlsplit(lab_address).hostname}
     assert [error for error in visit.errors if error != ANYWIDGET_GAVE_UP] == []
+
+
+@pytest.fixture
+def visit(context: BrowserContext, lab_address: str) -> Iterator[Visit]:
+    """A window for one test."""
+    with open_window(context, lab_address) as visit:
+        yield visit
+
+
+@pytest.fixture(scope="module")
+def shared_visit(context: BrowserContext, lab_address: str) -> Iterator[Visit]:
+    """A window for all tests of a file: each goes on where the one before left it."""
+    with open_window(context, lab_address) as visit:
+        yield visit
 
 
 def load_launcher():

@@ -35,9 +35,12 @@ CELLS = [
 
 
 @pytest.fixture(scope="module")
-def notebook(lab_folder) -> str:
+def answers(shared_visit: Visit, lab_folder: Path, lab_address: str) -> Visit:
+    """The notebook, run once: nothing is answered yet."""
     write_notebook(lab_folder, NAME, CELLS)
-    return NAME
+    open_notebook(shared_visit, lab_address, NAME)
+    run_and_wait(shared_visit)
+    return shared_visit
 
 
 def output(visit: Visit, index: int) -> Locator:
@@ -59,10 +62,9 @@ def saved_events(kind: str) -> list[dict]:
 
 
 def test_predictions_by_keyboard_are_kept_when_the_cell_runs_again(
-    visit, lab_address, notebook
+    answers: Visit,
 ) -> None:
-    open_notebook(visit, lab_address, notebook)
-    run_and_wait(visit)
+    visit = answers
     assert "read: None None" in output(visit, 3).inner_text()
     assert "You made no prediction" in output(visit, 4).inner_text()
     first = output(visit, 1).get_by_role("radio", name="one")
@@ -98,9 +100,8 @@ def test_predictions_by_keyboard_are_kept_when_the_cell_runs_again(
     assert answers["98.kept"] == "two" and answers["98.size"] == 4.4
 
 
-def test_a_number_out_of_range_is_no_prediction(visit, lab_address, notebook) -> None:
-    open_notebook(visit, lab_address, notebook)
-    run_and_wait(visit)
+def test_a_number_out_of_range_is_no_prediction(answers: Visit) -> None:
+    visit = answers
     before = saved_events("prediction")
     field = output(visit, 2).get_by_role("spinbutton")
     field.fill("11")
@@ -110,12 +111,8 @@ def test_a_number_out_of_range_is_no_prediction(visit, lab_address, notebook) ->
     assert saved_events("prediction") == before
 
 
-def test_a_quiz_explains_each_choice_and_keeps_the_score(
-    visit, lab_address, notebook
-) -> None:
-    questions = load_quiz(QUIZ)
-    open_notebook(visit, lab_address, notebook)
-    run_and_wait(visit)
+def test_a_quiz_explains_each_choice_and_keeps_the_score(answers: Visit) -> None:
+    visit, questions = answers, load_quiz(QUIZ)
     forms = output(visit, 6).locator("fieldset")
     expect(forms).to_have_count(len(questions))
     expect(output(visit, 6).locator(".why")).to_have_count(0)
@@ -139,13 +136,3 @@ def test_a_quiz_explains_each_choice_and_keeps_the_score(
     assert error_outputs(visit) == []
     tried = [event["choice"] for event in saved_events("quiz") if event["key"] == QUIZ]
     assert tried == [wrong.text, right.text, second.text]
-
-
-def test_a_link_to_the_glossary_shows_the_entry(visit, lab_address) -> None:
-    open_notebook(visit, lab_address, "00_start_here")
-    visit.page.get_by_role("link", name="effective number", exact=True).click()
-    entry = visit.page.locator(".jp-MarkdownViewer").get_by_role(
-        "heading", name="effective number"
-    )
-    expect(entry).to_be_in_viewport()  # scrolled to it, and not shown as source text
-    visit.screenshot(f"{NAME}-glossary")

@@ -25,6 +25,7 @@ REPORT = """report = panel.runs["grpo → flowrl"].evaluate()
 print(list(panel.runs), f"KL {report.kl_policy_target:.3f}")"""
 
 
+@pytest.mark.full
 def test_a_fork_is_trained_from_its_button(visit, lab_folder, lab_address):
     write_notebook(lab_folder, "fork", [TRAIN, "'placeholder'"])
     open_notebook(visit, lab_address, "fork")

@@ -23,6 +23,7 @@ from pages import (
     show_cell,
     wait_until_done,
 )
+from playwright.sync_api import expect
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 FULL = os.environ["FLOWRL_BUDGET"] == "full"
@@ -68,16 +69,17 @@ def move_slider(visit: Visit, name: str) -> tuple[str, str]:
 # In the quick suite the others run without a browser, and their explorers in tests
 # of their own.
 ALWAYS = ("00_start_here",)
+FIRST = "/lab/tree/notebooks/00_start_here.ipynb"
 NOTEBOOKS = [
     pytest.param(path.stem, marks=() if path.stem in ALWAYS else pytest.mark.full)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb"))
 ]
 
 
-def test_it_opens_with_the_contents_and_room_for_the_names(visit, lab_address):
+def test_it_opens_with_the_contents_and_room_for_the_names(shared_visit, lab_address):
     """As the launcher opens it: by a notebook's address, in the first workspace."""
-    path = "/lab/tree/notebooks/00_start_here.ipynb"
-    visit.page.goto(f"{lab_address}{path}?token={TOKEN}")
+    visit = shared_visit
+    visit.page.goto(f"{lab_address}{FIRST}?token={TOKEN}")
     contents = visit.page.locator("#table-of-contents")
     contents.get_by_text("0.1").first.wait_for()
     assert contents.bounding_box()["width"] >= 300
@@ -86,6 +88,17 @@ def test_it_opens_with_the_contents_and_room_for_the_names(visit, lab_address):
     name = visit.page.get_by_text("03_trajectory_balance.ipynb").first
     name.wait_for()
     assert name.evaluate("e => e.scrollWidth <= e.clientWidth")
+
+
+def test_a_link_to_the_glossary_shows_the_entry(shared_visit, lab_address) -> None:
+    visit = shared_visit  # it goes on in the window of the test above
+    visit.page.goto(f"{lab_address}{FIRST}?token={TOKEN}")
+    visit.page.get_by_role("link", name="effective number", exact=True).click()
+    entry = visit.page.locator(".jp-MarkdownViewer").get_by_role(
+        "heading", name="effective number"
+    )
+    expect(entry).to_be_in_viewport()  # scrolled to it, and not shown as source text
+    visit.screenshot("glossary")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -119,6 +119,7 @@ def test_plots_fit_and_a_run_stays_off(visit, lab_address, lab_folder) -> None:
     visit.screenshot("narrow-finished")
 
 
+@pytest.mark.full
 def test_finished_plots_fit_and_do_when_opened_again(
     visit, lab_address, lab_folder
 ) -> None:

@@ -26,7 +26,12 @@ CELLS = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def visit(shared_visit: Visit) -> Visit:
+    return shared_visit
+
+
+@pytest.fixture(scope="module")
 def scrubber(visit: Visit, lab_folder, lab_address) -> Locator:
     """The widget, shown and ready."""
     write_notebook(lab_folder, "scrubber", CELLS)
@@ -36,6 +41,10 @@ def scrubber(visit: Visit, lab_folder, lab_address) -> Locator:
     widget = visit.page.locator(".flowrl-scrubber").first
     expect(widget.locator(".picture svg")).to_be_visible()
     return widget
+
+
+def choose_flowrl(widget: Locator) -> None:
+    widget.get_by_role("radio", name="flowrl", exact=True).check()
 
 
 def read_numbers(widget: Locator) -> dict[str, float]:
@@ -56,7 +65,21 @@ def read_numbers(widget: Locator) -> dict[str, float]:
     }
 
 
+def test_the_picture_has_words_and_the_kernel_learns_where_it_was_left(scrubber, visit):
+    scrubber.get_by_label("kl_reinforce").check()
+    label = scrubber.locator(".picture svg").get_attribute("aria-label")
+    assert label.startswith("kl_reinforce at β = 15, step 400: effective states 26.1")
+    spoken = scrubber.locator(".spoken")
+    expect(spoken).to_contain_text("kl_reinforce at β = 15")
+    second = visit.page.locator(".jp-Notebook .jp-CodeCell").nth(1)
+    second.locator(".cm-content").click()
+    visit.page.keyboard.press("Control+Enter")
+    output = second.locator(".jp-OutputArea-output")
+    expect(output).to_contain_text("left at kl_reinforce 15.0 400", timeout=30_000)
+
+
 def test_every_control_moves_the_picture_and_the_numbers(scrubber, visit):
+    choose_flowrl(scrubber)
     stored = RunScrubber("flowrl", 15, 400)
     shape = scrubber.locator(".picture .policy")
     grey = scrubber.locator(".picture .area")
@@ -99,20 +122,8 @@ def test_every_control_moves_the_picture_and_the_numbers(scrubber, visit):
     assert error_outputs(visit) == []
 
 
-def test_the_picture_has_words_and_the_kernel_learns_where_it_was_left(scrubber, visit):
-    scrubber.get_by_label("kl_reinforce").check()
-    label = scrubber.locator(".picture svg").get_attribute("aria-label")
-    assert label.startswith("kl_reinforce at β = 15, step 400: effective states 26.1")
-    spoken = scrubber.locator(".spoken")
-    expect(spoken).to_contain_text("kl_reinforce at β = 15")
-    second = visit.page.locator(".jp-Notebook .jp-CodeCell").nth(1)
-    second.locator(".cm-content").click()
-    visit.page.keyboard.press("Control+Enter")
-    output = second.locator(".jp-OutputArea-output")
-    expect(output).to_contain_text("left at kl_reinforce 15.0 400", timeout=30_000)
-
-
 def test_a_point_trained_live_is_drawn_over_the_stored_one(scrubber, visit):
+    choose_flowrl(scrubber)
     button = scrubber.get_by_role("button", name="Run this point live")
     button.focus()
     button.press("Enter")
@@ -128,5 +139,5 @@ def test_a_point_trained_live_is_drawn_over_the_stored_one(scrubber, visit):
     scrubber.get_by_label("grpo").check()  # not trained here
     expect(live).to_have_count(0)
     expect(said).to_have_text("")
-    scrubber.get_by_role("radio", name="flowrl", exact=True).check()
+    choose_flowrl(scrubber)
     expect(live).to_have_count(1)

@@ -15,7 +15,7 @@ from pages import (
 )
 from playwright.sync_api import Locator, expect
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.full]
 
 # Two runs over six answers: one keeps to the target, one piles onto the last answer.
 CELLS = [
@@ -35,7 +35,12 @@ CELLS = [
 ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def visit(shared_visit: Visit) -> Visit:
+    return shared_visit
+
+
+@pytest.fixture(scope="module")
 def solutions(visit: Visit, lab_folder, lab_address) -> Locator:
     """The widget, shown and ready."""
     write_notebook(lab_folder, "solutions", CELLS)

@@ -8,6 +8,7 @@ import re
 
 import pytest
 from pages import (
+    Visit,
     error_outputs,
     open_notebook,
     run_all_cells,
@@ -16,7 +17,7 @@ from pages import (
 )
 from playwright.sync_api import Page, expect
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.full]
 
 CELLS = [
     """
@@ -81,7 +82,12 @@ def target_of(scale: float, rewards: list[float]) -> dict[str, float]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def visit(shared_visit: Visit) -> Visit:
+    return shared_visit
+
+
+@pytest.fixture(scope="module")
 def page(visit, lab_address, lab_folder) -> Page:
     write_notebook(lab_folder, "target_designer", CELLS)
     open_notebook(visit, lab_address, "target_designer")

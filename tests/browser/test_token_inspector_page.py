@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pages import (
+    Visit,
     error_outputs,
     open_notebook,
     run_all_cells,
@@ -12,7 +13,7 @@ from pages import (
 )
 from playwright.sync_api import Page, expect
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.full]
 
 # The numbers are chosen by hand, so that what the page shows can be told beforehand.
 CELL = """
@@ -33,7 +34,12 @@ def read_facts(page: Page) -> dict[str, str]:
     return {cell.get_attribute("data-fact"): cell.inner_text() for cell in cells}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def visit(shared_visit: Visit) -> Visit:
+    return shared_visit
+
+
+@pytest.fixture(scope="module")
 def page(visit, lab_address, lab_folder) -> Page:
     write_notebook(lab_folder, "token_inspector", [CELL])
     open_notebook(visit, lab_address, "token_inspector")

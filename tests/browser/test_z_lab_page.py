@@ -48,6 +48,7 @@ def expect_python_says_the_same(lab: Locator, **settings) -> None:
         assert value == pytest.approx(wanted[name], rel=digits, abs=1e-9), name
 
 
+@pytest.mark.full
 def test_the_learner_ruins_log_z_and_reads_what_it_does(
     visit: Visit, lab_address: str, lab_folder: Path
 ) -> None:

@@ -426,6 +426,7 @@ def test_one_failing_run_does_not_stop_the_others(tmp_path):
     assert steps[-1] == (1, 6) and {index for index, _ in steps} == {1}
 
 
+@pytest.mark.full
 @posix
 def test_interrupted_comparison_keeps_what_is_finished(tmp_path):
     out = tmp_path / "all"

@@ -348,6 +348,7 @@ def in_repository(monkeypatch):
     return run_all
 
 
+@pytest.mark.full
 def test_a_routes_peak_is_its_own_whatever_the_parent_held(monkeypatch):
     """Other sections of the table come before, in the same process."""
     monkeypatch.syspath_prepend(str(ROOT))

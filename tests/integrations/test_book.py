@@ -127,6 +127,7 @@ def prose_of(path: Path) -> str:
     return "\n".join(c.source for c in cells if c.cell_type == "markdown")
 
 
+@pytest.mark.full
 def test_a_change_of_prose_runs_nothing_and_a_change_of_code_does(clone, tmp_path):
     out = tmp_path / "book"
     said, page = build(out)

@@ -84,6 +84,7 @@ for name in ("wandb", "trackio"):
 """
 
 
+@pytest.mark.full
 def test_wandb_and_trackio_keep_the_race_without_an_account(records, tmp_path):
     import pickle
 

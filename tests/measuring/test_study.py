@@ -147,6 +147,7 @@ def test_a_cell_gives_its_stored_result_again(capsys):
 # ------------------------------------------------------------------- running it
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.name != "posix", reason="kills a group of processes")
 @pytest.mark.usefixtures("toy")
 def test_a_study_killed_half_way_goes_on_without_losing_or_repeating(tmp_path):

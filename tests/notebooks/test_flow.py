@@ -39,6 +39,15 @@ class Flow:
     solution: str
     ways: tuple[tuple[str, ...], ...]
 
+    @property
+    def trains(self) -> bool:
+        """Whether even the cheapest way needs a training run."""
+        return trains(self.ways[0])
+
+
+def trains(way: tuple[str, ...]) -> bool:
+    return any(word in "".join(way) for word in TRAINING)
+
 
 def names_in(source: str | ast.AST, context: type) -> set[str]:
     """The names that a cell loads, or stores (definitions and imports too)."""
@@ -126,16 +135,14 @@ def find_flows(path: Path) -> list[Flow]:
             if any(name in names_in(source, ast.Load) for source in way)
         ]
         if ways:  # the one without training, or else the shortest
-            cost = lambda way: (any(t in "".join(way) for t in TRAINING), len(way))
+            cost = lambda way: (trains(way), len(way))
             flows.append(Flow(name, mark["solution"], tuple(sorted(ways, key=cost))))
     return flows
 
 
-FLOWS = [
-    pytest.param(flow, id=f"{path.stem}-{flow.name}")
-    for path in NOTEBOOKS
-    for flow in find_flows(path)
-]
+FLOWS = {
+    f"{path.stem}-{flow.name}": flow for path in NOTEBOOKS for flow in find_flows(path)
+}
 
 
 def spoil(value):
@@ -182,11 +189,17 @@ def test_every_exercise_s_function_flows_on():
         for cell in nbformat.read(path, as_version=nbformat.NO_CONVERT).cells
         if "exercise" in cell.metadata.get("flowrl", {})
     }
-    assert not written - {flow.id for flow in FLOWS}
+    assert not written - set(FLOWS)
 
 
 @pytest.mark.bad_input  # as a learner runs it: without the checks of annotations
-@pytest.mark.parametrize("flow", FLOWS)
+@pytest.mark.parametrize(
+    "flow",
+    [
+        pytest.param(flow, id=name, marks=pytest.mark.full if flow.trains else ())
+        for name, flow in FLOWS.items()
+    ],
+)
 def test_a_later_cell_shows_other_numbers_with_another_function(flow, monkeypatch):
     monkeypatch.setenv("FLOWRL_BUDGET", "quick")
     module, _, name = flow.solution.partition(":")

@@ -114,6 +114,7 @@ def test_every_word_is_one_pixel():
         task.picture(torch.zeros(10))
 
 
+@pytest.mark.full
 def test_full_size_strings_have_262144_words_and_eight_blobs():
     task = load_task("strings")
     answers = task.answers(task.prompts("train")[0])

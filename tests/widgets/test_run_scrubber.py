@@ -52,6 +52,7 @@ def short_grid() -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------ the stored runs
 
 
+@pytest.mark.full
 def test_a_run_of_the_grid_is_made_again(runs):
     now = trace_run(grid_config("flowrl", 15.0))
     stored = runs.run("flowrl", 15.0)
