@@ -342,6 +342,7 @@ def test_the_solved_notebook_gets_full_marks_and_the_student_s_none(
         }
 
 
+@pytest.mark.full
 @needs_sandbox
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_assignment_3_loses_nothing_but_the_training_that_was_left_out(tmp_path):

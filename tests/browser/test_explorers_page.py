@@ -6,6 +6,7 @@ Each one's own script and style run in the browser, on the state that Python gav
 from __future__ import annotations
 
 import base64
+import functools
 
 import numpy as np
 import pytest
@@ -101,6 +102,14 @@ def start(browser: Browser, name: str, width: int, style: str = LIGHT) -> Page:
     """A page that shows one explorer."""
     page = browser.new_page(viewport={"width": width, "height": 900})
     page.set_content(f"<style>:root{{{style}}}</style><div id='place'></div>")
+    script, look, state = make(name)
+    page.evaluate(START, [script, look, state])
+    return page
+
+
+@functools.cache
+def make(name: str) -> tuple[str, str, dict]:
+    """Script, style and state of an explorer, as JupyterLab would send them."""
     widget = MAKERS[name]()
     own = {"_esm", "_css", "layout", "tabbable", "tooltip"}
     state = {
@@ -110,8 +119,7 @@ def start(browser: Browser, name: str, width: int, style: str = LIGHT) -> Page:
         for key, value in widget.get_state().items()
         if key not in own and not key.startswith(("_model_", "_view_", "_anywidget"))
     }
-    page.evaluate(START, [str(widget._esm), str(widget._css), state])
-    return page
+    return str(widget._esm), str(widget._css), state
 
 
 @pytest.mark.parametrize("width", [1360, 700, 420])

@@ -91,8 +91,8 @@ def test_it_opens_with_the_contents_and_room_for_the_names(shared_visit, lab_add
 
 
 def test_a_link_to_the_glossary_shows_the_entry(shared_visit, lab_address) -> None:
-    visit = shared_visit  # it goes on in the window of the test above
-    visit.page.goto(f"{lab_address}{FIRST}?token={TOKEN}")
+    visit = shared_visit
+    open_notebook(visit, lab_address, "00_start_here")
     visit.page.get_by_role("link", name="effective number", exact=True).click()
     entry = visit.page.locator(".jp-MarkdownViewer").get_by_role(
         "heading", name="effective number"

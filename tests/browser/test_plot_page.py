@@ -30,7 +30,7 @@ def bundle() -> dict:
     return bundle_from_page(page, place_page(page))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(browser: Browser, bundle: dict) -> Iterator[Page]:
     """The finished figure on an empty dark page."""
     page = browser.new_page(viewport={"width": 900, "height": 900})
@@ -52,15 +52,15 @@ def test_pointing_at_a_curve_shows_its_value(page: Page) -> None:
     expect(page.locator(".hoverlayer .hovertext").first).to_contain_text("probability")
 
 
-def test_a_run_is_switched_off_by_its_legend_entry(page: Page) -> None:
-    before = page.evaluate(CURVES)
-    page.locator(".legend .traces", has_text="grpo").locator(".legendtoggle").click()
-    page.wait_for_function(f"({CURVES})() < {before}")
-    assert page.evaluate(CURVES) == before // 2
-
-
 def test_words_take_the_colour_of_the_page(page: Page) -> None:
     colour = "e => getComputedStyle(e).fill"
     for words in (".xtick text", ".annotation-text", ".legendtext"):
         found = page.locator(words).first.evaluate(colour)
         assert found == "rgb(255, 255, 255)", words
+
+
+def test_a_run_is_switched_off_by_its_legend_entry(page: Page) -> None:
+    before = page.evaluate(CURVES)
+    page.locator(".legend .traces", has_text="grpo").locator(".legendtoggle").click()
+    page.wait_for_function(f"({CURVES})() < {before}")
+    assert page.evaluate(CURVES) == before // 2

@@ -287,6 +287,7 @@ def test_a_stopped_run_resumes_to_the_same_end(tmp_path):
     assert load_result(out).wall_seconds > 0
 
 
+@pytest.mark.full
 @pytest.mark.skipif(os.name == "nt", reason="no locks on folders there")
 def test_two_processes_do_not_train_into_one_folder(tmp_path, capsys):
     out, finished = tmp_path / "run", tmp_path / "beside" / "flowrl_seed0"

@@ -272,11 +272,17 @@ def test_floor_of_grouped_query_attention_counts_what_torch_executes(real):
     policy.model.set_attn_implementation("eager")  # products that can be counted
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         policy.model(input_ids=tokens)
-    counts = counter.get_flop_counts()["Global"]
-    assert counts[torch.ops.aten.mm] == 2 * 7 * (layers + lora + head)
+    counts = counter.get_flop_counts()
+    assert counts["Global"][torch.ops.aten.mm] == 2 * 7 * (layers + lora + head)
     shape = bench.attention_shape(config)
     attention = bench.forward_flops(0, *shape, tokens=0, pairs=49)
-    assert counts[torch.ops.aten.bmm] == attention
+    # some versions of transformers work the angles of positions out by a product too
+    products = [
+        count[torch.ops.aten.bmm]
+        for module, count in counts.items()
+        if module.endswith(".self_attn")
+    ]
+    assert sum(products) == attention
 
 
 def test_missing_trl_says_how_to_get_it(monkeypatch):

@@ -136,6 +136,7 @@ def test_cells_take_what_their_search_found():
         assert load_search(study).tries
 
 
+@pytest.mark.full
 def test_a_cell_gives_its_stored_result_again(capsys):
     """What CI does for one cheap cell; make_number's take minutes."""
     assert cli.main(["study", "--check", "landscape/flowrl", "--seeds", "3,"]) == 0
