@@ -335,7 +335,7 @@ def move_data(widget, sent: dict, figure: dict) -> None:
     before, after = sent["layout"], figure["layout"]
     pairs = zip(before["annotations"], after["annotations"], strict=True)
     for number, (old, new) in enumerate(pairs):
-        for key in ("text", "x", "y"):
+        for key in ("text", "x", "y", "xanchor", "xshift"):
             if old[key] != new[key]:
                 widget.layout.annotations[number][key] = new[key]
     for name, axis in after.items():
