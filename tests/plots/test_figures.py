@@ -508,6 +508,17 @@ def test_a_log_axis_to_the_right_refuses_zero() -> None:
         draw_curves({"a": ((0, 1), (1, 2))}, log_x=True)
 
 
+def test_every_distribution_may_have_a_target_of_its_own() -> None:
+    goals = torch.tensor([[0.2, 0.8], [0.7, 0.3]]).log()
+    page = draw_distributions(goals, {"a": goals[0], "b": goals[1]}).page
+    assert [panel.target.tolist() for panel in page.maps] == [
+        pytest.approx([0.2, 0.8]),
+        pytest.approx([0.7, 0.3]),
+    ]
+    with pytest.raises(ValueError, match="one row for each curve"):
+        draw_distributions(goals, {"a": goals[0]})
+
+
 @pytest.mark.bad_input
 def test_names_of_the_wrong_number_are_refused() -> None:
     with pytest.raises(ValueError, match=r"labels\['a'\].*has 1"):
