@@ -45,6 +45,8 @@ MAX_CELLS = 1024
 MIN_STATES = 50
 # Curves over a log axis: what lies more decades below the top is out of sight.
 LOG_DECADES = 6.0
+# A share of these is a share of something: their axis starts at 0.
+COUNTS = ("effective_answers", "distinct_64")
 ALWAYS_LOG = ("kl_policy_target", "kl_target_policy")
 
 
@@ -484,7 +486,7 @@ def axis_title(
     """A panel's title, with what the eye could mistake about its axis."""
     if not log_y:
         cut = y_range[0] > 0 and bool(np.isfinite(values).any())
-        return f"{title} (axis from {y_range[0]:.2g})" if cut else title
+        return f"{title} (axis from {y_range[0]:.3g})" if cut else title
     seen = values[np.isfinite(values)]
     remark = "log axis"
     if (seen <= 0).any():
@@ -507,6 +509,8 @@ def line_panel(
         values.append(y)
         end = max(end, history.progress[key][2], *steps[-1:])
     marks = history.floor(metric)
+    if metric in COUNTS and not log_y:
+        values.append(np.zeros(1))
     values.append(np.array([height for _, height in marks]))
     every = np.concatenate(values)
     y_range = curve_range(every, log_y)

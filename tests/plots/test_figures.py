@@ -397,8 +397,17 @@ def test_an_axis_that_does_not_start_at_zero_says_so() -> None:
             draw_curves({"a": ((0, 1), heights)}, y_title="share").page.curves[0].title
         )
 
-    assert title(0.8, 0.9) == "share (axis from 0.79)"
+    assert title(0.8, 0.9) == "share (axis from 0.794)"
     assert title(0.2, 0.9) == title(-1, 2) == title(0, 1) == "share"
+
+
+def test_a_number_of_answers_is_drawn_from_zero() -> None:
+    falls = [16.0, 15.0, 14.0]
+    exact = [replace(make_exact(0.5, 1.0), effective_answers=x) for x in falls]
+    records = [make_record(i, run="a", exact=one) for i, one in enumerate(exact)]
+    page = page_of(records, ("effective_answers",))
+    (panel,) = page.curves
+    assert panel.y_range[0] < 0 and "axis from" not in panel.title
 
 
 def test_a_label_stands_where_its_curve_ends() -> None:
