@@ -31,8 +31,10 @@ from flowrl_lab.plots.panels import (
     tabulate_page,
 )
 from flowrl_lab.plots.placement import (
+    LEADER,
     WIDTHS,
     Box,
+    EndLabel,
     Placement,
     end_labels,
     mark_labels,
@@ -475,15 +477,29 @@ def curve_notes(panel: LinePanel, box: Box) -> list[dict]:
     """A curve panel's title, its runs' last values, the names of its marks."""
     texts = [note(stack(title_lines(panel)), 0.0, 1.0, -40, -6, yanchor="bottom")]
     for label in end_labels(panel, box):
-        color, glyph = label.style.color, label.style.glyph
-        mark = "" if label.at_marker else f'<span style="color:{color}">{glyph}</span> '
-        x, y = box.fraction(label.x, label.y)
-        said = note(mark + format_number(label.value), x, y, 5, 0)
+        x, y = box.fraction(label.x, label.y - label.down)
+        said = note(format_number(label.value), x, y, 5, round(label.down, 2))
+        if abs(label.down) >= LEADER:
+            said |= leader(label)
         texts.append(said | {"name": label.run})  # goes when the run is switched off
     for mark in mark_labels(panel, box):
         x, y = box.fraction(box.left, mark.text_y)
         texts.append(note(escape(mark.words), x, y, 6, 3, yanchor="bottom"))
     return texts
+
+
+def leader(label: EndLabel) -> dict:
+    """What draws the thin line from a curve's end to its value."""
+    return {
+        "showarrow": True,
+        "arrowhead": 0,
+        "arrowwidth": 1,
+        "arrowcolor": label.style.color,
+        "ax": 14,
+        "ay": round(label.down, 2),
+        "xshift": 0,
+        "yshift": 0,
+    }
 
 
 def mark_lines(placement: Placement) -> list[dict]:

@@ -41,6 +41,8 @@ CELLS_HEIGHT, PICTURE_SIDE = 170.0, 320.0
 LABEL_GAP = 13
 MOST_NAMES = 12  # that an axis says; of more it says about eight
 MAX_END_LABELS = MARKERS_SHOWN = 8
+LEADER = 3.0  # pixels out of place from which on a line leads to a label
+COLUMN = 50.0  # curves that end further apart do not meet each other's labels
 REMARK = "probability of an answer; dark: no longer alive"
 
 
@@ -71,8 +73,8 @@ class Box:
 class EndLabel:
     """The last value of a run, written beside the end of its curve.
 
-    ``at_marker``: right beside the marker of its last point, so that no second one is
-    needed to tell whose it is.
+    ``down``: pixels below that end, where it had to make room for another; a thin
+    line then leads to it (a marker of its own would look like a second point).
     """
 
     run: str
@@ -80,7 +82,7 @@ class EndLabel:
     value: float
     x: float
     y: float
-    at_marker: bool
+    down: float
 
 
 @dataclass(frozen=True)
@@ -300,24 +302,30 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
         too many runs to read.
     """
     labelled = {curve.run for curve in panel.series if curve.labels}
-    short = {curve.run for curve in panel.series if len(curve.x) <= MARKERS_SHOWN}
     ends = panel.last_values()
     ends = {run: end for run, end in ends.items() if run not in labelled}
     if len(ends) > MAX_END_LABELS:
         return []
     heights = {run: panel.height_of(value) for run, (_, value) in ends.items()}
     places = panel.ends()
-    order = sorted(ends, key=lambda run: -heights[run])
-    wanted = [box.bottom - heights[run] * box.height for run in order]
-    placed = spread(wanted, box.top, box.bottom)
+    wanted = {run: box.bottom - heights[run] * box.height for run in ends}
+    columns: list[list[str]] = []
+    for run in sorted(ends, key=places.__getitem__):
+        near = columns and (places[run] - places[columns[-1][-1]]) * box.width < COLUMN
+        columns[-1].append(run) if near else columns.append([run])
+    placed = {}
+    for column in columns:
+        column.sort(key=wanted.__getitem__)
+        free = spread([wanted[run] for run in column], box.top, box.bottom)
+        placed |= dict(zip(column, free, strict=True))
     return [
         EndLabel(
             *(run, *ends[run]),
             x=box.left + places[run] * box.width,
-            y=y,
-            at_marker=abs(y - at) < 3 and run in short,
+            y=placed[run],
+            down=placed[run] - wanted[run],
         )
-        for run, at, y in zip(order, wanted, placed, strict=True)
+        for run in sorted(ends, key=wanted.__getitem__)
     ]
 
 

@@ -24,6 +24,7 @@ from flowrl_lab.plots.panels import (
     format_number,
 )
 from flowrl_lab.plots.placement import (
+    LEADER,
     LEGEND_LINE,
     MARKERS_SHOWN,
     TEXT_LINE,
@@ -269,11 +270,12 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
         parts.append(f'<path d="{line}" stroke="{INK}" stroke-dasharray="5 4"/>')
         parts.append(text(box.left + 6, mark.text_y, mark.words))
     for label in end_labels(panel, box):
-        y, style = label.y + 4, label.style
-        if not label.at_marker:
-            parts.append(text(label.x + 6, y, style.glyph, color=style.color))
-        x = label.x + (8 if label.at_marker else 19)
-        parts.append(text(x, y, format_number(label.value)))
+        if moved := abs(label.down) >= LEADER:
+            path = f"M{num(label.x)} {num(label.y - label.down)}L{num(label.x + 14)}"
+            line = f'stroke="{label.style.color}" stroke-width="1"'
+            parts.append(f'<path d="{path} {num(label.y)}" fill="none" {line}/>')
+        x = label.x + (16 if moved else 8)
+        parts.append(text(x, label.y + 4, format_number(label.value)))
     return "".join(parts)
 
 

@@ -400,7 +400,7 @@ def test_a_label_stands_where_its_curve_ends() -> None:
     for run, end in (("a", 50), ("b", 100)):
         at = box.left + (end - low) / (high - low) * box.width
         assert labels[run].x == pytest.approx(at)
-        assert labels[run].at_marker  # so no second marker beside it
+        assert labels[run].down == 0
 
 
 def test_points_carry_their_words() -> None:
@@ -535,3 +535,22 @@ def test_nothing_written_in_a_still_picture_is_cut(width: int | float) -> None:
 def test_a_runs_end_label_bears_its_name_to_go_with_it() -> None:
     notes = figure_from_records(make_race())["layout"]["annotations"]
     assert [one["name"] for one in notes if "name" in one] == ["flowrl", "grpo"]
+
+
+def test_a_label_that_makes_room_is_no_second_point() -> None:
+    """A thin line leads to it; one that ends elsewhere need not make room."""
+    ends = {"a": ((0, 1), (0, 0.5)), "b": ((0, 1), (1, 0.51)), "c": ((0, 9), (1, 0.5))}
+    page = draw_curves(ends).page
+    placement = place_page(page)
+    ((panel, box),) = placement.curves
+    down = {label.run: label.down for label in end_labels(panel, box)}
+    assert down["a"] > 3 > down["b"] == down["c"] == 0
+    drawn = draw_svg(page, placement)
+    for style in (curve.style for curve in panel.series):  # the legend, and two points
+        assert drawn.count(style.glyph) == 3
+    notes = {
+        n.get("name"): n
+        for n in plotly_figure(page, placement)["layout"]["annotations"]
+    }
+    assert notes["a"]["showarrow"] and notes["a"]["ay"] == round(down["a"], 2)
+    assert not notes["c"]["showarrow"]
