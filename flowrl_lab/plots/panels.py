@@ -154,7 +154,8 @@ class Series:
 class LinePanel:
     """Curves of one metric over the training step, or over ``x_title``.
 
-    ``marks`` are named heights, each drawn as a level line.
+    ``marks`` are named heights, each drawn as a level line.  The ranges of log axes
+    are in log10 units.
     """
 
     title: str
@@ -165,6 +166,12 @@ class LinePanel:
     y_range: tuple[float, float]
     x_title: str = "step"
     marks: tuple[tuple[str, float], ...] = ()
+    log_x: bool = False
+
+    def place_of(self, x: int | float | np.ndarray) -> np.ndarray:
+        """How far to the right it lies: 0 at the left edge, 1 at the right one."""
+        low, high = self.x_range
+        return ((np.log10(x) if self.log_x else np.asarray(x)) - low) / (high - low)
 
     def height_of(self, value: float) -> float:
         """Where a value lies: 0 at the bottom of the panel, 1 at the top."""
@@ -175,11 +182,11 @@ class LinePanel:
 
     def ends(self) -> dict[str, float]:
         """run -> where its longest curve ends: 0 at the left, 1 at the right."""
-        (low, high), found = self.x_range, {}
+        found: dict[str, float] = {}
         for curve in self.series:
             reached = curve.x[np.isfinite(curve.y)]
             if len(reached):
-                place = float((reached[-1] - low) / (high - low))
+                place = float(self.place_of(reached[-1]))
                 found[curve.run] = max(place, found.get(curve.run, 0.0))
         return found
 
@@ -537,10 +544,10 @@ def is_landscape(snapshot: Snapshot) -> bool:
     return bool(np.all(np.diff(states) > 0))
 
 
-def alive_text(probs: np.ndarray) -> str:
-    """The effective number in words: ``12.3 of 34 alive``."""
+def effective_text(probs: np.ndarray) -> str:
+    """The effective number in words: ``12.3 of 34 effective``."""
     number = count_alive(probs)
-    return f"{number:,.{1 if number < 1000 else 0}f} of {len(probs):,} alive"
+    return f"{number:,.{1 if number < 1000 else 0}f} of {len(probs):,} effective"
 
 
 def states_panel(
@@ -556,7 +563,7 @@ def states_panel(
     if probs[top] > y_max:
         note = f"↑ {probs[top]:.2f} at {snapshot.labels[top]} · {note}"
     return StatesPanel(
-        alive_text(probs), run, style, states, probs, target, y_max, note
+        effective_text(probs), run, style, states, probs, target, y_max, note
     )
 
 
@@ -587,7 +594,7 @@ def cells_panel(
     probs = np.nan_to_num(np.asarray(probs, dtype=float))
     names, merged = merge_cells(labels, probs)
     note = f"probability of all: {probs.sum():.3f}"
-    title = alive_text(probs)
+    title = effective_text(probs)
     return CellsPanel(title, run, style, names, merged, floor, note)
 
 

@@ -103,6 +103,7 @@ def draw_curves(
     title: str = "",
     x_title: str = "x",
     y_title: str = "y",
+    log_x: bool = False,
     log_y: bool = False,
     marks: Mapping[str, int | float | None] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
@@ -114,17 +115,20 @@ def draw_curves(
         title: headline.
         x_title: what lies along the horizontal axis.
         y_title: what the heights are; written above the panel.
+        log_x: a log axis to the right; every x above 0.
         log_y: heights on a log axis; values of 0 or less are left out.
         marks: name -> a height to mark with a level line, such as
             ``{"your prediction": predicted("02.log_z")}``; None is left out.
-        labels: name -> words beside its points, one for each.
+        labels: name -> words beside its points, one for each.  Where all curves have
+            them no legend is needed.
 
     Returns:
         A picture; as a cell's last value it shows itself.
 
     Raises:
-        ValueError: for no curves, an empty one, x and y of different lengths, or a
-            mark that is no finite number (above 0 on a log axis).
+        ValueError: for no curves, an empty one, x and y of different lengths, an x of
+            0 or less on a log axis, or a mark that is no finite number (above 0 on
+            a log axis).
     """
     if not curves:
         raise ValueError("curves: got none, expected at least one name: (x, y)")
@@ -137,6 +141,8 @@ def draw_curves(
                 f"{name}: got x {x.shape} and y {y.shape}, expected two equally "
                 "long lists with at least one number"
             )
+        if log_x and not (x > 0).all():
+            raise bad_input(name, f"has an x of {x.min():g}", "x > 0", "drop log_x")
         words = tuple((labels or {}).get(name, ()))
         if words and len(words) != len(x):
             raise bad_input(
@@ -153,14 +159,17 @@ def draw_curves(
         log_y,
         tuple(series),
         curve_range(
-            np.concatenate([curve.x for curve in series]), False, from_zero=False
+            np.concatenate([curve.x for curve in series]), log_x, from_zero=False
         ),
         # room for the words of marks and points
         (low, high + 0.1 * (high - low) * bool(levels or labels)),
         x_title,
         levels,
+        log_x,
     )
-    return Picture(Page(title, "", tuple(styles.items()), (panel,), (), ""))
+    named = all(any(curve.labels) for curve in series)
+    legend = () if named else tuple(styles.items())
+    return Picture(Page(title, "", legend, (panel,), (), ""))
 
 
 def _check_marks(
