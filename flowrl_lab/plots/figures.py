@@ -482,14 +482,14 @@ def curve_notes(panel: LinePanel, box: Box) -> list[dict]:
     """A curve panel's title, its runs' last values, the names of its marks."""
     texts = [note(stack(title_lines(panel)), 0.0, 1.0, -40, -6, yanchor="bottom")]
     for label in end_labels(panel, box):
-        color, glyph = label.style.color, label.style.glyph
-        x, y = box.fraction(label.x, label.y)
-        said = [format_number(label.value)]
-        if not label.at_marker:  # behind the number: it is no point of the curve
-            said.append(f'<span style="color:{color}">{glyph}</span>')
-        words = " ".join(reversed(said) if label.leftward else said)
-        one = note(words, x, y, -7 if label.leftward else 7, 0)
+        x, y = box.fraction(label.x, label.y - label.down)
+        words, line = label.reach
+        one = note(format_number(label.value), x, y, words, round(label.down, 2))
         one["xanchor"] = "right" if label.leftward else "left"
+        if line:
+            one |= {"showarrow": True, "arrowhead": 0, "arrowwidth": 1}
+            one |= {"arrowcolor": label.style.color, "ax": line, "ay": -one["yshift"]}
+            one |= {"xshift": 0, "yshift": 0}
         texts.append(one | {"name": label.run})  # goes when the run is switched off
     for mark in mark_labels(panel, box):
         x, y = box.fraction(box.left, mark.text_y)

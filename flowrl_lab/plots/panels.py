@@ -61,7 +61,7 @@ class RunStyle:
     @property
     def glyph(self) -> str:
         """The marker as a character, for labels."""
-        return GLYPHS[self.marker]
+        return (GLYPHS | GLYPHS_OPEN)[self.marker]
 
 
 GLYPHS = {
@@ -74,6 +74,8 @@ GLYPHS = {
     "triangle-down": "▼",
     "x": "✖",
 }
+GLYPHS_OPEN = {"square-open": "□", "diamond-open": "◇", "circle-open": "○"}
+GLYPHS_OPEN |= {"triangle-up-open": "△"}
 # Okabe-Ito, a palette whose colours stay apart under colour blindness.
 STYLES = {
     "flowrl": RunStyle("#0072B2", "solid", "circle"),
@@ -82,6 +84,16 @@ STYLES = {
     "reinforce_pp": RunStyle("#CC79A7", "dashdot", "triangle-up"),
     "kl_reinforce": RunStyle("#E69F00", "longdash", "cross"),
     "vargrad": RunStyle("#56B4E9", "longdashdot", "star"),
+}
+# In the pictures of the recorded study, the same in each; controls are open marks.
+STUDY_STYLES = {
+    "untrained": RunStyle("#7A828C", "solid", "x"),
+    "pass@4": RunStyle("#56B4E9", "longdashdot", "star"),
+    "paper β=15": RunStyle("#0072B2", "dash", "triangle-down"),
+    "grpo + KL": RunStyle("#D55E00", "dash", "square-open"),
+    "grpo, half rate": RunStyle("#D55E00", "dash", "diamond-open"),
+    "kl_reinforce β=8": RunStyle("#E69F00", "longdash", "circle-open"),
+    "vargrad β=8": RunStyle("#009E73", "solid", "triangle-up-open"),
 }
 TITLES = {
     "reward": "mean reward of the batch",
@@ -353,7 +365,7 @@ def run_styles(runs: Sequence[tuple[str, str]]) -> dict[str, RunStyle]:
     chosen: dict[str, RunStyle] = {}
     for claim in (0, 1):
         for pair in runs:
-            style = STYLES.get(pair[claim])
+            style = (STYLES | STUDY_STYLES).get(pair[claim])
             if pair[0] not in chosen and style and style not in chosen.values():
                 chosen[pair[0]] = style
     colors = [style.color for style in STYLES.values()]

@@ -171,7 +171,8 @@ def draw_curves(
         levels,
         log_x,
     )
-    legend = () if all(curve.labels for curve in series) else tuple(styles.items())
+    named = all(any(curve.labels) for curve in series)
+    legend = () if named else tuple(styles.items())
     return Picture(Page(title, "", legend, (panel,), (), ""))
 
 

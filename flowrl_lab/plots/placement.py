@@ -50,6 +50,7 @@ SIDES = ("top right", "bottom right", "top left", "bottom left")
 SIDES += ("middle right", "middle left")
 MOST_NAMES = 12  # that an axis says; of more it says about eight
 MAX_END_LABELS = MARKERS_SHOWN = 8
+LEADER = 3.0  # pixels out of place from which on a line leads to a label
 REMARK = "probability of an answer; dark: next to nothing"
 
 
@@ -80,8 +81,9 @@ class Box:
 class EndLabel:
     """The last value of a run, written beside the end of its curve.
 
-    ``at_marker``: at the height of its last point, so that no second marker is needed
-    to tell whose it is.  ``leftward``: it stands before the end, since others go on.
+    ``down``: pixels below that end, where it had to make room for another; a thin line
+    then leads to it (a marker of its own would look like a second point).
+    ``leftward``: it stands before the end, since others go on.
     """
 
     run: str
@@ -89,8 +91,14 @@ class EndLabel:
     value: float
     x: float
     y: float
-    at_marker: bool
+    down: float
     leftward: bool
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Pixels from the end to the words, and to the end of the line to them."""
+        moved, away = abs(self.down) >= LEADER, -1 if self.leftward else 1
+        return away * (16.0 if moved else 7.0), away * 14.0 * moved
 
 
 @dataclass(frozen=True)
@@ -355,7 +363,7 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
                 *(run, *ends[run]),
                 x=box.left + places[run] * box.width,
                 y=y,
-                at_marker=abs(y - at) < 3,
+                down=y - at,
                 leftward=is_crossed(panel, places[run], (box.bottom - y) / box.height),
             )
             for run, at, y in zip(order, wanted, placed, strict=True)

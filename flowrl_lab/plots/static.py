@@ -287,14 +287,14 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
         parts.append(f'<path d="{line}" stroke="{INK}" stroke-dasharray="5 4"/>')
         parts.append(text(box.left + 6, mark.text_y, mark.words))
     for label in end_labels(panel, box):
-        number = format_number(label.value)
-        x, y, away = label.x, label.y + 4, -1 if label.leftward else 1
+        words, line = label.reach
+        if line:
+            path = f"M{num(label.x)} {num(label.y - label.down)}l{num(line)}"
+            ink = f'stroke="{label.style.color}" fill="none"'
+            parts.append(f'<path d="{path} {num(label.down)}" {ink}/>')
         anchor = "end" if label.leftward else "start"
-        parts.append(text(x + 8 * away, y, number, anchor=anchor))
-        if not label.at_marker:  # behind the number: it is no point of the curve
-            x += away * (16 + 7 * len(number))
-            color = label.style.color
-            parts.append(text(x, y, label.style.glyph, anchor="middle", color=color))
+        number = format_number(label.value)
+        parts.append(text(label.x + words, label.y + 4, number, anchor=anchor))
     return "".join(parts)
 
 

@@ -418,7 +418,7 @@ def test_a_label_stands_where_its_curve_ends() -> None:
     for run, end in (("a", 50), ("b", 100)):
         at = box.left + (end - low) / (high - low) * box.width
         assert labels[run].x == pytest.approx(at)
-        assert labels[run].at_marker  # so no second marker beside it
+        assert labels[run].down == 0
 
 
 def test_points_carry_their_words() -> None:
@@ -486,7 +486,7 @@ def test_the_label_of_a_run_that_stops_early_makes_way_for_those_that_go_on() ->
 def test_labels_that_stand_far_apart_do_not_push_each_other() -> None:
     page = draw_curves({"a": ((0, 9), (1, 5.0)), "b": ((2,), (5.01,))}).page
     labels = end_labels(*place_page(page).curves[0])
-    assert all(label.at_marker for label in labels)
+    assert all(label.down == 0 for label in labels)
 
 
 def test_a_log_axis_to_the_right_names_the_points_where_they_are() -> None:
@@ -654,3 +654,22 @@ def test_one_word_stands_for_one_count() -> None:
 def test_a_runs_end_label_bears_its_name_to_go_with_it() -> None:
     notes = figure_from_records(make_race())["layout"]["annotations"]
     assert [one["name"] for one in notes if "name" in one] == ["flowrl", "grpo"]
+
+
+def test_a_label_that_makes_room_is_no_second_point() -> None:
+    """A thin line leads to it; one that ends elsewhere need not make room."""
+    ends = {"a": ((0, 1), (0, 0.5)), "b": ((0, 1), (1, 0.51)), "c": ((0, 9), (1, 0.5))}
+    page = draw_curves(ends).page
+    placement = place_page(page)
+    ((panel, box),) = placement.curves
+    down = {label.run: label.down for label in end_labels(panel, box)}
+    assert down["a"] > 3 > down["b"] == down["c"] == 0
+    drawn = draw_svg(page, placement)
+    for style in (curve.style for curve in panel.series):  # the legend, and two points
+        assert drawn.count(style.glyph) == 3
+    notes = {
+        n.get("name"): n
+        for n in plotly_figure(page, placement)["layout"]["annotations"]
+    }
+    assert notes["a"]["showarrow"] and notes["a"]["ay"] == round(down["a"], 2)
+    assert not notes["c"]["showarrow"]
