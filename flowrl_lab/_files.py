@@ -19,6 +19,7 @@ try:
     import fcntl
 except ModuleNotFoundError:  # Windows
     fcntl = None
+    import msvcrt
 
 __all__ = [
     *(
@@ -31,7 +32,7 @@ __all__ = [
         "read_lines",
         "refuse_used",
     ),
-    *("scratch_folder", "write_atomically", "write_json"),
+    *("scratch_folder", "try_lock", "write_atomically", "write_json"),
 ]
 
 # What a kill left behind is removed at once if its process is gone and nobody holds
@@ -129,7 +130,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "xb") as file:  # x: never through a link that waits there
-            _hold(file.fileno())
+            try_lock(file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -164,7 +165,7 @@ def scratch_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
         if fcntl is not None:
             handle = os.open(made, os.O_RDONLY)
             stack.callback(os.close, handle)
-            _hold(handle)
+            try_lock(handle)
         yield Path(made)
 
 
@@ -182,26 +183,29 @@ def hold_folder(folder: Path) -> Iterator[None]:
         if fcntl is not None:
             handle = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, handle)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if try_lock(handle) is False:
                 raise ValueError(
                     f"another process is at work in {folder}. Fix: wait until it ends, "
                     "or name another folder."
-                ) from None
-            except OSError:
-                pass  # a disk without locks: better unguarded than not at all
+                )
         yield
 
 
-def _hold(handle: int) -> bool:
-    """Lock an open file or folder as in use; False if another process has."""
-    if fcntl is None:
-        return True
+def try_lock(handle: int) -> bool | None:
+    """Lock an open file (a folder, too, but not on Windows) until it is closed.
+
+    Returns:
+        True: it is ours; False: another process has it; None: a disk without locks.
+    """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    except (BlockingIOError, PermissionError):
         return False
+    except OSError:
+        return None
     return True
 
 
@@ -230,7 +234,7 @@ def _is_abandoned(entry: os.DirEntry, number: str) -> bool:
         return False
     handle = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        return _hold(handle)
+        return try_lock(handle) is True
     finally:
         os.close(handle)
 

@@ -10,24 +10,16 @@ memory and one line says so.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flowrl_lab._files import write_atomically
+from flowrl_lab._files import try_lock, write_atomically
 from flowrl_lab._validation import bad_input
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None
-    import msvcrt
 
 __all__ = [
     "FILE_NAME",
@@ -309,33 +301,8 @@ def _locked(path: Path) -> Iterator[None]:
     """
     with open(path.with_name(f".{path.name}.lock"), "a+b") as file:
         deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(file.fileno()):
+        while try_lock(file.fileno()) is False:  # without locks, unguarded
             if time.monotonic() > deadline:
                 raise TimeoutError(f"another kernel holds {path}")
             time.sleep(0.02)
-        try:
-            yield
-        finally:
-            _unlock(file.fileno())
-
-
-def _try_lock(number: int) -> bool:
-    try:
-        if fcntl is not None:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        elif sys.platform == "win32":
-            msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        # a network folder without locks: better unguarded than not saved
-        return error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
-    return True
-
-
-def _unlock(number: int) -> None:
-    if fcntl is not None:
-        fcntl.flock(number, fcntl.LOCK_UN)
-    elif sys.platform == "win32":
-        os.lseek(number, 0, os.SEEK_SET)
-        msvcrt.locking(number, msvcrt.LK_UNLCK, 1)
+        yield

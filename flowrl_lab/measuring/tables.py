@@ -15,6 +15,7 @@ from flowrl_lab.plots.tabulate import markdown_table, text_table
 from flowrl_lab.types import ExactReport, StepRecord
 
 __all__ = [
+    "CONTROLS",
     "LEGEND",
     "METRICS",
     "UNTRAINED",
@@ -29,6 +30,7 @@ __all__ = [
     "group_runs",
     "join_dials",
     "metric_of",
+    "name_betas",
     "summarize",
 ]
 
@@ -141,7 +143,15 @@ LEGEND = {
     "grpo": "grpo",
     "pass@4 training": "pass@4",
     "flowrl": "flowrl",
+    "flowrl β=8": "flowrl",  # where that is the only one
     "flowrl paper form β=15": "paper β=15",
+}
+# And the controls, in a picture that asks which part of a method does it.
+CONTROLS = {
+    "grpo kl=0.1": "grpo + KL",
+    "grpo lr=0.001": "grpo, half rate",
+    "kl_reinforce β=8": "kl_reinforce β=8",
+    "vargrad β=8": "vargrad β=8",
 }
 
 
@@ -166,6 +176,27 @@ def fronts(
             [compute_spread(groups[n], key).mean for n in families[family]]
             for key in ("effective_answers", "accuracy")
         )
+        for family, shown in legend.items()
+        if family in families
+    }
+
+
+def name_betas(
+    results: Iterable[RunResult], legend: Mapping[str, str] = LEGEND
+) -> dict[str, list[str]]:
+    """The β at each point of ``fronts`` that its name does not say.
+
+    Returns:
+        name -> "β=4", "β=8", … or "", in the order of the dial: what ``draw_curves``
+        takes as its ``labels``.
+    """
+    groups = group_runs(beside_untrained(results))
+    families = {_stem(names): names for names in join_dials(groups)}
+    return {
+        shown: [
+            "".join(name.partition("β=")[1:]) * ("β=" not in shown)
+            for name in families[family]
+        ]
         for family, shown in legend.items()
         if family in families
     }

@@ -37,10 +37,11 @@ from flowrl_lab.plots.placement import (
     end_labels,
     mark_labels,
     place_page,
+    point_labels,
     shown_names,
     title_lines,
 )
-from flowrl_lab.plots.static import draw_svg, log_ticks
+from flowrl_lab.plots.static import draw_svg, log_ticks, log_x_ticks
 from flowrl_lab.types import StepRecord
 
 __all__ = [
@@ -278,6 +279,10 @@ def add_axes(
         if panel.log_y:
             ticks = log_ticks(*panel.y_range)
             y.update(type="log", tickvals=ticks, ticktext=[f"{t:g}" for t in ticks])
+        if panel.log_x:
+            named = log_x_ticks(panel)
+            ticks = [10.0**place for place in named]
+            x.update(type="log", tickvals=ticks, ticktext=list(named.values()))
     layout[f"xaxis{suffix}"], layout[f"yaxis{suffix}"] = x, y
 
 
@@ -291,15 +296,7 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
         {
             "type": "scatter",
             "mode": "lines+markers" + ("+text" if curve.labels else ""),
-            **(
-                {
-                    "text": list(curve.labels),
-                    "textposition": "top right",
-                    "cliponaxis": False,  # the words of the last point stay whole
-                }
-                if curve.labels
-                else {}
-            ),
+            **(words_beside(panel, curve, box) if curve.labels else {}),
             "name": curve.run,
             "legendgroup": curve.run,
             "showlegend": False,
@@ -313,6 +310,16 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
         }
         for curve in panel.series
     ]
+
+
+def words_beside(panel: LinePanel, curve: Series, box: Box) -> dict:
+    """The words of a curve's points, each on its side."""
+    labels = [label for label in point_labels(panel, box) if label.run == curve.run]
+    return {
+        "text": list(curve.labels),
+        "textposition": [label.side for label in labels],
+        "cliponaxis": False,  # the words of the last point stay whole
+    }
 
 
 def heights(panel: LinePanel, curve: Series) -> np.ndarray:
@@ -410,7 +417,7 @@ def cells_trace(panel: CellsPanel, box: Box) -> dict:
 
 
 def color_scale(floor: float, placement: Placement) -> dict:
-    """One viridis scale for all cells, from "no longer alive" to "certain"."""
+    """One viridis scale for all cells, from "next to nothing" to "certain"."""
     low = round(float(np.log10(floor)))
     marks = list(range(low, 1))
     box = placement.scale
@@ -475,11 +482,15 @@ def curve_notes(panel: LinePanel, box: Box) -> list[dict]:
     """A curve panel's title, its runs' last values, the names of its marks."""
     texts = [note(stack(title_lines(panel)), 0.0, 1.0, -40, -6, yanchor="bottom")]
     for label in end_labels(panel, box):
-        color, glyph = label.style.color, label.style.glyph
-        mark = "" if label.at_marker else f'<span style="color:{color}">{glyph}</span> '
-        x, y = box.fraction(label.x, label.y)
-        said = note(mark + format_number(label.value), x, y, 5, 0)
-        texts.append(said | {"name": label.run})  # goes when the run is switched off
+        x, y = box.fraction(label.x, label.y - label.down)
+        words, line = label.reach
+        one = note(format_number(label.value), x, y, words, round(label.down, 2))
+        one["xanchor"] = "right" if label.leftward else "left"
+        if line:
+            one |= {"showarrow": True, "arrowhead": 0, "arrowwidth": 1}
+            one |= {"arrowcolor": label.style.color, "ax": line, "ay": -one["yshift"]}
+            one |= {"xshift": 0, "yshift": 0}
+        texts.append(one | {"name": label.run})  # goes when the run is switched off
     for mark in mark_labels(panel, box):
         x, y = box.fraction(box.left, mark.text_y)
         texts.append(note(escape(mark.words), x, y, 6, 3, yanchor="bottom"))

@@ -335,9 +335,9 @@ def move_data(widget, sent: dict, figure: dict) -> None:
     before, after = sent["layout"], figure["layout"]
     pairs = zip(before["annotations"], after["annotations"], strict=True)
     for number, (old, new) in enumerate(pairs):
-        for key in ("text", "x", "y"):
-            if old[key] != new[key]:
-                widget.layout.annotations[number][key] = new[key]
+        for key in sorted(old.keys() | new.keys()):  # a line to it comes and goes
+            if old.get(key) != new.get(key):
+                widget.layout.annotations[number][key] = new.get(key)
     for name, axis in after.items():
         for key in ("range", "tickvals", "ticktext"):
             if name[1:5] == "axis" and axis.get(key) != before[name].get(key):

@@ -45,6 +45,8 @@ MAX_CELLS = 1024
 MIN_STATES = 50
 # Curves over a log axis: what lies more decades below the top is out of sight.
 LOG_DECADES = 6.0
+# A share of these is a share of something: their axis starts at 0.
+COUNTS = ("effective_answers", "distinct_64")
 ALWAYS_LOG = ("kl_policy_target", "kl_target_policy")
 
 
@@ -59,7 +61,7 @@ class RunStyle:
     @property
     def glyph(self) -> str:
         """The marker as a character, for labels."""
-        return GLYPHS[self.marker]
+        return (GLYPHS | GLYPHS_OPEN)[self.marker]
 
 
 GLYPHS = {
@@ -72,6 +74,8 @@ GLYPHS = {
     "triangle-down": "▼",
     "x": "✖",
 }
+GLYPHS_OPEN = {"square-open": "□", "diamond-open": "◇", "circle-open": "○"}
+GLYPHS_OPEN |= {"triangle-up-open": "△"}
 # Okabe-Ito, a palette whose colours stay apart under colour blindness.
 STYLES = {
     "flowrl": RunStyle("#0072B2", "solid", "circle"),
@@ -80,6 +84,16 @@ STYLES = {
     "reinforce_pp": RunStyle("#CC79A7", "dashdot", "triangle-up"),
     "kl_reinforce": RunStyle("#E69F00", "longdash", "cross"),
     "vargrad": RunStyle("#56B4E9", "longdashdot", "star"),
+}
+# In the pictures of the recorded study, the same in each; controls are open marks.
+STUDY_STYLES = {
+    "untrained": RunStyle("#7A828C", "solid", "x"),
+    "pass@4": RunStyle("#56B4E9", "longdashdot", "star"),
+    "paper β=15": RunStyle("#0072B2", "dash", "triangle-down"),
+    "grpo + KL": RunStyle("#D55E00", "dash", "square-open"),
+    "grpo, half rate": RunStyle("#D55E00", "dash", "diamond-open"),
+    "kl_reinforce β=8": RunStyle("#E69F00", "longdash", "circle-open"),
+    "vargrad β=8": RunStyle("#009E73", "solid", "triangle-up-open"),
 }
 TITLES = {
     "reward": "mean reward of the batch",
@@ -142,7 +156,8 @@ class Series:
 class LinePanel:
     """Curves of one metric over the training step, or over ``x_title``.
 
-    ``marks`` are named heights, each drawn as a level line.
+    ``marks`` are named heights, each drawn as a level line.  The ranges of log axes
+    are in log10 units.
     """
 
     title: str
@@ -153,6 +168,12 @@ class LinePanel:
     y_range: tuple[float, float]
     x_title: str = "step"
     marks: tuple[tuple[str, float], ...] = ()
+    log_x: bool = False
+
+    def place_of(self, x: int | float | np.ndarray) -> np.ndarray:
+        """How far to the right it lies: 0 at the left edge, 1 at the right one."""
+        low, high = self.x_range
+        return ((np.log10(x) if self.log_x else np.asarray(x)) - low) / (high - low)
 
     def height_of(self, value: float) -> float:
         """Where a value lies: 0 at the bottom of the panel, 1 at the top."""
@@ -163,11 +184,11 @@ class LinePanel:
 
     def ends(self) -> dict[str, float]:
         """run -> where its longest curve ends: 0 at the left, 1 at the right."""
-        (low, high), found = self.x_range, {}
+        found: dict[str, float] = {}
         for curve in self.series:
             reached = curve.x[np.isfinite(curve.y)]
             if len(reached):
-                place = float((reached[-1] - low) / (high - low))
+                place = float(self.place_of(reached[-1]))
                 found[curve.run] = max(place, found.get(curve.run, 0.0))
         return found
 
@@ -344,7 +365,7 @@ def run_styles(runs: Sequence[tuple[str, str]]) -> dict[str, RunStyle]:
     chosen: dict[str, RunStyle] = {}
     for claim in (0, 1):
         for pair in runs:
-            style = STYLES.get(pair[claim])
+            style = (STYLES | STUDY_STYLES).get(pair[claim])
             if pair[0] not in chosen and style and style not in chosen.values():
                 chosen[pair[0]] = style
     colors = [style.color for style in STYLES.values()]
@@ -477,7 +498,7 @@ def axis_title(
     """A panel's title, with what the eye could mistake about its axis."""
     if not log_y:
         cut = y_range[0] > 0 and bool(np.isfinite(values).any())
-        return f"{title} (axis from {y_range[0]:.2g})" if cut else title
+        return f"{title} (axis from {y_range[0]:.3g})" if cut else title
     seen = values[np.isfinite(values)]
     remark = "log axis"
     if (seen <= 0).any():
@@ -500,6 +521,8 @@ def line_panel(
         values.append(y)
         end = max(end, history.progress[key][2], *steps[-1:])
     marks = history.floor(metric)
+    if metric in COUNTS and not log_y:
+        values.append(np.zeros(1))
     values.append(np.array([height for _, height in marks]))
     every = np.concatenate(values)
     y_range = curve_range(every, log_y)
@@ -525,10 +548,10 @@ def is_landscape(snapshot: Snapshot) -> bool:
     return bool(np.all(np.diff(states) > 0))
 
 
-def alive_text(probs: np.ndarray) -> str:
-    """The effective number in words: ``12.3 of 34 alive``."""
+def effective_text(probs: np.ndarray) -> str:
+    """The effective number in words: ``12.3 of 34 effective``."""
     number = count_alive(probs)
-    return f"{number:,.{1 if number < 1000 else 0}f} of {len(probs):,} alive"
+    return f"{number:,.{1 if number < 1000 else 0}f} of {len(probs):,} effective"
 
 
 def states_panel(
@@ -548,7 +571,7 @@ def states_panel(
     if probs[top] > y_max:
         note = f"↑ {probs[top]:.2f} at {(names or snapshot.labels)[top]} · {note}"
     return StatesPanel(
-        alive_text(probs), run, style, states, probs, target, y_max, note, names
+        effective_text(probs), run, style, states, probs, target, y_max, note, names
     )
 
 
@@ -579,7 +602,7 @@ def cells_panel(
     probs = np.nan_to_num(np.asarray(probs, dtype=float))
     names, merged = merge_cells(labels, probs)
     note = f"probability of all: {probs.sum():.3f}"
-    title = alive_text(probs)
+    title = effective_text(probs)
     return CellsPanel(title, run, style, names, merged, floor, note)
 
 

@@ -44,7 +44,7 @@ class Picture:
 
 
 def draw_distributions(
-    target: Float[Tensor, " N"],
+    target: Float[Tensor, " N"] | Float[Tensor, "R N"],
     curves: Mapping[str, Float[Tensor, " N"]],
     *,
     title: str = "",
@@ -58,7 +58,8 @@ def draw_distributions(
     higher than 1.6 times the target's peak is cut, and named above its panel.
 
     Args:
-        target: log-probabilities of the target, drawn in grey.
+        target: log-probabilities of the target, drawn in grey; or of one target for
+            each of the R curves.
         curves: name -> log-probabilities; one panel each.
         title: headline.
         target_label: what the target is called.
@@ -73,23 +74,26 @@ def draw_distributions(
     """
     if not curves:
         raise ValueError("curves: got none, expected at least one name: log_probs")
-    if target.ndim != 1 or len(target) < 2:
+    rows, states = target.shape if target.ndim == 2 else (1, target.numel())
+    if target.ndim > 2 or states < 2 or rows not in (1, len(curves)):
         raise ValueError(
-            f"target: got shape {tuple(target.shape)}, expected [N], N ≥ 2"
+            f"target: got shape {tuple(target.shape)}, expected [N], N ≥ 2, or "
+            "[R, N], one row for each curve"
         )
-    if labels and len(labels) != len(target):
+    if labels and len(labels) != states:
         raise bad_input(
-            "labels", f"has {len(labels)} names", f"{len(target)}", "name each state"
+            "labels", f"has {len(labels)} names", f"{states}", "name each state"
         )
+    goals = target.expand(len(curves), states)
     styles = run_styles([(name, name) for name in curves])
     panels = []
-    for name, log_probs in curves.items():
-        if log_probs.shape != target.shape:
+    for (name, log_probs), own in zip(curves.items(), goals, strict=True):
+        if log_probs.shape != own.shape:
             raise ValueError(
                 f"{name}: got shape {tuple(log_probs.shape)}, "
-                f"expected {tuple(target.shape)}, like the target"
+                f"expected {tuple(own.shape)}, like the target"
             )
-        probs, goal = (_to_probs(values) for values in (log_probs, target))
+        probs, goal = (_to_probs(values) for values in (log_probs, own))
         states = tuple(str(state) for state in range(len(goal)))
         snapshot = Snapshot("", states, probs, goal, goal)
         panel = states_panel(name, styles[name], snapshot, target_label, tuple(labels))
@@ -103,6 +107,7 @@ def draw_curves(
     title: str = "",
     x_title: str = "x",
     y_title: str = "y",
+    log_x: bool = False,
     log_y: bool = False,
     marks: Mapping[str, int | float | None] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
@@ -114,17 +119,20 @@ def draw_curves(
         title: headline.
         x_title: what lies along the horizontal axis.
         y_title: what the heights are; written above the panel.
+        log_x: a log axis to the right; every x above 0.
         log_y: heights on a log axis; values of 0 or less are left out.
         marks: name -> a height to mark with a level line, such as
             ``{"your prediction": predicted("02.log_z")}``; None is left out.
-        labels: name -> words beside its points, one for each.
+        labels: name -> words beside its points, one for each.  Where all curves have
+            them no legend is needed.
 
     Returns:
         A picture; as a cell's last value it shows itself.
 
     Raises:
-        ValueError: for no curves, an empty one, x and y of different lengths, or a
-            mark that is no finite number (above 0 on a log axis).
+        ValueError: for no curves, an empty one, x and y of different lengths, an x of
+            0 or less on a log axis, or a mark that is no finite number (above 0 on
+            a log axis).
     """
     if not curves:
         raise ValueError("curves: got none, expected at least one name: (x, y)")
@@ -137,6 +145,8 @@ def draw_curves(
                 f"{name}: got x {x.shape} and y {y.shape}, expected two equally "
                 "long lists with at least one number"
             )
+        if log_x and not (x > 0).all():
+            raise bad_input(name, f"has an x of {x.min():g}", "x > 0", "drop log_x")
         words = tuple((labels or {}).get(name, ()))
         if words and len(words) != len(x):
             raise bad_input(
@@ -153,14 +163,17 @@ def draw_curves(
         log_y,
         tuple(series),
         curve_range(
-            np.concatenate([curve.x for curve in series]), False, from_zero=False
+            np.concatenate([curve.x for curve in series]), log_x, from_zero=False
         ),
         # room for the words of marks and points
         (low, high + 0.1 * (high - low) * bool(levels or labels)),
         x_title,
         levels,
+        log_x,
     )
-    return Picture(Page(title, "", tuple(styles.items()), (panel,), (), ""))
+    named = all(any(curve.labels) for curve in series)
+    legend = () if named else tuple(styles.items())
+    return Picture(Page(title, "", legend, (panel,), (), ""))
 
 
 def _check_marks(

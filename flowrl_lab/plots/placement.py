@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from flowrl_lab.plots.panels import (
     CellsPanel,
     LinePanel,
@@ -20,10 +22,12 @@ __all__ = [
     "EndLabel",
     "MarkLabel",
     "Placement",
+    "PointLabel",
     "end_labels",
     "legend_rows",
     "mark_labels",
     "place_page",
+    "point_labels",
     "shown_names",
     "title_lines",
 ]
@@ -38,10 +42,16 @@ TITLE_LETTERS = 34  # in one line above a panel, so that it fits the narrowest o
 CURVE_HEIGHT = 190.0
 STATES_HEIGHT = 150.0
 CELLS_HEIGHT, PICTURE_SIDE = 170.0, 320.0
-LABEL_GAP = 13
+LABEL_GAP, LETTER = 13, 6.5
+# Labels are laid out for a panel of this size, so that each of a figure's forms has
+# them on the same side.
+NOMINAL = 260.0
+SIDES = ("top right", "bottom right", "top left", "bottom left")
+SIDES += ("middle right", "middle left")
 MOST_NAMES = 12  # that an axis says; of more it says about eight
 MAX_END_LABELS = MARKERS_SHOWN = 8
-REMARK = "probability of an answer; dark: no longer alive"
+LEADER = 3.0  # pixels out of place from which on a line leads to a label
+REMARK = "probability of an answer; dark: next to nothing"
 
 
 @dataclass(frozen=True)
@@ -71,8 +81,9 @@ class Box:
 class EndLabel:
     """The last value of a run, written beside the end of its curve.
 
-    ``at_marker``: right beside the marker of its last point, so that no second one is
-    needed to tell whose it is.
+    ``down``: pixels below that end, where it had to make room for another; a thin line
+    then leads to it (a marker of its own would look like a second point).
+    ``leftward``: it stands before the end, since others go on.
     """
 
     run: str
@@ -80,7 +91,39 @@ class EndLabel:
     value: float
     x: float
     y: float
-    at_marker: bool
+    down: float
+    leftward: bool
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """Pixels from the end to the words, and to the end of the line to them."""
+        moved, away = abs(self.down) >= LEADER, -1 if self.leftward else 1
+        return away * (16.0 if moved else 7.0), away * 14.0 * moved
+
+
+@dataclass(frozen=True)
+class PointLabel:
+    """Words beside a point at x, y; ``side`` is plotly's name for where."""
+
+    run: str
+    words: str
+    x: float
+    y: float
+    side: str
+
+    @property
+    def anchor(self) -> str:
+        return "start" if self.side.endswith("right") else "end"
+
+    def corner(self) -> tuple[float, float]:
+        """Where the baseline of the words begins, or ends."""
+        down = {"top": -6, "middle": 4, "bottom": 14}[self.side.split()[0]]
+        return self.x + (8 if self.anchor == "start" else -8), self.y + down
+
+    def box(self) -> Box:
+        """The room that the words take."""
+        wide, (x, y) = LETTER * len(self.words), self.corner()
+        return Box(x - wide * (self.anchor == "end"), y - 10, wide, 13.0)
 
 
 @dataclass(frozen=True)
@@ -252,7 +295,7 @@ def place_page(page: Page, *, width: int | float = WIDTH) -> Placement:
     progress_y = title_y + bool(title) * (4 + 20 * len(title))
     legend_y = progress_y + (HEADER_LINE if page.progress else 0)
     y = legend_y
-    if page.curves:
+    if page.curves and page.legend:
         y += 4 + LEGEND_LINE * len(legend_rows(page.legend, width))
     curves = place_curves(page, y, width)
     y = max([y, *(box.bottom + 44 for box in curves)])
@@ -304,29 +347,110 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
         box: where they are drawn.
 
     Returns:
-        Labels with x and y in pixels, x where the curve ends; none when there are
-        too many runs to read.
+        Labels with x and y in pixels, x where the curve ends; none for a curve that
+        has left the frame of a log axis, and none when there are too many to read.
     """
     labelled = {curve.run for curve in panel.series if curve.labels}
-    short = {curve.run for curve in panel.series if len(curve.x) <= MARKERS_SHOWN}
-    ends = panel.last_values()
-    ends = {run: end for run, end in ends.items() if run not in labelled}
+    floor = 10.0 ** panel.y_range[0] if panel.log_y else -np.inf
+    ends = {
+        run: end
+        for run, end in panel.last_values().items()
+        if run not in labelled and end[1] >= floor
+    }
     if len(ends) > MAX_END_LABELS:
         return []
-    heights = {run: panel.height_of(value) for run, (_, value) in ends.items()}
     places = panel.ends()
-    order = sorted(ends, key=lambda run: -heights[run])
-    wanted = [box.bottom - heights[run] * box.height for run in order]
-    placed = spread(wanted, box.top, box.bottom)
-    return [
-        EndLabel(
-            *(run, *ends[run]),
-            x=box.left + places[run] * box.width,
-            y=y,
-            at_marker=abs(y - at) < 3 and run in short,
-        )
-        for run, at, y in zip(order, wanted, placed, strict=True)
-    ]
+    labels = []
+    for together in columns({run: places[run] for run in ends}):
+        heights = {run: panel.height_of(ends[run][1]) for run in together}
+        order = sorted(together, key=lambda run: -heights[run])
+        wanted = [box.bottom - heights[run] * box.height for run in order]
+        placed = spread(wanted, box.top, box.bottom)
+        labels += [
+            EndLabel(
+                *(run, *ends[run]),
+                x=box.left + places[run] * box.width,
+                y=y,
+                down=y - at,
+                leftward=is_crossed(panel, places[run], (box.bottom - y) / box.height),
+            )
+            for run, at, y in zip(order, wanted, placed, strict=True)
+        ]
+    return labels
+
+
+def columns(places: dict[str, float]) -> list[list[str]]:
+    """Runs that end so near to each other that their labels stand below each other."""
+    found: list[list[str]] = []
+    for run in sorted(places, key=places.__getitem__):
+        if not found or places[run] - places[found[-1][-1]] > 0.2:
+            found.append([])
+        found[-1].append(run)
+    return found
+
+
+def is_crossed(panel: LinePanel, place: float, height: float) -> bool:
+    """Whether more runs through a label on the right of a place than on its left."""
+    if place > 1 - 50 / NOMINAL:  # beyond the last step nothing is drawn
+        return False
+    box = Box(0.0, 0.0, NOMINAL, CURVE_HEIGHT)
+    x, y = place * NOMINAL, (1 - height) * CURVE_HEIGHT
+    drawn = pixels(panel, box)
+    right, left = (
+        drawn_inside(drawn, Box(start, y - 8, 40.0, 16.0)) for start in (x + 6, x - 46)
+    )
+    return left < right and x >= 46
+
+
+def pixels(panel: LinePanel, box: Box) -> np.ndarray:
+    """Points along all curves of a panel, in pixels, [N, 2]."""
+    found = [np.zeros((0, 2))]
+    for curve in panel.series:
+        seen = np.isfinite(curve.y) & ((curve.y > 0) | (not panel.log_y))
+        if not seen.any():
+            continue
+        x = box.left + panel.place_of(curve.x[seen]) * box.width
+        y = [box.bottom - panel.height_of(v) * box.height for v in curve.y[seen]]
+        at = np.arange(len(x))
+        fine = np.linspace(0, len(x) - 1, 1 + 40 * (len(x) - 1))
+        found.append(np.stack([np.interp(fine, at, x), np.interp(fine, at, y)], 1))
+    return np.concatenate(found)
+
+
+def drawn_inside(points: np.ndarray, room: Box) -> int:
+    """How many of the points lie inside a rectangle."""
+    x, y = points.T
+    inside = (room.left < x) & (x < room.right) & (room.top < y) & (y < room.bottom)
+    return int(inside.sum())
+
+
+def point_labels(panel: LinePanel, box: Box) -> list[PointLabel]:
+    """Words beside points, each on the side where the fewest curves and words are."""
+    taken, labels = pixels(panel, box), []
+    for curve in panel.series:
+        for x, y, words in zip(curve.x, curve.y, curve.labels, strict=False):
+            at = (
+                box.left + float(panel.place_of(x)) * box.width,
+                box.bottom - panel.height_of(y) * box.height,
+            )
+            choices = [PointLabel(curve.run, words, *at, side) for side in SIDES]
+            label = min(choices, key=lambda one: _trouble(one.box(), taken, box))
+            labels.append(label)
+            taken = np.concatenate([taken, _cover(label.box())])
+    return labels
+
+
+def _trouble(room: Box, taken: np.ndarray, panel: Box) -> int:
+    """What a word would lie over; much for one that leaves its panel."""
+    outside = room.left < panel.left or room.right > panel.right + 60
+    return drawn_inside(taken, room) + 1000 * outside
+
+
+def _cover(room: Box) -> np.ndarray:
+    """Points all over a rectangle, [N, 2]."""
+    x = np.linspace(room.left, room.right, 9)
+    y = np.linspace(room.top, room.bottom, 5)
+    return np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
 
 
 def shown_names(names: tuple[str, ...]) -> dict[int, str]:

@@ -8,7 +8,7 @@ and a dark page, and the whole figure carries its numbers as alt text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -32,6 +32,7 @@ from flowrl_lab.plots.placement import (
     end_labels,
     legend_rows,
     mark_labels,
+    point_labels,
     shown_names,
     title_lines,
 )
@@ -51,6 +52,7 @@ DASHES = {"solid": "", "dash": "8 5", "dot": "2 3", "dashdot": "8 4 2 4"}
 DASHES |= {"longdash": "13 5", "longdashdot": "13 4 2 4"}
 TITLED_CELLS = 128
 COLOUR_LEVELS = 32
+MOST_X_NAMED = 6
 LIGHT_CELL = 0.45  # of the scale: from here on black is read better than white
 
 
@@ -185,23 +187,36 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [value for value in values if low <= math.log10(value) <= high]
 
 
+def log_x_ticks(panel: LinePanel) -> dict[float, str]:
+    """What a log axis to the right says, and where: the points' own x, if they are few.
+
+    Places are in log10 units, like the panel's range.
+    """
+    every = np.unique(np.concatenate([curve.x for curve in panel.series]))
+    values = every if len(every) <= MOST_X_NAMED else log_ticks(*panel.x_range)
+    return {math.log10(value): f"{value:g}" for value in values}
+
+
 def draw_axes(
     box: Box,
     x_range: tuple[float, float],
     y_range: tuple[float, float],
     x_title: str,
     log_y: bool,
-    names: tuple[str, ...] = (),
+    *,
+    named: Mapping[int | float, str] | None = None,
+    across: bool = True,
 ) -> str:
-    """Grid lines, tick labels and the name of the x axis; ``names`` for 0, 1, …"""
+    """Grid lines, tick labels and the name of the x axis.
+
+    ``named``: the x axis' own ticks; ``across``: with a grid line at each of them.
+    """
     grid, labels = [], []
-    named = shown_names(names)
-    ticks = named or linear_ticks(*x_range)
-    for tick in ticks:
+    ticks = named or {tick: f"{tick:g}" for tick in linear_ticks(*x_range)}
+    for tick, name in ticks.items():
         x = box.left + (tick - x_range[0]) / (x_range[1] - x_range[0]) * box.width
-        if not names:
+        if across:
             grid.append(f"M{num(x)} {num(box.top)}v{num(box.height)}")
-        name = named.get(tick, f"{tick:g}")
         labels.append(text(x, box.bottom + 14, name, anchor="middle"))
     for tick in log_ticks(*y_range) if log_y else linear_ticks(*y_range):
         rise = (math.log10(tick) if log_y else tick) - y_range[0]
@@ -221,7 +236,6 @@ def draw_axes(
 
 def curve_points(curve: Series, panel: LinePanel, box: Box) -> list[list[tuple]]:
     """The curve in pixels, split where a value is missing."""
-    low, high = panel.x_range
     pieces: list[list[tuple]] = [[]]
     floor, below = 10.0 ** panel.y_range[0] if panel.log_y else -np.inf, False
     for x, y in zip(curve.x, curve.y, strict=True):
@@ -229,7 +243,7 @@ def curve_points(curve: Series, panel: LinePanel, box: Box) -> list[list[tuple]]
             pieces.append([])
             continue
         below = y < floor
-        right = box.left + (x - low) / (high - low) * box.width
+        right = box.left + panel.place_of(x) * box.width
         pieces[-1].append((right, box.bottom - panel.height_of(y) * box.height))
     return [piece for piece in pieces if piece]
 
@@ -241,9 +255,12 @@ def line_path(points: list[tuple]) -> str:
 
 def draw_curves(panel: LinePanel, box: Box) -> str:
     """One metric: its curves, markers, and the last values at the right."""
+    ranges, named = (panel.x_range, panel.y_range), None
+    if panel.log_x:
+        named = log_x_ticks(panel)
     parts = [
         *lines_above(panel, box.left - 40, box.top - 10),
-        draw_axes(box, panel.x_range, panel.y_range, panel.x_title, panel.log_y),
+        draw_axes(box, *ranges, panel.x_title, panel.log_y, named=named),
     ]
     for curve in panel.series:
         pieces = curve_points(curve, panel, box)
@@ -256,24 +273,28 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
         shown = np.linspace(0, len(points) - 1, min(MARKERS_SHOWN, len(points)))
         if curve.labels:
             shown = range(len(points))
-            parts += [
-                text(x + 8, y - 6, words)
-                for (x, y), words in zip(points, curve.labels, strict=False)
-            ]
         parts += [
             text(x, y + 4, style.glyph, anchor="middle", color=style.color)
             for x, y in (points[round(i)] for i in shown)
+            if y < box.bottom  # there it leaves the frame
         ]
+    parts += [
+        text(*label.corner(), label.words, anchor=label.anchor)
+        for label in point_labels(panel, box)
+    ]
     for mark in mark_labels(panel, box):
         line = f"M{num(box.left)} {num(mark.line_y)}h{num(box.width)}"
         parts.append(f'<path d="{line}" stroke="{INK}" stroke-dasharray="5 4"/>')
         parts.append(text(box.left + 6, mark.text_y, mark.words))
     for label in end_labels(panel, box):
-        y, style = label.y + 4, label.style
-        if not label.at_marker:
-            parts.append(text(label.x + 6, y, style.glyph, color=style.color))
-        x = label.x + (8 if label.at_marker else 19)
-        parts.append(text(x, y, format_number(label.value)))
+        words, line = label.reach
+        if line:
+            path = f"M{num(label.x)} {num(label.y - label.down)}l{num(line)}"
+            ink = f'stroke="{label.style.color}" fill="none"'
+            parts.append(f'<path d="{path} {num(label.down)}" {ink}/>')
+        anchor = "end" if label.leftward else "start"
+        number = format_number(label.value)
+        parts.append(text(label.x + words, label.y + 4, number, anchor=anchor))
     return "".join(parts)
 
 
@@ -314,7 +335,8 @@ def draw_states(panel: StatesPanel, box: Box) -> str:
             *lines_above(panel, box.left - 36, box.top - 12),
             draw_axes(
                 *(box, panel.x_range, (0.0, panel.y_max), panel.x_title, False),
-                panel.names,
+                named=shown_names(panel.names),
+                across=not panel.names,
             ),
             f'<path d="{area}" fill-opacity=".25" stroke="{INK}" stroke-opacity=".6"/>',
             drawn,

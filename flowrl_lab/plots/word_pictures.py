@@ -16,8 +16,8 @@ from flowrl_lab.plots.panels import (
     CellsPanel,
     Page,
     RunStyle,
-    alive_text,
     colour_floor,
+    effective_text,
     run_styles,
 )
 from flowrl_lab.plots.pictures import Picture
@@ -132,7 +132,7 @@ def _panels(
         probs = task.picture(torch.as_tensor(values)).flatten().numpy()
         panels.append(
             CellsPanel(
-                alive_text(probs),
+                effective_text(probs),
                 name,
                 styles.get(name),
                 words,

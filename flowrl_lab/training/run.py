@@ -437,7 +437,9 @@ def race(*runs: Run | ExperimentConfig, task=None) -> Iterator[StepRecord]:
     """Train several runs in turns, one step each, so that they can be watched.
 
     Each run draws from its own generators: its records equal those it would have
-    yielded alone.  ``task`` is your own, for those given as configs, as for ``Run``.
+    yielded alone.  Those of a run that has trained already come first, so that a plot
+    of a race that was interrupted and goes on shows the whole of it.  ``task`` is your
+    own, for those given as configs, as for ``Run``.
 
     Raises:
         ValueError: no runs, or two with the same name.
@@ -449,6 +451,8 @@ def race(*runs: Run | ExperimentConfig, task=None) -> Iterator[StepRecord]:
             f"the runs are named {names}; expected one or more different names. "
             "Fix: give each config its own `name`."
         )
+    for run in started:
+        yield from tuple(run.records)
     loops = [iter(run) for run in started]
     while loops:
         for loop in tuple(loops):

@@ -114,7 +114,7 @@ class BetaExplorer(Explorer):
         return draw_svg(page, place_page(page)), describe_page(page), "\n".join(rows)
 
     def _panel(self, scale: float, probs: np.ndarray, log_z: float) -> StatesPanel:
-        number = f"{count_alive(probs):.1f} of {len(probs)} alive"
+        number = f"{count_alive(probs):.1f} of {len(probs)} effective"
         return StatesPanel(
             title=number,
             run=f"β = {format_number(scale)}",

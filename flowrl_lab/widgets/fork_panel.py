@@ -229,7 +229,9 @@ class ForkPanel(Explorer):
 
     def _fork_lines(self) -> list[str]:
         return [
-            f"{name} from step {start}" for name, start in self._starts.items() if start
+            f"{name} from step {start} (dotted)"
+            for name, start in self._starts.items()
+            if start
         ]
 
     def still(self) -> tuple[str, str, str]:
@@ -310,13 +312,11 @@ def draw_fork_marks(placement: Placement, steps: Sequence[int]) -> str:
     """A dotted line down every panel of curves where a fork left its parent."""
     parts = []
     for panel, box in placement.curves:
-        low, high = panel.x_range
         for step in steps:
-            x = box.left + (step - low) / (high - low) * box.width
+            x = box.left + panel.place_of(step) * box.width
             parts.append(
                 f'<path class="fork" d="M{x:.1f} {box.top:.1f}v{box.height:.1f}" '
                 f'stroke="#808080" stroke-dasharray="2 3"><title>fork at step {step}'
-                f'</title></path><text x="{x + 3:.1f}" y="{box.top + 10:.1f}" '
-                f">fork</text>"
+                "</title></path>"
             )
     return "".join(parts)

@@ -109,7 +109,7 @@ function render({ model, el }) {
   }
   el.querySelector(".note").textContent = shape === "states"
     ? `grey: ${model.get("_target_label")}`
-    : `bright: likely (1), dark: no longer alive (below ${floor}); hover a cell to read it`;
+    : `bright: likely (1), dark: below ${floor}; hover a cell to read it`;
   const panels = runs.map((run) => makePanel(run, shape, labels, target));
   if (shape === "cells") {
     const name = { name: model.get("_target_label"), glyph: "", color: "inherit" };

@@ -12,9 +12,9 @@ import traitlets
 from flowrl_lab._validation import bad_input
 from flowrl_lab.plots.panels import (
     Page,
-    alive_text,
     colour_floor,
     describe_page,
+    effective_text,
     is_landscape,
     map_panels,
     merge_cells,
@@ -178,7 +178,7 @@ class SolutionMap(Explorer):
 def remark(snapshot: Snapshot) -> str:
     """The effective number; below it the sum, or the peak where a curve is cut."""
     probs = np.asarray(snapshot.probs)
-    text = alive_text(probs)
+    text = effective_text(probs)
     if not is_landscape(snapshot):
         return f"{text}\ntogether {probs.sum():.3f}"
     if probs.max() > 1.6 * np.max(snapshot.target_probs):

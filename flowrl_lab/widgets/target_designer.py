@@ -13,9 +13,9 @@ from flowrl_lab.plots.panels import (
     Page,
     RunStyle,
     StatesPanel,
-    alive_text,
     count_alive,
     describe_page,
+    effective_text,
     format_number,
     run_styles,
     states_panel,
@@ -332,7 +332,7 @@ def target_panel(probs: np.ndarray, scale: float) -> StatesPanel:
     """p* before anything is trained on it."""
     count = len(probs)
     return StatesPanel(
-        title=alive_text(probs),
+        title=effective_text(probs),
         run="p*",
         style=TARGET,
         states=np.arange(count, dtype=float),

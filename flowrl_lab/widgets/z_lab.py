@@ -217,7 +217,7 @@ class ZLab(Explorer):
         probs = np.exp(trace.log_probs[self.step])
         target = np.exp(self.scores - trace.exact_log_z)
         return StatesPanel(
-            title=f"{count_alive(probs):.1f} of {len(probs)} alive",
+            title=f"{count_alive(probs):.1f} of {len(probs)} effective",
             run="policy",
             style=USED,
             states=np.arange(len(probs), dtype=float),

@@ -7,6 +7,7 @@ budget.  Screenshots of what was seen go to test-artifacts/browser/.
 from __future__ import annotations
 
 import os
+import re
 import time
 
 import pytest
@@ -22,6 +23,7 @@ from pages import (
     run_all_cells,
     show_cell,
     wait_until_done,
+    write_notebook,
 )
 from playwright.sync_api import expect
 
@@ -131,3 +133,51 @@ def check_live_plot(
     last = [plot for plot in look_at_plots(visit) if plot["cell"] == cell]
     assert last, "the finished plot is gone"
     assert "finished" in last[0]["words"]
+
+
+INTERRUPTED = (
+    """from flowrl_lab import LivePlot, preset, race
+from flowrl_lab.training.run import Run
+small = {"budget": "quick", "steps": 12}
+runs = [Run(preset("make_number", name, **small)) for name in ("grpo", "flowrl")]""",
+    """with LivePlot(("reward", "accuracy")) as plot:
+    for record in race(*runs):
+        plot.update(record)""",
+    "print('stopped', plot.interrupted, [run.step for run in runs], len(plot.records))",
+    "print([[record.step for record in run.records] for run in runs])",
+)
+
+
+@pytest.mark.full
+def test_a_race_that_was_interrupted_goes_on(visit, lab_folder, lab_address):
+    """■ in the toolbar, in the middle: nothing is lost, and nothing trained twice."""
+    write_notebook(lab_folder, "interrupted", INTERRUPTED)
+    open_notebook(visit, lab_address, "interrupted")
+    run_all_cells(visit)
+    cells = visit.page.locator(".jp-Notebook .jp-CodeCell")
+    words = cells.nth(1).locator(".js-plotly-plot .annotation-text")
+    expect(words.filter(has_text="step 3/12").first).to_be_visible()
+    visit.page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
+    expect(words.filter(has_text="interrupted at step").first).to_be_visible()
+    visit.screenshot("interrupted")
+    said = cells.nth(2).locator(".jp-OutputArea-output")
+    expect(said).to_contain_text("stopped True")
+    steps = [int(number) for number in re.findall(r"\d+", said.inner_text())][:2]
+    assert all(2 <= step < 12 for step in steps), steps
+    wait_until_done(visit, "interrupted")
+
+    run_cells_from(visit, 1, 3)
+    expect(words.filter(has_text="finished").first).to_be_visible()
+    expect(said).to_contain_text("stopped False [12, 12] 26")  # the plot has all
+    every = str([list(range(13))] * 2)
+    expect(cells.nth(3).locator(".jp-OutputArea-output")).to_have_text(every)
+    assert error_outputs(visit) == []
+    visit.screenshot("interrupted-went-on")
+
+
+def run_cells_from(visit: Visit, first: int, last: int) -> None:
+    """Shift+Enter, from one cell to another."""
+    cell = visit.page.locator(".jp-Notebook .jp-CodeCell").nth(first)
+    cell.locator(".cm-content").click()
+    for _ in range(first, last + 1):
+        visit.page.keyboard.press("Shift+Enter")

@@ -14,11 +14,16 @@ import pytest
 
 from flowrl_lab.measuring.folder import RunResult, is_finished, load_result, save_result
 from flowrl_lab.measuring.pages import draw_front, render_report, write_report
+from flowrl_lab.measuring.recorded import load_recorded
 from flowrl_lab.measuring.tables import (
+    CONTROLS,
+    LEGEND,
     Spread,
     average_runs,
     format_table,
+    fronts,
     group_runs,
+    name_betas,
     summarize,
 )
 from flowrl_lab.training.config import ExperimentConfig
@@ -314,3 +319,21 @@ def test_a_result_needs_an_exact_report():
     record = dataclasses.replace(make_result("flowrl", 0, 0.5).records[0], exact=None)
     with pytest.raises(ValueError, match="at least one evaluated step"):
         _ = RunResult({}, (record,), {}).exact
+
+
+def test_the_fronts_have_flowrl_on_every_study_and_say_each_beta() -> None:
+    """Where β = 8 is the only one, its name has no dial in it."""
+    legend = LEGEND | CONTROLS
+    for study, betas in (
+        ("make_number", ["β=4", "β=8", "β=15", "β=30"]),
+        ("make_number_graded", ["β=8"]),
+        ("programs", ["β=4", "β=8", "β=15"]),
+    ):
+        runs = load_recorded(study)
+        drawn, said = fronts(runs, legend), name_betas(runs, legend)
+        assert list(drawn) == list(said)
+        assert said["flowrl"] == betas and said["kl_reinforce β=8"] == [""]
+        assert all(len(drawn[name][0]) == len(words) for name, words in said.items())
+        assert drawn["flowrl"][0][betas.index("β=8")] == pytest.approx(
+            summarize(runs)["flowrl β=8"]["effective_answers"].mean
+        )

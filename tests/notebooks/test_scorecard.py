@@ -28,11 +28,10 @@ def show_curves(monkeypatch, folder: Path) -> tuple[list[str], list]:
     """Run the cells of the protocol's curves: the verdicts, and the pictures."""
     monkeypatch.setattr(protocol_of, "curves_path", lambda t: folder / f"{t}.jsonl")
     shown: list = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
     cells = nbformat.read(PATH, as_version=nbformat.NO_CONVERT).cells
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
     names: dict = {"ACC": "accuracy", "MANY": "effective_answers"}
-    names["draw_curves"] = draw_curves
+    names |= {"draw_curves": draw_curves, "display": shown.append}
     for source in sources:
         if any(mark in source for mark in CELLS):
             exec(source, names)

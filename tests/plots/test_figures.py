@@ -43,7 +43,16 @@ from flowrl_lab.plots.panels import (
     thin,
 )
 from flowrl_lab.plots.pictures import draw_curves, draw_distributions
-from flowrl_lab.plots.placement import LABEL_GAP, WIDTHS, end_labels, place_page, spread
+from flowrl_lab.plots.placement import (
+    LABEL_GAP,
+    WIDTHS,
+    drawn_inside,
+    end_labels,
+    pixels,
+    place_page,
+    point_labels,
+    spread,
+)
 from flowrl_lab.plots.static import (
     DARK_INK,
     LIGHT_INK,
@@ -164,10 +173,10 @@ def test_svg_is_xml_with_numbers_and_alt_text(landscape: bool) -> None:
     assert root.get("role") == "img"
     alive = count_alive(records[-1].snapshot.probs)
     label = root.get("aria-label")
-    for words in ("a < b & c", "flowrl 1", "grpo 0.95", f"{alive:.1f} of 60 alive"):
+    for words in ("a < b & c", "flowrl 1", "grpo 0.95", f"{alive:.1f} of 60 effective"):
         assert words in label
     texts = "\n".join(node.text or "" for node in root.iter(f"{SVG}text"))
-    for words in ("0.0909", "0.95", "flowrl", "grpo", f"{alive:.1f} of 60 alive"):
+    for words in ("0.0909", "0.95", "flowrl", "grpo", f"{alive:.1f} of 60 effective"):
         assert words in texts
     assert len(svg) < 150_000
 
@@ -388,8 +397,17 @@ def test_an_axis_that_does_not_start_at_zero_says_so() -> None:
             draw_curves({"a": ((0, 1), heights)}, y_title="share").page.curves[0].title
         )
 
-    assert title(0.8, 0.9) == "share (axis from 0.79)"
+    assert title(0.8, 0.9) == "share (axis from 0.794)"
     assert title(0.2, 0.9) == title(-1, 2) == title(0, 1) == "share"
+
+
+def test_a_number_of_answers_is_drawn_from_zero() -> None:
+    falls = [16.0, 15.0, 14.0]
+    exact = [replace(make_exact(0.5, 1.0), effective_answers=x) for x in falls]
+    records = [make_record(i, run="a", exact=one) for i, one in enumerate(exact)]
+    page = page_of(records, ("effective_answers",))
+    (panel,) = page.curves
+    assert panel.y_range[0] < 0 and "axis from" not in panel.title
 
 
 def test_a_label_stands_where_its_curve_ends() -> None:
@@ -400,7 +418,7 @@ def test_a_label_stands_where_its_curve_ends() -> None:
     for run, end in (("a", 50), ("b", 100)):
         at = box.left + (end - low) / (high - low) * box.width
         assert labels[run].x == pytest.approx(at)
-        assert labels[run].at_marker  # so no second marker beside it
+        assert labels[run].down == 0
 
 
 def test_points_carry_their_words() -> None:
@@ -414,6 +432,100 @@ def test_points_carry_their_words() -> None:
     assert named["cliponaxis"] is False  # a word at the right edge is not cut
     assert all(words in draw_svg(page, place_page(page)) for words in dial)
     assert [label.run for label in end_labels(*place_page(page).curves[0])] == ["b"]
+
+
+def test_words_beside_points_lie_over_no_curve_and_no_other_words() -> None:
+    rising = {"a": ((6.7, 8.6, 11.7), (0.54, 0.56, 0.575)), "b": ((3.6,), (0.545,))}
+    rising |= {"c": ((6.2,), (0.524,)), "d": ((2.3,), (0.483,))}
+    names = {"a": ("a β=15", "β=8", "β=4"), "b": ("maximiser",), "c": ("pass@4",)}
+    page = draw_curves(rising, labels=names | {"d": ("d",)}).page
+    ((panel, box),) = place_page(page).curves
+    labels = point_labels(panel, box)
+    assert [label.words for label in labels] == [
+        *names["a"],
+        "maximiser",
+        "pass@4",
+        "d",
+    ]
+    drawn = pixels(panel, box)
+    for label in labels:
+        assert not drawn_inside(drawn, label.box()), label
+    for one, other in combinations([label.box() for label in labels], 2):
+        beside = one.right <= other.left or other.right <= one.left
+        assert beside or one.bottom <= other.top or other.bottom <= one.top
+    assert not page.legend  # every point has said whose it is
+    (trace,) = traces_of(plotly_figure(page, place_page(page)), "a")
+    assert trace["textposition"] == [label.side for label in labels[:3]]
+
+
+def test_the_label_of_a_run_that_stops_early_makes_way_for_those_that_go_on() -> None:
+    up, on = list(range(0, 101, 10)), list(range(100, 201, 10))
+    page = draw_curves(
+        {
+            "stops": (up, [x * x / 1e4 for x in up]),
+            "goes on": (on, [1.0 - 0.0001 * (x - 100) for x in on]),
+        }
+    ).page
+    placement = place_page(page)
+    labels = {label.run: label for label in end_labels(*placement.curves[0])}
+    assert labels["stops"].leftward and not labels["goes on"].leftward
+    anchors = {
+        one["name"]: (one["xanchor"], one["text"], one["xshift"] > 0)
+        for one in plotly_figure(page, placement)["layout"]["annotations"]
+        if "name" in one
+    }
+    assert anchors["stops"] == ("right", "1", False)
+    assert anchors["goes on"] == ("left", "0.99", True)
+    still = ElementTree.fromstring(draw_svg(page, placement))
+    box = placement.curves[0][1]
+    ends = [n for n in still.iter(f"{SVG}text") if n.get("text-anchor") == "end"]
+    (said,) = (n for n in ends if float(n.get("x")) > box.left)  # the others: ticks
+    assert said.text == "1"
+
+
+def test_labels_that_stand_far_apart_do_not_push_each_other() -> None:
+    page = draw_curves({"a": ((0, 9), (1, 5.0)), "b": ((2,), (5.01,))}).page
+    labels = end_labels(*place_page(page).curves[0])
+    assert all(label.down == 0 for label in labels)
+
+
+def test_a_log_axis_to_the_right_names_the_points_where_they_are() -> None:
+    tries = (1, 4, 16, 64, 256)
+    missing = (0.5, 0.1, 1e-3, 1e-8, 1e-9)
+    page = draw_curves({"a": (tries, missing)}, log_x=True, log_y=True).page
+    placement = place_page(page)
+    axis = plotly_figure(page, placement)["layout"]["xaxis"]
+    assert axis["type"] == "log" and axis["ticktext"] == [str(k) for k in tries]
+    assert axis["tickvals"] == pytest.approx(tries)
+    ((panel, box),) = placement.curves
+    places = [float(panel.place_of(k)) for k in tries]
+    assert np.diff(places) == pytest.approx([places[1] - places[0]] * 4)
+    svg = ElementTree.fromstring(draw_svg(page, placement))
+    middles = [n for n in svg.iter(f"{SVG}text") if n.get("text-anchor") == "middle"]
+    at = {node.text: float(node.get("x")) for node in middles}
+    for k, place in zip(tries, places, strict=True):
+        assert at[str(k)] == pytest.approx(box.left + place * box.width, abs=0.1)
+    # what lies below the frame has neither a marker nor an end label
+    marks = [n for n in svg.iter(f"{SVG}text") if n.text == "●"]
+    assert len(marks) == 3 + 1  # one in the legend
+    assert end_labels(panel, box) == []
+
+
+@pytest.mark.bad_input
+def test_a_log_axis_to_the_right_refuses_zero() -> None:
+    with pytest.raises(ValueError, match=r"x of 0.*drop log_x"):
+        draw_curves({"a": ((0, 1), (1, 2))}, log_x=True)
+
+
+def test_every_distribution_may_have_a_target_of_its_own() -> None:
+    goals = torch.tensor([[0.2, 0.8], [0.7, 0.3]]).log()
+    page = draw_distributions(goals, {"a": goals[0], "b": goals[1]}).page
+    assert [panel.target.tolist() for panel in page.maps] == [
+        pytest.approx([0.2, 0.8]),
+        pytest.approx([0.7, 0.3]),
+    ]
+    with pytest.raises(ValueError, match="one row for each curve"):
+        draw_distributions(goals, {"a": goals[0]})
 
 
 @pytest.mark.bad_input
@@ -539,6 +651,32 @@ def test_nothing_written_in_a_still_picture_is_cut(width: int | float) -> None:
         assert end <= width + 6, node.text
 
 
+def test_one_word_stands_for_one_count() -> None:
+    page = page_of(make_race(RUNS, size=60), ("reward",), solution_map=True)
+    said = draw_svg(page, place_page(page)) + tabulate_page(page) + describe_page(page)
+    assert "of 60 effective" in said  # an effective number, and no cell that is lit
+    assert "alive" not in said
+
+
 def test_a_runs_end_label_bears_its_name_to_go_with_it() -> None:
     notes = figure_from_records(make_race())["layout"]["annotations"]
     assert [one["name"] for one in notes if "name" in one] == ["flowrl", "grpo"]
+
+
+def test_a_label_that_makes_room_is_no_second_point() -> None:
+    """A thin line leads to it; one that ends elsewhere need not make room."""
+    ends = {"a": ((0, 1), (0, 0.5)), "b": ((0, 1), (1, 0.51)), "c": ((0, 9), (1, 0.5))}
+    page = draw_curves(ends).page
+    placement = place_page(page)
+    ((panel, box),) = placement.curves
+    down = {label.run: label.down for label in end_labels(panel, box)}
+    assert down["a"] > 3 > down["b"] == down["c"] == 0
+    drawn = draw_svg(page, placement)
+    for style in (curve.style for curve in panel.series):  # the legend, and two points
+        assert drawn.count(style.glyph) == 3
+    notes = {
+        n.get("name"): n
+        for n in plotly_figure(page, placement)["layout"]["annotations"]
+    }
+    assert notes["a"]["showarrow"] and notes["a"]["ay"] == round(down["a"], 2)
+    assert not notes["c"]["showarrow"]

@@ -72,7 +72,7 @@ def test_a_live_plot_shows_each_runs_words_as_they_are_now(task):
     probs = torch.tensor(run.probs).view(9, 9)
     assert probs.sum() == pytest.approx(1)
     assert probs[:, 6:].sum() > 0.98  # c: the right third of the picture
-    assert "alive" in plot.bundle()["text/plain"]
+    assert "effective" in plot.bundle()["text/plain"]
     alone = LivePictures(task, beside_target=False)
     alone.update(make_record("TB", 1, 1, snapshot=second))
     assert [panel.run for panel in alone.page().maps] == ["TB"]

@@ -310,7 +310,7 @@ def test_what_is_in_use_or_not_ours_stays(tmp_path):
     for name in names.values():
         (tmp_path / name).write_bytes(b"x")
     with open(tmp_path / names["locked"], "rb") as file:
-        assert _files._hold(file.fileno())
+        assert _files.try_lock(file.fileno())
         write_atomically(tmp_path / "a", b"new")
         assert leftovers(tmp_path) == sorted([*names.values(), "a"])
     write_atomically(tmp_path / "a", b"new")

@@ -167,6 +167,20 @@ def test_a_race_goes_on_when_a_run_ends():
     assert len(runs[0].records) == 3  # a Run handed in keeps its records
 
 
+def test_a_race_that_goes_on_begins_with_what_is_trained():
+    names = ("grpo", "flowrl")
+    runs = [Run(small(name, steps=4)) for name in names]
+    for record in race(*runs):
+        if record.step == 2:
+            break  # as ■ does
+    again = [(record.run, record.step) for record in race(*runs)]
+    whole = [(name, step) for step in range(5) for name in names]
+    assert sorted(again) == sorted(whole)
+    assert [(r.run, r.step) for r in race(*runs)] == [
+        (name, step) for name in names for step in range(5)
+    ]  # nothing is left to train, and there is still something to see
+
+
 # -------------------------------------------------------------------------- records
 
 

@@ -128,7 +128,7 @@ def test_still_form_overlays_all_and_marks_the_fork(panel):
         assert name in label
         assert name in bundle["text/plain"]
     assert "grpo → flowrl from step 12" in bundle["text/html"]
-    assert "solution map" in label or "alive" in label
+    assert "of 100 effective" in label
 
 
 def test_the_mark_stands_where_the_fork_begins(panel):

@@ -148,7 +148,7 @@ def test_map_still_form() -> None:
     assert WIDGET_MIME not in bundle
     label = ElementTree.fromstring(bundle["image/svg+xml"]).get("aria-label")
     assert "grpo" in label
-    assert "of 60 alive" in label
+    assert "of 60 effective" in label
     assert "flowrl" in bundle["text/plain"]
 
 
