@@ -555,7 +555,11 @@ def effective_text(probs: np.ndarray) -> str:
 
 
 def states_panel(
-    run: str, style: RunStyle, snapshot: Snapshot, target_label: str
+    run: str,
+    style: RunStyle,
+    snapshot: Snapshot,
+    target_label: str,
+    names: tuple[str, ...] = (),
 ) -> StatesPanel:
     """One run's distribution over numbered states; spikes are cut and named."""
     states = np.asarray([float(label) for label in snapshot.labels])
@@ -565,9 +569,9 @@ def states_panel(
     top = int(np.nanargmax(probs)) if np.isfinite(probs).any() else 0
     note = f"grey: {target_label}, {count_alive(target):.1f}"
     if probs[top] > y_max:
-        note = f"↑ {probs[top]:.2f} at {snapshot.labels[top]} · {note}"
+        note = f"↑ {probs[top]:.2f} at {(names or snapshot.labels)[top]} · {note}"
     return StatesPanel(
-        effective_text(probs), run, style, states, probs, target, y_max, note
+        effective_text(probs), run, style, states, probs, target, y_max, note, names
     )
 
 

@@ -96,8 +96,8 @@ def draw_distributions(
         probs, goal = (_to_probs(values) for values in (log_probs, own))
         states = tuple(str(state) for state in range(len(goal)))
         snapshot = Snapshot("", states, probs, goal, goal)
-        panel = states_panel(name, styles[name], snapshot, target_label)
-        panels.append(replace(panel, names=tuple(labels), x_title=x_title))
+        panel = states_panel(name, styles[name], snapshot, target_label, tuple(labels))
+        panels.append(replace(panel, x_title=x_title))
     return Picture(Page(title, "", tuple(styles.items()), (), tuple(panels), ""))
 
 

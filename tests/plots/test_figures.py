@@ -578,10 +578,17 @@ def test_a_single_high_state_is_one_filled_bar() -> None:
     assert path.get("fill") == "#D55E00" and "L" not in path.get("d")
 
 
+def test_a_spike_is_named_as_its_axis_names_it() -> None:
+    even, spike = torch.full((3,), 1 / 3).log(), torch.tensor([0.02, 0.96, 0.02]).log()
+    picture = draw_distributions(even, {"grpo": spike}, labels=("aa", "ab", "ba"))
+    assert "↑ 0.96 at ab" in repr(picture)
+
+
 def test_a_page_without_progress_has_no_void_under_its_title() -> None:
     even = torch.full((100,), 0.01).log()
     still = place_page(draw_distributions(even, {"a": even}, title="t").page)
-    assert still.maps[0][1].top - still.title_y < 75
+    assert still.map_title == ("probability of each state",)
+    assert still.maps[0][1].top - still.title_y < 100
     bare = place_page(draw_curves({"a": ((0, 1), (0, 1))}, title="t").page)
     assert bare.curves[0][1].top - bare.title_y < 80
 
