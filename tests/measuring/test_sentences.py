@@ -607,11 +607,12 @@ SENTENCES: list[tuple[str, str, list]] = [
         "every trained row has fewer programs, and solves fewer prompts in 64 samples",
         ALL_LOSE,
     ),
-    (N08, "PPO ends below the untrained accuracy; FlowRL at β = 4 ends above it", ENDS),
+    (N08, "PPO ends below the untrained model, FlowRL at β = 4 above it", ENDS),
     (
         N08,
-        "keeps more than three times GRPO's effective programs, has a higher pass@64 "
-        "than PPO, GRPO and REINFORCE++, and is more accurate than PPO and GRPO",
+        "keeps **more than three times** GRPO's effective programs, has a higher "
+        "pass@64 than PPO, GRPO and REINFORCE++, and is more accurate than PPO and "
+        "GRPO",
         [
             *CODE_P64,
             *CODE_ACC,
@@ -620,10 +621,14 @@ SENTENCES: list[tuple[str, str, list]] = [
         ],
     ),
     (N08, "From REINFORCE++ no difference in accuracy is found", NO_MORE),
-    (N08, "**β = 4 has the best mean on every line.**", SOFT_BEST),
     (
         N08,
-        "Over β = 8 it has more programs and a higher pass@64; in accuracy no "
+        "Among the trained rows **β = 4 has the best mean in every column.**",
+        SOFT_BEST,
+    ),
+    (
+        N08,
+        "Compared with β = 8 it has more programs and a higher pass@64; in accuracy no "
         "difference is found",
         [*SOFT_MORE, *SOFT_LIKE],
     ),
@@ -631,7 +636,7 @@ SENTENCES: list[tuple[str, str, list]] = [
     (N08, "and β = 8 in pass@64", RIVAL),
     (
         N08,
-        "*DAPO* ends where GRPO does: its wider clip keeps no more programs here",
+        "*DAPO* ends where GRPO does",
         [Alike(CODE, key, "dapo", "grpo") for key in (ACC, MANY)],
     ),
     (
@@ -910,8 +915,8 @@ NO_COMPARISON_OF_RUNS = (
     "the same sampling budget for everyone",
     # questions, and what words mean
     "which of these keep as many answers as FlowRL?",
-    "*As many* shall mean",
-    "within the spread of five seeds, one answer.",
+    "*As many* means here",
+    "at most one effective answer fewer.",
     "Which of these are more than chance?",
     "Welch's test, over the five seeds of each",
     "More, or chance?",
@@ -921,7 +926,7 @@ NO_COMPARISON_OF_RUNS = (
     '"more" holds if every such test says so',
     # how to read a plot, what the untrained model is, theory, what was done
     "Up is more often right, to the right is more varied",
-    "it has all of its answers, and is right less than half of the time",
+    "model has all of its answers, and is right less than half of the time",
     "It is the *target* that keeps the variety",
     "There β r̂ counts *per token*",
     "ask there for more than a small policy can follow",
