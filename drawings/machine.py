@@ -86,8 +86,9 @@ def lora() -> Sheet:
         sheet.arrow([(x + 65, 262), (x + 65, 232)], "ink")
         sheet.text(x + 65, 280, "x", anchor="middle", bold=True)
         sheet.arrow([(x + 65, 118), (x + 65, 98)], "ink")
-        added = " + (α/r)·B·A·x" if on else ""
-        sheet.text(x + 65, 90, "h = W·x" + added, anchor="middle")
+        sheet.text(
+            x + 65, 90, "h = W·x" + (" + α/r·B·A·x" if on else ""), anchor="middle"
+        )
         if on:
             sheet.line([(x + 65, 250), (x + 225, 250), (x + 225, 232)], "green")
             sheet.line([(x + 225, 118), (x + 225, 108), (x + 75, 108)], "green")

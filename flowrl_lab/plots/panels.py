@@ -45,6 +45,8 @@ MAX_CELLS = 1024
 MIN_STATES = 50
 # Curves over a log axis: what lies more decades below the top is out of sight.
 LOG_DECADES = 6.0
+# A share of these is a share of something: their axis starts at 0.
+COUNTS = ("effective_answers", "distinct_64")
 ALWAYS_LOG = ("kl_policy_target", "kl_target_policy")
 
 
@@ -496,7 +498,7 @@ def axis_title(
     """A panel's title, with what the eye could mistake about its axis."""
     if not log_y:
         cut = y_range[0] > 0 and bool(np.isfinite(values).any())
-        return f"{title} (axis from {y_range[0]:.2g})" if cut else title
+        return f"{title} (axis from {y_range[0]:.3g})" if cut else title
     seen = values[np.isfinite(values)]
     remark = "log axis"
     if (seen <= 0).any():
@@ -519,6 +521,8 @@ def line_panel(
         values.append(y)
         end = max(end, history.progress[key][2], *steps[-1:])
     marks = history.floor(metric)
+    if metric in COUNTS and not log_y:
+        values.append(np.zeros(1))
     values.append(np.array([height for _, height in marks]))
     every = np.concatenate(values)
     y_range = curve_range(every, log_y)
@@ -551,7 +555,11 @@ def effective_text(probs: np.ndarray) -> str:
 
 
 def states_panel(
-    run: str, style: RunStyle, snapshot: Snapshot, target_label: str
+    run: str,
+    style: RunStyle,
+    snapshot: Snapshot,
+    target_label: str,
+    names: tuple[str, ...] = (),
 ) -> StatesPanel:
     """One run's distribution over numbered states; spikes are cut and named."""
     states = np.asarray([float(label) for label in snapshot.labels])
@@ -561,9 +569,9 @@ def states_panel(
     top = int(np.nanargmax(probs)) if np.isfinite(probs).any() else 0
     note = f"grey: {target_label}, {count_alive(target):.1f}"
     if probs[top] > y_max:
-        note = f"↑ {probs[top]:.2f} at {snapshot.labels[top]} · {note}"
+        note = f"↑ {probs[top]:.2f} at {(names or snapshot.labels)[top]} · {note}"
     return StatesPanel(
-        effective_text(probs), run, style, states, probs, target, y_max, note
+        effective_text(probs), run, style, states, probs, target, y_max, note, names
     )
 
 

@@ -44,7 +44,7 @@ class Picture:
 
 
 def draw_distributions(
-    target: Float[Tensor, " N"],
+    target: Float[Tensor, " N"] | Float[Tensor, "R N"],
     curves: Mapping[str, Float[Tensor, " N"]],
     *,
     title: str = "",
@@ -58,7 +58,8 @@ def draw_distributions(
     higher than 1.6 times the target's peak is cut, and named above its panel.
 
     Args:
-        target: log-probabilities of the target, drawn in grey.
+        target: log-probabilities of the target, drawn in grey; or of one target for
+            each of the R curves.
         curves: name -> log-probabilities; one panel each.
         title: headline.
         target_label: what the target is called.
@@ -73,27 +74,30 @@ def draw_distributions(
     """
     if not curves:
         raise ValueError("curves: got none, expected at least one name: log_probs")
-    if target.ndim != 1 or len(target) < 2:
+    rows, states = target.shape if target.ndim == 2 else (1, target.numel())
+    if target.ndim > 2 or states < 2 or rows not in (1, len(curves)):
         raise ValueError(
-            f"target: got shape {tuple(target.shape)}, expected [N], N ≥ 2"
+            f"target: got shape {tuple(target.shape)}, expected [N], N ≥ 2, or "
+            "[R, N], one row for each curve"
         )
-    if labels and len(labels) != len(target):
+    if labels and len(labels) != states:
         raise bad_input(
-            "labels", f"has {len(labels)} names", f"{len(target)}", "name each state"
+            "labels", f"has {len(labels)} names", f"{states}", "name each state"
         )
+    goals = target.expand(len(curves), states)
     styles = run_styles([(name, name) for name in curves])
     panels = []
-    for name, log_probs in curves.items():
-        if log_probs.shape != target.shape:
+    for (name, log_probs), own in zip(curves.items(), goals, strict=True):
+        if log_probs.shape != own.shape:
             raise ValueError(
                 f"{name}: got shape {tuple(log_probs.shape)}, "
-                f"expected {tuple(target.shape)}, like the target"
+                f"expected {tuple(own.shape)}, like the target"
             )
-        probs, goal = (_to_probs(values) for values in (log_probs, target))
+        probs, goal = (_to_probs(values) for values in (log_probs, own))
         states = tuple(str(state) for state in range(len(goal)))
         snapshot = Snapshot("", states, probs, goal, goal)
-        panel = states_panel(name, styles[name], snapshot, target_label)
-        panels.append(replace(panel, names=tuple(labels), x_title=x_title))
+        panel = states_panel(name, styles[name], snapshot, target_label, tuple(labels))
+        panels.append(replace(panel, x_title=x_title))
     return Picture(Page(title, "", tuple(styles.items()), (), tuple(panels), ""))
 
 

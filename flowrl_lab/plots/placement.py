@@ -177,6 +177,14 @@ def title_lines(panel: LinePanel | StatesPanel) -> tuple[str, ...]:
     return tuple(line for one in words for line in textwrap.wrap(one, TITLE_LETTERS))
 
 
+def map_heading(page: Page) -> str:
+    """The title of the maps, and what a height is; of cells the scale says it."""
+    if not page.maps or isinstance(page.maps[0], CellsPanel):
+        return page.map_title
+    height = f"probability of each {page.maps[0].x_title}"
+    return f"{page.map_title}: {height}" if page.map_title else height
+
+
 def legend_rows(
     names: tuple[tuple[str, RunStyle], ...], width: float
 ) -> list[list[tuple[float, str, RunStyle]]]:
@@ -282,7 +290,7 @@ def place_page(page: Page, *, width: int | float = WIDTH) -> Placement:
         live figure does not jump).
     """
     width = float(width)
-    title, map_title = wrap(page.title, width, 15), wrap(page.map_title, width, 13)
+    title, map_title = wrap(page.title, width, 15), wrap(map_heading(page), width, 13)
     title_y = 4.0
     progress_y = title_y + bool(title) * (4 + 20 * len(title))
     legend_y = progress_y + (HEADER_LINE if page.progress else 0)

@@ -49,7 +49,7 @@ WORDS: dict[str, str] = {
     "t": "turn it: the first number goes to the end",
     "u": "up: one more to each number",
     "w": "twice each number",
-    "n": "negate each number: what is missing to 5",
+    "n": "negate each number: 1↔4, 2↔3, and 0 stays",
     "m": "running maximum: the largest number so far at each place",
     "d": "put a second copy on the stack",
     "i": "put the input on the stack again",

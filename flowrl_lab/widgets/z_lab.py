@@ -48,8 +48,8 @@ RANGES = {
 }
 CHOICES = {"mode": MODES, "sampler": SAMPLERS, "batch_size": BATCH_SIZES}
 USED = RunStyle("#0072B2", "solid", "circle")
-TRUTH = RunStyle("#808080", "dash", "square")
-BOUND = RunStyle("#D55E00", "dot", "diamond")
+TRUTH = RunStyle("#808080", "dot", "square")
+BOUND = RunStyle("#D55E00", "dash", "diamond")
 
 
 class ZLab(Explorer):

@@ -397,8 +397,17 @@ def test_an_axis_that_does_not_start_at_zero_says_so() -> None:
             draw_curves({"a": ((0, 1), heights)}, y_title="share").page.curves[0].title
         )
 
-    assert title(0.8, 0.9) == "share (axis from 0.79)"
+    assert title(0.8, 0.9) == "share (axis from 0.794)"
     assert title(0.2, 0.9) == title(-1, 2) == title(0, 1) == "share"
+
+
+def test_a_number_of_answers_is_drawn_from_zero() -> None:
+    falls = [16.0, 15.0, 14.0]
+    exact = [replace(make_exact(0.5, 1.0), effective_answers=x) for x in falls]
+    records = [make_record(i, run="a", exact=one) for i, one in enumerate(exact)]
+    page = page_of(records, ("effective_answers",))
+    (panel,) = page.curves
+    assert panel.y_range[0] < 0 and "axis from" not in panel.title
 
 
 def test_a_label_stands_where_its_curve_ends() -> None:
@@ -508,6 +517,17 @@ def test_a_log_axis_to_the_right_refuses_zero() -> None:
         draw_curves({"a": ((0, 1), (1, 2))}, log_x=True)
 
 
+def test_every_distribution_may_have_a_target_of_its_own() -> None:
+    goals = torch.tensor([[0.2, 0.8], [0.7, 0.3]]).log()
+    page = draw_distributions(goals, {"a": goals[0], "b": goals[1]}).page
+    assert [panel.target.tolist() for panel in page.maps] == [
+        pytest.approx([0.2, 0.8]),
+        pytest.approx([0.7, 0.3]),
+    ]
+    with pytest.raises(ValueError, match="one row for each curve"):
+        draw_distributions(goals, {"a": goals[0]})
+
+
 @pytest.mark.bad_input
 def test_names_of_the_wrong_number_are_refused() -> None:
     with pytest.raises(ValueError, match=r"labels\['a'\].*has 1"):
@@ -553,10 +573,17 @@ def test_a_single_high_state_is_one_filled_bar() -> None:
     assert path.get("fill") == "#D55E00" and "L" not in path.get("d")
 
 
+def test_a_spike_is_named_as_its_axis_names_it() -> None:
+    even, spike = torch.full((3,), 1 / 3).log(), torch.tensor([0.02, 0.96, 0.02]).log()
+    picture = draw_distributions(even, {"grpo": spike}, labels=("aa", "ab", "ba"))
+    assert "↑ 0.96 at ab" in repr(picture)
+
+
 def test_a_page_without_progress_has_no_void_under_its_title() -> None:
     even = torch.full((100,), 0.01).log()
     still = place_page(draw_distributions(even, {"a": even}, title="t").page)
-    assert still.maps[0][1].top - still.title_y < 75
+    assert still.map_title == ("probability of each state",)
+    assert still.maps[0][1].top - still.title_y < 100
     bare = place_page(draw_curves({"a": ((0, 1), (0, 1))}, title="t").page)
     assert bare.curves[0][1].top - bare.title_y < 80
 

@@ -313,7 +313,7 @@ MASKED_MEAN = Exercise(
             lambda values, mask: values.masked_fill(mask, 0.0).sum(1) / (~mask).sum(1),
         ),
     ),
-    hint="The masked sum, divided by mask.sum(1).",
+    hint="How many tokens count in each row?",
 )
 
 ENTROPY_FROM_LOGITS = Exercise(
