@@ -271,11 +271,10 @@ def _differences_of_form(config: ExperimentConfig) -> list[Difference]:
 def _differences_of_running(config: ExperimentConfig) -> list[Difference]:
     """What is around the loss: model, prompts, numbers, evaluation, bad updates."""
     limit = f"above {config.max_residual:g} nats" if config.max_residual else "never"
-    task = load_task(config.task, **config.task_options)
     found = [
         Difference(
             "policy, model",
-            config.model if task.in_text else "the small model or table of the task",
+            f"{config.policy} ({config.model})",
             "the folder or hub name in $MODEL",
             "set MODEL",
         ),
