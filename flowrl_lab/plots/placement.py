@@ -426,13 +426,23 @@ def drawn_inside(points: np.ndarray, room: Box) -> int:
 
 def point_labels(panel: LinePanel, box: Box) -> list[PointLabel]:
     """Words beside points, each on the side where the fewest curves and words are."""
-    taken, labels = pixels(panel, box), []
-    for curve in panel.series:
-        for x, y, words in zip(curve.x, curve.y, curve.labels, strict=False):
-            at = (
+    places = {
+        curve.run: [
+            (
                 box.left + float(panel.place_of(x)) * box.width,
                 box.bottom - panel.height_of(y) * box.height,
             )
+            for x, y in zip(curve.x, curve.y, strict=True)
+        ]
+        for curve in panel.series
+        if curve.labels
+    }
+    markers = [
+        _cover(Box(x - 6, y - 6, 12, 12)) for at in places.values() for x, y in at
+    ]
+    taken, labels = np.concatenate([pixels(panel, box), *markers]), []
+    for curve in panel.series:
+        for at, words in zip(places.get(curve.run, ()), curve.labels, strict=False):
             choices = [PointLabel(curve.run, words, *at, side) for side in SIDES]
             label = min(choices, key=lambda one: _trouble(one.box(), taken, box))
             labels.append(label)

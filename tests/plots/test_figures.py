@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from xml.etree import ElementTree
 
 import numpy as np
@@ -436,7 +436,7 @@ def test_points_carry_their_words() -> None:
 
 def test_words_beside_points_lie_over_no_curve_and_no_other_words() -> None:
     rising = {"a": ((6.7, 8.6, 11.7), (0.54, 0.56, 0.575)), "b": ((3.6,), (0.545,))}
-    rising |= {"c": ((6.2,), (0.524,)), "d": ((2.3,), (0.483,))}
+    rising |= {"c": ((6.2,), (0.524,)), "d": ((4.2,), (0.55,))}
     names = {"a": ("a β=15", "β=8", "β=4"), "b": ("maximiser",), "c": ("pass@4",)}
     page = draw_curves(rising, labels=names | {"d": ("d",)}).page
     ((panel, box),) = place_page(page).curves
@@ -450,6 +450,11 @@ def test_words_beside_points_lie_over_no_curve_and_no_other_words() -> None:
     drawn = pixels(panel, box)
     for label in labels:
         assert not drawn_inside(drawn, label.box()), label
+    assert len({(label.x, label.y) for label in labels}) == len(labels)
+    for label, marker in product(labels, labels):  # a marker is about 10 pixels wide
+        room = label.box()
+        apart = room.left - 5 >= marker.x or room.right + 5 <= marker.x
+        assert apart or room.top - 5 >= marker.y or room.bottom + 5 <= marker.y
     for one, other in combinations([label.box() for label in labels], 2):
         beside = one.right <= other.left or other.right <= one.left
         assert beside or one.bottom <= other.top or other.bottom <= one.top
