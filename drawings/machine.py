@@ -24,7 +24,7 @@ from flowrl_lab.scaling.planner import (
     MODELS,
     Workload,
     decode_seconds,
-    estimate_memory,
+    make_plan,
 )
 from flowrl_lab.tasks import load_task
 from flowrl_lab.tasks.programs import check_program, list_programs
@@ -42,7 +42,7 @@ def training_step() -> Sheet:
     stations = [
         ("soft", "1 prompts\na batch of questions"),
         ("blue", "2 rollout\nG completions each"),
-        ("orange", "3 verifier\nr, then r̂ in the group"),
+        ("orange", "3 verifier\nr of every answer"),
         ("blue", "4 log-probs\nlog π and log π_ref"),
         ("green", "5 log Z\nread from the prompt"),
         ("pink", "6 loss\nw·δ², averaged"),
@@ -59,8 +59,9 @@ def training_step() -> Sheet:
     sheet.text(138, 152, "backward, clip, update", "pink", bold=True)
     sheet.text(138, 172, "policy and log Z move; π_ref stays", "soft")
     sheet.text(562, 162, "the same tokens", "soft", anchor="end")
-    sheet.text(20, 290, "δ = log Z + mean log π − β·r̂ − mean log π_ref")
-    sheet.text(20, 314, "the verifier is asked, never differentiated", "soft")
+    sheet.text(20, 290, "δ = log Z + log π − β·r − log π_ref, sums over the tokens")
+    words = "the paper: means over the tokens, and r̂, z-scored in its group, for r"
+    sheet.text(20, 314, words, "soft")
     return sheet
 
 
@@ -300,19 +301,17 @@ def where_it_plugs_in() -> Sheet:
 
 def step_time() -> Sheet:
     """The roofline of decoding: seconds for one more token over rows."""
-    model, machine = MODELS["Qwen2.5-7B"], MACHINES["H100"]
+    rates = {"flops": 400e12, "bandwidth": 2e12}
     rows = [2**power for power in range(0, 12)]
-    rates = {"flops": machine.flops, "bandwidth": machine.bandwidth}
     times = [
-        1e3 * decode_seconds(model.matrix_weights, count, weight_bytes=2, **rates)
-        for count in rows
+        1e3 * decode_seconds(7.6e9, count, weight_bytes=2, **rates) for count in rows
     ]
-    knee = machine.flops / machine.bandwidth
+    knee = rates["flops"] / rates["bandwidth"]
     sheet = Sheet(
         330,
         "One more token, for more and more rows",
         "Milliseconds to write one more token in every row, over the number of rows, "
-        "for a model of seven billion weights on an H100: flat while reading the "
+        "for a model of 7.6 billion weights on one chip: flat while reading the "
         "weights takes longest, then rising with the arithmetic.",
     )
     frame = Frame(sheet, 66, 60, 400, 190, (0, 11), (0, 1.1 * max(times)))
@@ -333,7 +332,7 @@ def step_time() -> Sheet:
     sheet.text(486, 160, "right: arithmetic,", "soft", size=14)
     sheet.text(486, 180, "in step with the rows", "soft", size=14)
     sheet.lines(
-        318, "7B weights in bfloat16; assumed shares of the maker's peak; no cache"
+        318, "7.6 billion weights in bfloat16, 400 TFLOP/s, 2 TB/s; without a cache"
     )
     return sheet
 
@@ -348,14 +347,20 @@ def memory() -> Sheet:
         "LoRA both are nearly gone.",
     )
     hues = {"weights": "soft", "reference": "blue", "optimizer": "orange"}
-    hues["sampling cache"] = "green"  # larger than what an update keeps, in its turn
+    hues |= {"update or sampling": "green", "lost between": "pink"}
     left, unit = 150, 440 / 200
     limit = left + 80 * unit
+    model, machine = MODELS["Qwen2.5-7B"], MACHINES["H100"]
     for row, (name, rank) in enumerate((("all weights", 0), ("LoRA, rank 16", 16))):
         work = Workload(
             64, 8, 300, 1000, lora_rank=rank, checkpointing=True, rows_at_once=2
         )
-        parts = estimate_memory(MODELS["Qwen2.5-7B"], work)
+        plan = make_plan(model, work, machine, devices=8)
+        parts = plan.memory
+        updating = parts["logits"] + parts["activations"] + parts["attention"]
+        parts["update or sampling"] = max(updating, parts["sampling cache"])
+        counted = sum(parts.get(part, 0) for part in hues) + parts["log Z"]
+        parts["lost between"] = plan.peak_bytes - counted
         x, y = left, 66 + 76 * row
         sheet.text(20, y + 30, name, bold=True)
         for part, hue in hues.items():
@@ -363,15 +368,13 @@ def memory() -> Sheet:
             words = f"{size:.0f}" if size * unit > 26 else ""
             sheet.box(x, y, max(size * unit, 0.5), 48, hue, words, radius=1)
             x += size * unit
-        total = sum(parts[part] for part in hues) / 1e9
         x += 10 + max(0, limit - x) * (x < limit)
-        sheet.text(x, y + 30, f"{total:.0f} GB")
+        sheet.text(x, y + 30, f"{plan.peak_bytes / 1e9:.0f} GB")
     sheet.line([(limit, 56), (limit, 200)], "ink", dash="5 4")
     sheet.label(limit, 218, "one device of 80 GB", "ink")
     sheet.text(20, 250, [(f"■ {part}\u2003", hue) for part, hue in hues.items()])
-    sheet.lines(
-        282, "Qwen2.5-7B in bfloat16, 64 prompts × 8 completions of 1,000 tokens"
-    )
+    words = "Qwen2.5-7B in bfloat16; on each of 8 devices 8 prompts × 8 completions"
+    sheet.lines(282, words)
     return sheet
 
 

@@ -8,11 +8,14 @@ state.  Without a front end (``FLOWRL_HEADLESS=1``, a script) only the last is m
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib.util
+import json
 import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -46,6 +49,7 @@ BACKENDS = ("auto", "widget", "svg", "static")
 DRAW_SHARE, EAGER_SHARE, EAGER_DRAWINGS = 100, 20, 10
 LONGEST_WAIT, LONGEST_EAGER_WAIT = 2.0, 0.6
 CLOSE_SECONDS = 30.0
+WIDGET = SCRIPT.with_name("widget.js")
 now = time.monotonic
 
 
@@ -267,14 +271,10 @@ class _WidgetCanvas(_SvgCanvas):
     """Sends changed data to a plotly widget; ends as a plain figure."""
 
     def open(self, page: Page, placement) -> None:
-        import plotly.graph_objects as go
         from IPython.display import display
 
         figure = whole_figure(page, placement)
-        # style sheet and script stay in the page, for the finished figure too
-        script = f"{go.FigureWidget._esm}\n{SCRIPT.read_text(encoding='utf-8')}"
-        members = {"_css": THEME, "_esm": script}
-        kind = type("ThemedFigure", (go.FigureWidget,), members)
+        kind = themed_figure()
         self._widget = kind(figure)
         self._sent = figure
         self._handle = display(self._widget, display_id=True)
@@ -296,6 +296,27 @@ class _WidgetCanvas(_SvgCanvas):
     def close(self, page: Page, placement) -> None:
         super().close(page, placement)
         close_later(self._widget)
+
+
+@functools.cache
+def themed_figure() -> type:
+    """plotly's FigureWidget in the page's colours, whose script starts at once."""
+    import plotly.graph_objects as go
+    from traitlets import Unicode
+
+    sent = sorted(n for n in go.FigureWidget.class_traits() if n.startswith("_py2js_"))
+    parts = (f"const MESSAGES = {json.dumps(sent)};", _read(WIDGET), _read(SCRIPT))
+    members = {
+        # style sheet and script stay in the page, for the finished figure too
+        "_css": THEME,
+        "_esm": "\n".join(parts),
+        "_plotly": Unicode(str(go.FigureWidget._esm)).tag(sync=True),
+    }
+    return type("ThemedFigure", (go.FigureWidget,), members)
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def close_later(widget) -> None:

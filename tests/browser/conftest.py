@@ -18,8 +18,8 @@ import pytest
 from pages import ROOT, START_SECONDS, TOKEN, Visit, call_api, end_kernels
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
-# anywidget gives a widget two seconds to load, which plotly's 5 MB can exceed on a
-# busy machine; whether the plot moved all the same is checked by the tests.
+# anywidget gives a widget two seconds to start, which even a small one can exceed on
+# a busy machine; whether it works all the same is checked by the tests.
 ANYWIDGET_GAVE_UP = "[anywidget] Failed to initialize model."
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM_FLAGS = [

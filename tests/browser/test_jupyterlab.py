@@ -14,6 +14,7 @@ import pytest
 from pages import (
     LOOKS,
     ROOT,
+    RUN_SECONDS,
     TOKEN,
     Visit,
     error_outputs,
@@ -156,7 +157,8 @@ def test_a_race_that_was_interrupted_goes_on(visit, lab_folder, lab_address):
     run_all_cells(visit)
     cells = visit.page.locator(".jp-Notebook .jp-CodeCell")
     words = cells.nth(1).locator(".js-plotly-plot .annotation-text")
-    expect(words.filter(has_text="step 3/12").first).to_be_visible()
+    moving = words.filter(has_text="step 3/12").first
+    expect(moving).to_be_visible(timeout=RUN_SECONDS * 1000)
     visit.page.locator('[data-command="notebook:interrupt-kernel"]').first.click()
     expect(words.filter(has_text="interrupted at step").first).to_be_visible()
     visit.screenshot("interrupted")
@@ -167,7 +169,8 @@ def test_a_race_that_was_interrupted_goes_on(visit, lab_folder, lab_address):
     wait_until_done(visit, "interrupted")
 
     run_cells_from(visit, 1, 3)
-    expect(words.filter(has_text="finished").first).to_be_visible()
+    ended = words.filter(has_text="finished").first
+    expect(ended).to_be_visible(timeout=RUN_SECONDS * 1000)
     expect(said).to_contain_text("stopped False [12, 12] 26")  # the plot has all
     every = str([list(range(13))] * 2)
     expect(cells.nth(3).locator(".jp-OutputArea-output")).to_have_text(every)
@@ -181,3 +184,28 @@ def run_cells_from(visit: Visit, first: int, last: int) -> None:
     cell.locator(".cm-content").click()
     for _ in range(first, last + 1):
         visit.page.keyboard.press("Shift+Enter")
+
+
+SLOW_LOADING = (
+    """import plotly.graph_objects as go
+wait = "await new Promise(done => setTimeout(done, 3000));"
+go.FigureWidget._esm = wait + str(go.FigureWidget._esm)
+import time
+from flowrl_lab import LivePlot, preset, train
+records = list(train(preset("landscape", "flowrl", steps=40, eval_every=4)))""",
+    """with LivePlot(("reward", "kl_policy_target")) as plot:
+    for record in records:
+        plot.update(record)
+        time.sleep(0.25)""",
+)
+
+
+@pytest.mark.full
+def test_a_plot_moves_where_plotly_loads_slowly(visit, lab_folder, lab_address):
+    """anywidget drops every update of a widget whose script takes two seconds."""
+    write_notebook(lab_folder, "slow_loading", SLOW_LOADING)
+    open_notebook(visit, lab_address, "slow_loading")
+    run_all_cells(visit)
+    seen = wait_until_done(visit, "slow_loading")
+    check_live_plot(visit, seen, 4)
+    assert error_outputs(visit) == []
