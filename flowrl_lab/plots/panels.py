@@ -173,7 +173,8 @@ class LinePanel:
     def place_of(self, x: int | float | np.ndarray) -> np.ndarray:
         """How far to the right it lies: 0 at the left edge, 1 at the right one."""
         low, high = self.x_range
-        return ((np.log10(x) if self.log_x else np.asarray(x)) - low) / (high - low)
+        along = np.log10(x) if self.log_x else x
+        return np.asarray((along - low) / (high - low))
 
     def height_of(self, value: float) -> float:
         """Where a value lies: 0 at the bottom of the panel, 1 at the top."""

@@ -563,7 +563,7 @@ SENTENCES: list[tuple[str, str, list]] = [
             ),
         ],
     ),
-    (N07, "The paper's form **at β = 15** ends where GRPO does", PAPER_LIKE_GRPO),
+    (N07, "The paper's form **at β = 15** cannot be told from GRPO", PAPER_LIKE_GRPO),
     (N07, "it buys 3.4 points of accuracy for 2.5 answers", DIAL),
     (
         N07,
@@ -636,7 +636,7 @@ SENTENCES: list[tuple[str, str, list]] = [
     (N08, "and β = 8 in pass@64", RIVAL),
     (
         N08,
-        "*DAPO* ends where GRPO does",
+        "*DAPO* cannot be told from GRPO",
         [Alike(CODE, key, "dapo", "grpo") for key in (ACC, MANY)],
     ),
     (
