@@ -7,7 +7,9 @@ const loading = (window.flowrlPlotly ??= new Map());
 const load = (source) => {
   if (!loading.has(source.length)) {
     const url = URL.createObjectURL(new Blob([source], { type: 'text/javascript' }));
-    loading.set(source.length, import(url).finally(() => URL.revokeObjectURL(url)));
+    const loaded = import(url).finally(() => URL.revokeObjectURL(url));
+    loaded.catch(() => loading.delete(source.length)); // the next plot tries again
+    loading.set(source.length, loaded);
   }
   return loading.get(source.length);
 };
