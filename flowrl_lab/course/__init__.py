@@ -10,12 +10,13 @@ from flowrl_lab.course.quizzing import quiz
 from flowrl_lab.course.showing import keep_in_view
 from flowrl_lab.course.using import use
 from flowrl_lab.plots.pictures import Picture, draw_curves, draw_distributions
-from flowrl_lab.plots.tabulate import Table
+from flowrl_lab.plots.tabulate import Gauge, Table
 from flowrl_lab.plots.word_pictures import LivePictures, draw_pictures
 
 __all__ = [
     "EXERCISES",
     "Exercise",
+    "Gauge",
     "LivePictures",
     "Mistake",
     "Picture",

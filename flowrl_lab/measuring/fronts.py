@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowrl_lab.measuring.protocol import CellKey, Chosen, Curve, Protocol, choose
 from flowrl_lab.measuring.significance import Test, compare_values, corrected
@@ -18,6 +18,8 @@ __all__ = [
     "planned_tests",
     "protocol_table",
     "spread_of",
+    "tests_if_complete",
+    "training_paths",
     "untrained",
 ]
 
@@ -86,6 +88,46 @@ def _report_runs(
     }
     seeds = sorted(protocol.report["seeds"])
     return tuple(runs[s] for s in seeds) if set(seeds) <= set(runs) else ()
+
+
+def training_paths(
+    protocol: Protocol, curves: Iterable[Curve], cells: Sequence[str]
+) -> tuple[dict[str, tuple[list[float], list[float]]], dict[str, list[str]]]:
+    """How variety and accuracy move over training, the means over the report's seeds.
+
+    Returns:
+        name -> (effective answers, accuracy) at every judged step, and the words
+        beside its points: the step that was chosen for it.  What ``draw_curves``
+        takes, with its ``labels``; first of all the point where all of them start.
+        Incomplete cells are left out; nothing where all are.
+    """
+    paths, labels = {}, {}
+    for cell, chosen in moments(protocol, curves, "chosen").items():
+        name, steps = str(cell), chosen.curves[0].steps
+        if name in cells:
+            x, y = (
+                [spread_of(replace(chosen, step=step), key).mean for step in steps]
+                for key in ("effective_answers", "accuracy")
+            )
+            paths.setdefault("untrained", (x[:1], y[:1]))
+            paths[name] = x, y
+            labels[name] = [str(step) * (step == chosen.step) for step in steps]
+    return paths, labels
+
+
+def tests_if_complete(
+    protocol: Protocol, curves: Mapping[str, Sequence[Curve]]
+) -> list[Test]:
+    """The planned tests of every task, each corrected with its own.
+
+    Returns:
+        none while a run is missing on any task: a claim is one of all of them.
+    """
+    try:
+        made = [planned_tests(protocol, curves[task]) for task in protocol.tasks]
+    except (KeyError, ValueError):  # no runs yet, or not all
+        return []
+    return [test for tests in made for test in tests]
 
 
 def untrained(curves: Iterable[Curve]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from flowrl_lab.measuring.folder import RunResult
 from flowrl_lab.measuring.tables import metric_of
+from flowrl_lab.plots.tabulate import Gauge, Table
 
 __all__ = [
     "FAILS",
@@ -26,6 +27,7 @@ __all__ = [
     "compare_values",
     "correct_by_holm",
     "corrected",
+    "interval_table",
     "judge_more",
     "welch_p",
 ]
@@ -35,6 +37,8 @@ LEVEL = 0.05  # of the corrected p, below which a sentence may say "more"
 HOLDS, FAILS = "holds here", "does not hold here"
 NO_DIFFERENCE, NOT_MEASURED = "no difference found", "not measured"
 FACTORS = ("effective_answers",)  # compared as logarithms
+# Of "the first has more", in the colours of the course's drawings of verdicts.
+COLORS = {HOLDS: "#009E73", FAILS: "#D55E00", NO_DIFFERENCE: "#0072B2"}
 
 
 def welch_p(first: Sequence[float], second: Sequence[float]) -> float:
@@ -164,6 +168,37 @@ def judge_more(tests: Sequence[Test]) -> tuple[str, Test | None]:
     if short:
         return NO_DIFFERENCE, min(short, key=lambda test: test.difference)
     return HOLDS, max(tests, key=lambda test: test.p_holm)
+
+
+def interval_table(
+    caption: str, head: Sequence[str], rows: Mapping[str, Sequence[Test]]
+) -> Table:
+    """Tests with their 95 % intervals drawn, those of one figure on one axis.
+
+    Green and orange, with a star: more and less, by the corrected test.  The dashed
+    line is no difference: 0, or of a factor 1.
+    """
+    axes: dict[str, tuple[float, float]] = {}
+    for test in (test for row in rows.values() for test in row):
+        low, high = axes.get(test.figure, (0.0, 0.0))
+        axes[test.figure] = min(low, test.low), max(high, test.high)
+    cells = {
+        name: [_gauge(test, axes[test.figure]) for test in row]
+        for name, row in rows.items()
+    }
+    return Table(caption, head, [[name, *row] for name, row in cells.items()])
+
+
+def _gauge(test: Test, axis: tuple[float, float]) -> Gauge:
+    verdict, _ = judge_more([test])
+    return Gauge(
+        test.effect + " *" * (verdict != NO_DIFFERENCE),
+        axis,
+        at=(test.low + test.high) / 2,
+        span=(test.low, test.high),
+        level=0.0,
+        color=COLORS[verdict],
+    )
 
 
 def compare_runs_by_name(

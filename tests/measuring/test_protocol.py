@@ -16,6 +16,8 @@ from flowrl_lab.measuring.fronts import (
     moments,
     planned_tests,
     protocol_table,
+    tests_if_complete,
+    training_paths,
     untrained,
 )
 from flowrl_lab.measuring.protocol import (
@@ -165,6 +167,21 @@ def test_incomplete_cells_are_named_and_not_shown():
     assert "ppo," in missing and "pass_at_k=4" in missing and "grpo," not in missing
     with pytest.raises(ValueError, match="incomplete"):
         planned_tests(protocol, curves)
+    assert tests_if_complete(protocol, {"make_number": curves}) == []
+
+
+def test_a_path_over_training_starts_untrained_and_names_its_chosen_step():
+    protocol = load_protocol()
+    curves = searched(protocol, 0.001)
+    assert training_paths(protocol, curves, ["grpo"]) == ({}, {})  # no report yet
+    curves += [make_curve("grpo", seed=seed) for seed in range(5)]
+    curves += [make_curve("pass_at_k=4", seed=seed) for seed in range(4)]
+    paths, labels = training_paths(protocol, curves, ["grpo", "pass_at_k=4"])
+    answers, accuracy = paths["grpo"]
+    assert answers == [3.0, 28.0, 53.0]  # 1 + seed + step, over the seeds 0 to 4
+    assert accuracy == pytest.approx([0.4, 0.5, 0.6])
+    assert paths["untrained"] == ([3.0], accuracy[:1]) and len(paths) == 2
+    assert labels == {"grpo": ["", "25", ""]}
 
 
 # --------------------------------------------------------------- more, or chance?
@@ -207,6 +224,9 @@ def test_the_planned_tests_are_made_together():
     assert all(t.difference > 0 and t.p_holm < 0.05 for t in ahead)
     others = [t for t in tests if t not in ahead]
     assert all(t.p_holm == 1.0 for t in others)
+    code = [dataclasses.replace(curve, task="programs") for curve in curves]
+    by_task = {"make_number": curves, "programs": code}
+    assert tests_if_complete(protocol, by_task) == 2 * tests
 
 
 # --------------------------------------------------------------------- what is kept

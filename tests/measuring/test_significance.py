@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 from scipy.stats import ttest_ind
 
 from flowrl_lab.measuring.significance import (
+    COLORS,
     FAILS,
     HOLDS,
     NO_DIFFERENCE,
     NOT_MEASURED,
     Test,
     compare_values,
+    interval_table,
     judge_more,
 )
 
@@ -65,3 +68,24 @@ def test_a_claim_of_more_holds_if_every_test_says_so(tests, verdict, decides):
     said, test = judge_more(tests)
     assert said == verdict
     assert test is (None if decides is None else tests[decides])
+
+
+def test_intervals_of_one_figure_share_an_axis_and_wear_their_verdict():
+    more, less, neither = (
+        dataclasses.replace(made(d, p), low=d - 0.1, high=d + 0.1)
+        for d, p in ((0.3, 0.01), (-0.3, 0.01), (0.05, 0.5))
+    )
+    factor = dataclasses.replace(more, figure="effective_answers")
+    table = interval_table(
+        "all", ["", "x", "y"], {"a": [more, less]} | {"b": [neither, factor]}
+    )
+    a, b = (row[1:] for row in table.cells[1:])
+    assert [g.color for g in (*a, *b)] == [
+        COLORS[v] for v in (HOLDS, FAILS, NO_DIFFERENCE, HOLDS)
+    ]
+    assert {g.axis for g in (*a, b[0])} == {(-0.4, 0.4)}
+    assert b[1].axis == (0.0, 0.4)  # a logarithm, on its own
+    assert [row[1] for row in table.rows[1:]] == [
+        "+0.300 (+0.200 to +0.400) *",
+        "+0.050 (−0.050 to +0.150)",
+    ]

@@ -21,7 +21,7 @@ from flowrl_lab.measuring.significance import HOLDS, NO_DIFFERENCE, NOT_MEASURED
 
 PATH = Path(__file__).resolve().parents[2] / "notebooks/11_ablations_and_limits.ipynb"
 STEPS = (0, 25, 50)
-CELLS = ("def enter_tests", "load_protocol()", "def draw_over_training")
+CELLS = ("def enter_tests", "load_protocol()", "def ask_curves")
 
 
 def show_curves(monkeypatch, folder: Path) -> tuple[list[str], list]:
@@ -75,7 +75,7 @@ def test_recorded_curves_are_drawn_and_judged(monkeypatch, tmp_path):
     write_curves(tmp_path)
     found, shown = show_curves(monkeypatch, tmp_path)
     assert found == [HOLDS, NO_DIFFERENCE]  # more answers; more accurate
-    assert len(shown) == 4  # two figures on two tasks
+    assert len(shown) == 2  # a picture for each task
 
 
 @pytest.mark.bad_input
@@ -83,4 +83,4 @@ def test_a_study_that_lacks_a_cell_is_drawn_but_not_judged(monkeypatch, tmp_path
     write_curves(tmp_path, leave_out="ppo")
     found, shown = show_curves(monkeypatch, tmp_path)
     assert found == [NOT_MEASURED, NOT_MEASURED]
-    assert len(shown) == 4
+    assert len(shown) == 2

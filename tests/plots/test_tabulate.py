@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
+import pytest
+
 from flowrl_lab.plots.tabulate import (
+    GAUGE_WIDTH,
+    Gauge,
     Table,
     html_table,
     markdown_table,
@@ -52,3 +56,24 @@ def test_a_notebooks_table_scrolls_and_escapes_and_reads_as_text():
         "a & b       0.25",
         "c      1.5 ± 0.1",
     ]
+
+
+def test_a_gauge_puts_its_number_on_an_axis_and_reads_as_words():
+    gauge = Gauge("4 & 2", (0.0, 8.0), at=4.0, span=(2.0, 6.0), level=8.0)
+    table = Table("one", ["", "x"], [["a", gauge]])
+    assert repr(table).splitlines()[-1] == "a  4 & 2"
+    cell = ElementTree.fromstring(f"<td>{gauge._repr_html_()}</td>")
+    drawn = {part.get("class"): part for part in cell.find("svg")}
+    assert cell.findtext("span") == "4 & 2"
+    assert float(drawn["at"].get("cx")) == GAUGE_WIDTH / 2
+    low, high = (float(drawn["span"].get(end)) for end in ("x1", "x2"))
+    assert low + high == pytest.approx(GAUGE_WIDTH) and low < high
+    assert float(drawn["level"].get("x1")) == float(drawn["axis"].get("x2"))
+    assert "band" not in drawn
+    assert gauge._repr_html_() in table._repr_html_()
+
+
+def test_a_gauge_cuts_off_beyond_its_axis_and_may_be_logarithmic():
+    assert Gauge("", (1.0, 100.0), log=True).place(10.0) == GAUGE_WIDTH / 2
+    gauge = Gauge("", (0.0, 1.0))
+    assert gauge.place(7.0) == gauge.place(1.0) > gauge.place(-1.0) == gauge.place(0.0)
