@@ -76,7 +76,7 @@ def _level(
     return f'<line class="{name}" x1="{low}" x2="{high}" y1="7" y2="7" {look}/>'
 
 
-GAUGE_WIDTH, AIR = 130, 5
+GAUGE_WIDTH, AIR = 100, 5
 GAUGE_STYLE = "display:block;margin:1px 0 1px auto"
 
 
