@@ -7,7 +7,12 @@ from playwright.sync_api import Browser
 
 from flowrl_lab.integrations.book.pages import build_book
 
-pytestmark = [pytest.mark.browser, pytest.mark.full]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.full,
+    # Sphinx 9 warns of what its own napoleon, and MyST, still do.
+    pytest.mark.filterwarnings("ignore:.*Sphinx"),
+]
 WIDTHS = (1600, 1360, 1100, 900, 700, 420)
 
 
