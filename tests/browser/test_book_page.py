@@ -24,6 +24,7 @@ def site(tmp_path_factory):
 
 def test_no_page_scrolls_sideways(browser: Browser, site) -> None:
     page = browser.new_page()
+    page.set_default_navigation_timeout(120_000)
     wider = []
     for path in sorted(site.rglob("*.html")):
         page.goto(path.as_uri())
@@ -41,6 +42,7 @@ def test_every_plot_comes_to_life_and_no_picture_is_blank(
     browser: Browser, site, theme
 ) -> None:
     page = browser.new_page(color_scheme=theme)
+    page.set_default_timeout(120_000)
     page.goto((site / "notebooks" / "00_start_here.html").as_uri())
     plots = page.locator(".flowrl-plot")
     assert plots.count() >= 1
