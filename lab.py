@@ -642,7 +642,9 @@ def build_pytest_command(python, options, rest):
         command += ["-n", workers, "--dist", "loadscope", "--no-loadscope-reorder"]
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)
     copies = [COPIES / path.name for path in notebooks]
-    paths = [ROOT / "tests" / "browser", *copies, "tests"]
+    folders = sorted({path.parent for path in (ROOT / "tests").glob("*/test_*.py")})
+    browser = ROOT / "tests" / "browser"
+    paths = [browser, *copies, *(path for path in folders if path != browser)]
     return [*command, "-ra", "--durations=15", *rest, *paths]
 
 
