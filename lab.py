@@ -76,6 +76,7 @@ PYTEST_OPTIONS_WITH_VALUE = (
 CELL_TIMEOUT_SECONDS = {"quick": 300, "full": 1200}
 # Not in the learner's file browser: sources with solutions, and the server's own.
 HIDDEN = ("INSTRUCTORS.md", "instructor", "[1-9]_*.py", "__pycache__", "*~")
+LONG = ("browser", "commands", "assignments", "training", "tasks")  # tests, by time
 COPIES = ROOT / "test-artifacts" / "notebooks"  # exercises left alone and solved
 
 
@@ -642,9 +643,9 @@ def build_pytest_command(python, options, rest):
         command += ["-n", workers, "--dist", "loadscope", "--no-loadscope-reorder"]
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)
     copies = [COPIES / path.name for path in notebooks]
-    folders = sorted({path.parent for path in (ROOT / "tests").glob("*/test_*.py")})
-    browser = ROOT / "tests" / "browser"
-    paths = [browser, *copies, *(path for path in folders if path != browser)]
+    folders = {path.parent for path in (ROOT / "tests").glob("*/test_*.py")}
+    first, *long = [ROOT / "tests" / name for name in LONG]
+    paths = [first, *copies, *long, *sorted(folders - {first, *long})]
     return [*command, "-ra", "--durations=15", *rest, *paths]
 
 

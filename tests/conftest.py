@@ -23,6 +23,7 @@ if os.environ.get("FLOWRL_SHAPE_CHECKS", "1") != "0":
 
 
 GIVEN = pytest.StashKey[list[str]]()  # what to test, in the command line's order
+BROWSER = "tests/browser/"
 CHECKED = ("core", "metrics", "policies", "tasks")  # folders of tests
 
 
@@ -65,6 +66,23 @@ def pytest_collection_modifyitems(
         )
 
     items.sort(key=lambda item: place(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Each file on one worker; all files with a browser on the same, which starts it
+    and JupyterLab once and fetches JupyterLab's page once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith(BROWSER):
+                return BROWSER
+            return super()._split_scope(nodeid)
+
+    if config.getoption("dist") != "loadscope":
+        return None
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
