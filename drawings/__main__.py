@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from drawings import losses, machine, race, targets
+from drawings import losses, machine, race, result, targets
 from drawings.sheet import Sheet
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks" / "drawings"
@@ -14,6 +14,7 @@ DRAWINGS: dict[str, Callable[[], Sheet]] = {
     make.__name__: make
     for make in (
         race.race,
+        result.result,
         machine.course_map,
         machine.one_prompt_many_answers,
         targets.mass_moves,

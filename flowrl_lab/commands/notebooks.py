@@ -31,7 +31,8 @@ def run_notebooks(args: argparse.Namespace) -> int:
     from flowrl_lab.course.copying import copy_course
 
     copied = copy_course(args.folder)
-    print(f"{args.folder}: {len(copied.new)} files of the course copied")
+    files = "1 file" if len(copied.new) == 1 else f"{len(copied.new)} files"
+    print(f"{args.folder}: {files} of the course copied")
     for path in copied.kept:
         print(f"  left as you have it: {path}")
     if args.copy_only:

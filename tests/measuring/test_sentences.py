@@ -339,7 +339,7 @@ SENTENCES: list[tuple[str, str, list]] = [
     ),
     (
         README,
-        "it leaves FlowRL 4.6 times GRPO's answers, half of it 2.6 times, and 98 % "
+        "FlowRL keeps 4.6 times GRPO's answers, at half of it 2.6 times, and is 98 % "
         "right against 100",
         [
             Says("4.6", f"{open_sets()[0]:.1f}"),
