@@ -228,7 +228,7 @@ def test_the_launcher_and_the_project_want_the_same():
     assert floor.version == "3.11"  # what lab.py checks; test_lab holds it to that
 
 
-SET_UP, SUITE = "lab.py test --version", "lab.py test"
+SET_UP, SUITE = "lab.py test tests --version", "lab.py test"
 WHEEL = ".ci/wheel.py .venv/bin/python"
 CHROMIUM = "apt-get install -y -q --no-install-recommends chromium"
 
