@@ -131,7 +131,7 @@ def grpo_group() -> Sheet:
         "GRPO: judged by the group",
         "Two groups of six rewards. Where two of six are right, those get an advantage "
         "well above 0 and the others one below. Where all six are right, every "
-        "advantage is 0 and nothing is learnt.",
+        "advantage is 0 and nothing is learned.",
     )
     sheet.text(20, 54, "advantage = (r − mean of the group) / std of the group", "soft")
     groups = [
@@ -281,7 +281,7 @@ def losses_family() -> Sheet:
                 ("trajectory balance", "learns log Z"),
                 ("VarGrad", "log Z from the group"),
                 ("SubTB", "balance of pieces"),
-                ("FlowRL", "means, w, r̂, learnt log Z"),
+                ("FlowRL", "means, w, r̂, learned log Z"),
             ],
         ),
         (
@@ -292,7 +292,7 @@ def losses_family() -> Sheet:
                 ("REINFORCE++", "whitened returns"),
                 ("GRPO", "z-scores in the group"),
                 ("DAPO", "clips higher, drops idle groups"),
-                ("PPO", "a learnt critic"),
+                ("PPO", "a learned critic"),
             ],
         ),
     ]

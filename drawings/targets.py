@@ -125,25 +125,25 @@ def why_z() -> Sheet:
     )
     sheet = Sheet(
         276,
-        "What a learnt log Z settles at",
+        "What a learned log Z settles at",
         "Three bars of the same length, log Z. At the start part of it is the best "
-        "learnt log Z and the rest the distance KL of the policy to the target; as "
-        "the policy learns, the distance goes to 0 and the learnt value to log Z.",
+        "learned log Z and the rest the distance KL of the policy to the target; as "
+        "the policy learns, the distance goes to 0 and the learned value to log Z.",
     )
     left, unit = 130, 470 / true
     for row, (name, scale) in enumerate(
         (("π = π_ref", 0.0), ("half-way", SCALE / 2), ("π = p*", SCALE))
     ):
         policy, y = tilted(scale).log(), 62 + 52 * row
-        learnt = float(optimal_log_z(policy, log_ref, REWARDS, reward_scale=SCALE))
+        learned = float(optimal_log_z(policy, log_ref, REWARDS, reward_scale=SCALE))
         gap = float(kl_divergence(policy, target))
         sheet.text(left - 14, y + 25, name, "blue", anchor="end")
-        words = f"log Z* = {learnt:.2f}"
-        sheet.box(left, y, learnt * unit, 38, "green", words, radius=2)
+        words = f"log Z* = {learned:.2f}"
+        sheet.box(left, y, learned * unit, 38, "green", words, radius=2)
         if gap > 0.01:
             wide = gap * unit
             inside = f"KL(π‖p*) = {gap:.2f}" if wide > 130 else ""
-            sheet.box(left + learnt * unit, y, wide, 38, "orange", inside, radius=2)
+            sheet.box(left + learned * unit, y, wide, 38, "orange", inside, radius=2)
             if not inside:
                 sheet.text(left + true * unit + 8, y + 25, f"KL {gap:.2f}", "orange")
     end = left + true * unit
@@ -213,7 +213,7 @@ def flow_tree() -> Sheet:
                 sheet.text(x + 8, y + 5, f"{prefix}  R = {flow:.2f}", "green")
     top, root = float(flows[4, 1]), float(flows[0, 0])
     shares = f"{top:.2f} / {root:.2f} = {top / root:.2f}"
-    sheet.text(20, 344, f"π(1) = F(1) / F(root) = {shares}")
+    sheet.text(20, 344, f"π(1) = flow(1) / flow(root) = {shares}")
     sheet.lines(364, "flow in = flow out at every prefix; R = π_ref·exp(βr)")
     return sheet
 
@@ -331,13 +331,13 @@ def log_z_meets() -> Sheet:
     logits = log_ref.clone().requires_grad_()
     log_z = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([logits, log_z], lr=0.06)
-    learnt, bound, steps = [], [], 81
+    learned, bound, steps = [], [], 81
     for _ in range(steps):
         policy = logits.log_softmax(dim=0)
         bound.append(
             float(optimal_log_z(policy.detach(), log_ref, REWARDS, reward_scale=SCALE))
         )
-        learnt.append(float(log_z.detach()))
+        learned.append(float(log_z.detach()))
         squares = trajectory_balance_loss(
             *(log_z.expand(5), policy, log_ref, REWARDS),
             reward_scale=SCALE,
@@ -349,7 +349,7 @@ def log_z_meets() -> Sheet:
     sheet = Sheet(
         320,
         "log Z follows, the policy lifts the roof",
-        "Curves over training steps: the learnt log Z starts at 0 and rises quickly to "
+        "Curves over training steps: the learned log Z starts at 0 and rises quickly to "
         "the best value for the present policy, which itself rises to the true log Z "
         "as the policy comes closer to the target.",
     )
@@ -358,10 +358,10 @@ def log_z_meets() -> Sheet:
     flat = frame.at(0, true)[1]
     sheet.line([(60, flat), (490, flat)], "ink", dash="6 4", width=2)
     frame.curve(range(steps), bound, "orange", dash="8 4")
-    frame.curve(range(steps), learnt, "green")
+    frame.curve(range(steps), learned, "green")
     sheet.text(500, flat + 5, f"true log Z = {true:.2f}")
     sheet.text(500, frame.at(0, bound[-1])[1] + 26, "log Z − KL(π‖p*)", "orange")
-    sheet.text(500, frame.at(0, learnt[-1])[1] + 48, "learnt log Z", "green")
+    sheet.text(500, frame.at(0, learned[-1])[1] + 48, "learned log Z", "green")
     sheet.lines(
         310, "the gap between the dashed lines is the policy's distance from p*"
     )

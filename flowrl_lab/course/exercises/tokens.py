@@ -313,7 +313,7 @@ MASKED_MEAN = Exercise(
             lambda values, mask: values.masked_fill(mask, 0.0).sum(1) / (~mask).sum(1),
         ),
     ),
-    hint="How many tokens count in each row?",
+    hint="masked_sum of the values, divided by how many tokens count: mask.sum(1).",
 )
 
 ENTROPY_FROM_LOGITS = Exercise(
