@@ -349,9 +349,9 @@ def log_z_meets() -> Sheet:
     sheet = Sheet(
         320,
         "log Z follows, the policy lifts the roof",
-        "Curves over training steps: the learned log Z starts at 0 and rises quickly to "
-        "the best value for the present policy, which itself rises to the true log Z "
-        "as the policy comes closer to the target.",
+        "Curves over training steps: the learned log Z starts at 0 and rises quickly "
+        "to the best value for the present policy, which itself rises to the true "
+        "log Z as the policy comes closer to the target.",
     )
     frame = Frame(sheet, 60, 56, 430, 190, (0, steps - 1), (0, 1.1 * true))
     frame.axes(range(0, steps, 20), (0, 1, 2), "step (exact expected gradients)")
