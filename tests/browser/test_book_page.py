@@ -7,7 +7,12 @@ from playwright.sync_api import Browser
 
 from flowrl_lab.integrations.book.pages import build_book
 
-pytestmark = [pytest.mark.browser, pytest.mark.full]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.full,
+    # Sphinx 9 warns of what its own napoleon, and MyST, still do.
+    pytest.mark.filterwarnings("ignore:.*Sphinx"),
+]
 WIDTHS = (1600, 1360, 1100, 900, 700, 420)
 
 
@@ -19,6 +24,7 @@ def site(tmp_path_factory):
 
 def test_no_page_scrolls_sideways(browser: Browser, site) -> None:
     page = browser.new_page()
+    page.set_default_navigation_timeout(120_000)
     wider = []
     for path in sorted(site.rglob("*.html")):
         page.goto(path.as_uri())
@@ -36,6 +42,7 @@ def test_every_plot_comes_to_life_and_no_picture_is_blank(
     browser: Browser, site, theme
 ) -> None:
     page = browser.new_page(color_scheme=theme)
+    page.set_default_timeout(120_000)
     page.goto((site / "notebooks" / "00_start_here.html").as_uri())
     plots = page.locator(".flowrl-plot")
     assert plots.count() >= 1
