@@ -63,6 +63,10 @@ EXTRAS = {
 # Wanted for the tests, but not to be had everywhere: (extra, what it needs, what is
 # skipped without it).
 OPTIONAL = ("gym", "a C compiler", "the tests of reasoning-gym's tasks")
+# In lock.txt, but not among the wheels of ``install_locked``: what comes with torch,
+# what is built on this machine, and what would pass for whole without that.
+NO_WHEELS = ("torch=", "triton=", "nvidia-", "cuda-", "cellpylib=", "pycosat=", "zss=")
+NO_WHEELS += ("reasoning-gym=",)
 # Settings of pip that put packages somewhere else than into the environment.
 PLACES = ("user", "target", "prefix", "root", "python")
 PYTEST_OPTIONS_WITH_VALUE = (
@@ -72,6 +76,7 @@ PYTEST_OPTIONS_WITH_VALUE = (
 CELL_TIMEOUT_SECONDS = {"quick": 300, "full": 1200}
 # Not in the learner's file browser: sources with solutions, and the server's own.
 HIDDEN = ("INSTRUCTORS.md", "instructor", "[1-9]_*.py", "__pycache__", "*~")
+LONG = ("browser", "commands", "assignments", "training", "tasks")  # tests, by time
 COPIES = ROOT / "test-artifacts" / "notebooks"  # exercises left alone and solved
 
 
@@ -253,14 +258,15 @@ def prepare_environment(folder, extras):
         create_environment(folder, folder / LOG_FILE)
     extras = sorted(set(extras) | set(state.get("extras", ())))
     write_state(folder, fingerprint="", extras=[])
+    compiling = None
     with pip_kept_inside(folder):
         install_torch(folder, gpu)
+        if "test" in extras:  # nothing in lock.txt that they do not want
+            install_locked(folder)
+            compiling = start_compiling(folder)  # beside what pip builds meanwhile
         install_project(folder, extras)
-        compiling = start_compiling(folder)  # beside what pip builds meanwhile
-        if "test" in extras:
-            install_optional(folder)
     check_installed(folder)
-    finish_compiling(compiling)
+    finish_compiling(compiling or start_compiling(folder))
     write_state(folder, fingerprint=compute_fingerprint(), extras=extras)
     say(f"Environment ready after {time.perf_counter() - started:.0f} s")
     return find_python(folder)
@@ -376,26 +382,66 @@ def install_torch(folder, gpu):
     run_step(f"installing {TORCH}", pip_command(folder, TORCH), log)
 
 
+def install_locked(folder):
+    """Install lock.txt's wheels by three pips at once, since one mostly waits.
+
+    They look for no dependencies, since each has its line there.  What they leave, or
+    cannot do, is left to ``install_project``, which says what is wrong.
+    """
+    name, started = "installing what lock.txt names", time.perf_counter()
+    lines = [
+        line
+        for line in LOCK.read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith(("#", *NO_WHEELS))
+    ]
+    pips = []
+    try:
+        for number in range(3):
+            part = folder / f"lock-{number}.txt"
+            part.write_text("\n".join(lines[number::3]), encoding="utf-8")
+            given = ("--no-deps", "--only-binary", ":all:", "-r", part)
+            pips.append(start_step(pip_command(folder, *given), folder / LOG_FILE))
+        for process in pips:
+            wait_for(process, name, started)
+    finally:
+        for process in pips:  # none is left behind by Ctrl-C
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    done = all(process.returncode == 0 for process in pips)
+    seconds = time.perf_counter() - started
+    say(f"  {name}: {'done' if done else 'not all done'} in {seconds:.0f} s")
+
+
 def install_project(folder, extras):
-    """Install flowrl_lab itself, editable, with everything these extras name."""
-    log = folder / LOG_FILE
-    target = ("-e", f"{ROOT}[{','.join(extras)}]")
-    name = f"installing flowrl_lab[{','.join(extras)}]"
-    run_step(name, pip_command(folder, *target), log)
+    """Install flowrl_lab itself, editable, with everything these extras name.
+
+    With the tests comes what only some machines can install; say what goes without it.
+    """
+    optional, needed, skipped = OPTIONAL
+    if "test" not in extras:
+        install_editable(folder, extras)
+    elif not install_editable(folder, sorted([*extras, optional]), must=False):
+        install_editable(folder, extras)
+        say(f"  {optional}: not possible without {needed}; {skipped} are skipped")
 
 
-def install_optional(folder):
-    """Try for what only some machines can install; say what goes without it."""
-    extra, needed, skipped = OPTIONAL
-    target = ("-e", f"{ROOT}[{extra}]")
-    name = f"installing flowrl_lab[{extra}]"
-    if not run_step(name, pip_command(folder, *target), folder / LOG_FILE, must=False):
-        say(f"  {name}: not possible without {needed}; {skipped} are skipped")
+def install_editable(folder, extras, must=True):
+    """Install flowrl_lab with these extras; whether that succeeded."""
+    name = f"flowrl_lab[{','.join(extras)}]"
+    command = pip_command(folder, "-e", f"{ROOT}[{','.join(extras)}]")
+    return run_step(f"installing {name}", command, folder / LOG_FILE, must)
 
 
 def start_compiling(folder):
-    """Compile for this processor what would otherwise be compiled in a lesson."""
-    code = "from flowrl_lab.policies.fast.passes import warm_up; warm_up()"
+    """Compile what the first lesson, or each of several tests at once, would compile.
+
+    The tiny language model for this processor, and the bytecode of what it stands on.
+    """
+    code = (
+        "from flowrl_lab.policies.fast.passes import warm_up; warm_up();"
+        "import peft, transformers; transformers.LlamaForCausalLM"
+    )
     return start_step([find_python(folder), "-c", code], folder / LOG_FILE)
 
 
@@ -597,7 +643,9 @@ def build_pytest_command(python, options, rest):
         command += ["-n", workers, "--dist", "loadscope", "--no-loadscope-reorder"]
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"), reverse=True)
     copies = [COPIES / path.name for path in notebooks]
-    paths = [ROOT / "tests" / "browser", *copies, "tests"]
+    folders = {path.parent for path in (ROOT / "tests").glob("*/test_*.py")}
+    first, *long = [ROOT / "tests" / name for name in LONG]
+    paths = [first, *copies, *long, *sorted(folders - {first, *long})]
     return [*command, "-ra", "--durations=15", *rest, *paths]
 
 

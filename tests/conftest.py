@@ -7,8 +7,10 @@ take half as long again.  FLOWRL_SHAPE_CHECKS=0 turns that off.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -20,12 +22,67 @@ if os.environ.get("FLOWRL_SHAPE_CHECKS", "1") != "0":
     jaxtyping.install_import_hook("flowrl_lab", "beartype.beartype")
 
 
+GIVEN = pytest.StashKey[list[str]]()  # what to test, in the command line's order
+BROWSER = "tests/browser/"
 CHECKED = ("core", "metrics", "policies", "tasks")  # folders of tests
 
 
 def in_ci() -> bool:
     """Whether continuous integration runs this: then nothing may be skipped."""
     return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Each worker of xdist reads the tests from another place on.
+
+    In a new clone what one of them has compiled, the next one finds; all of them would
+    compile all of it if they went side by side.
+    """
+    given = [str(argument) for argument in config.args]
+    config.stash[GIVEN] = given
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        number = int(worker["workerid"].removeprefix("gw"))
+        start = number * len(given) // worker["workercount"]
+        config.args = given[start:] + given[:start]
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """In whatever order they were read, tests run in that of the command line."""
+    if getattr(config, "workerinput", None) is None:
+        return
+    places = [
+        (config.invocation_params.dir / given.partition("::")[0]).resolve()
+        for given in config.stash[GIVEN]
+    ]
+
+    @functools.cache
+    def place(path: Path) -> int:
+        return next(
+            (n for n, given in enumerate(places) if path.is_relative_to(given)),
+            len(places),
+        )
+
+    items.sort(key=lambda item: place(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Each file on one worker; all files with a browser on the same, which starts it
+    and JupyterLab once and fetches JupyterLab's page once."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            if nodeid.startswith(BROWSER):
+                return BROWSER
+            return super()._split_scope(nodeid)
+
+    if config.getoption("dist") != "loadscope":
+        return None
+    return Scheduling(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib
 import io
 import re
@@ -49,10 +50,10 @@ def trains(way: tuple[str, ...]) -> bool:
     return any(word in "".join(way) for word in TRAINING)
 
 
-def names_in(source: str | ast.AST, context: type) -> set[str]:
-    """The names that a cell loads, or stores (definitions and imports too)."""
+def names_in(tree: ast.AST, context: type) -> set[str]:
+    """The names that a tree loads, or stores (definitions and imports too)."""
     found = set()
-    for node in ast.walk(ast.parse(source) if isinstance(source, str) else source):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, context):
             found.add(node.id)
         elif context is ast.Store:
@@ -63,6 +64,13 @@ def names_in(source: str | ast.AST, context: type) -> set[str]:
     return found
 
 
+@functools.cache  # here and below: each exercise asks all cells of its notebook
+def names_loaded(source: str) -> set[str]:
+    """The names that a cell loads."""
+    return names_in(ast.parse(source), ast.Load)
+
+
+@functools.cache
 def names_made(source: str) -> set[str]:
     """What a cell leaves to later ones: not what is local to its functions."""
     made: set[str] = set()
@@ -74,6 +82,7 @@ def names_made(source: str) -> set[str]:
     return made
 
 
+@functools.cache
 def names_taken(source: str) -> set[str]:
     """What a cell takes from earlier ones."""
     taken: set[str] = set()
@@ -132,7 +141,7 @@ def find_flows(path: Path) -> list[Flow]:
             way
             for target in find_showing(sources, index + 2, name)
             for way in [find_needed(sources, target, name)]
-            if any(name in names_in(source, ast.Load) for source in way)
+            if any(name in names_loaded(source) for source in way)
         ]
         if ways:  # the one without training, or else the shortest
             cost = lambda way: (trains(way), len(way))

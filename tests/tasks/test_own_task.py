@@ -8,8 +8,6 @@ import types
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
 from flowrl_lab.tasks import load_task, place_of, text_task
 from flowrl_lab.tasks.text import RewardError, TextTask
@@ -56,6 +54,8 @@ def test_messages_reach_the_reward_and_the_template_as_they_were_given():
 
 
 def test_a_table_brings_columns_for_rewards_like_trls():
+    from datasets import Dataset
+
     rows = [{"prompt": p, "solution": s} for p, s in zip(PROMPTS, "ab", strict=True)]
 
     def right(completions, solution, **_more):
@@ -100,6 +100,8 @@ def test_the_same_prompt_twice_counts_once():
 
 def test_trls_own_rewards_are_taken_as_they_are():
     """One reads messages, the other the tokens."""
+    from trl.rewards import get_soft_overlong_punishment, think_format_reward
+
     task = text_task(CHAT[1:], think_format_reward)
     found = values(task, ["<think>why</think>so", "so"])
     assert [one.reward for one in found] == [1.0, 0.0]

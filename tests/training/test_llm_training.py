@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 from llm_models import model_folder
-from peft.utils import save_and_load
 
 from flowrl_lab import _files
 from flowrl_lab.integrations.adapters import export_adapter, export_merged, push_folder
@@ -302,6 +301,8 @@ def test_the_adapter_loads_in_plain_transformers_and_peft(trained, tmp_path):
 
 def test_an_export_asks_the_hub_nothing(trained, tmp_path, monkeypatch):
     """The base model's public name is written down, and nothing else done with it."""
+    from peft.utils import save_and_load
+
     loaded = dataclasses.replace(trained.policy.loaded, base_name="me/tiny")
     monkeypatch.setattr(trained.policy, "loaded", loaded)
     monkeypatch.setattr(
