@@ -559,11 +559,12 @@ SENTENCES: list[tuple[str, str, list]] = [
     ),
     (
         N07,
-        "A KL penalty of 0.1 takes GRPO from 3 to 9. Most of what separates the two "
-        "is that penalty",
+        "A KL penalty of 0.1 takes GRPO from 3 answers to 9: most of the way to "
+        "FlowRL's 13",
         [
             answers(MATHS, "grpo", "3", 0),
             answers(MATHS, GRPO_KL, "9", 0),
+            answers(MATHS, OURS, "13", 0),
             More(MATHS, MANY, GRPO_KL, "grpo"),
             Fact(
                 2 * (mean(MATHS, GRPO_KL, MANY) - mean(MATHS, "grpo", MANY))
