@@ -14,11 +14,11 @@ from flowrl_lab.plots.tabulate import text_table
 
 __all__ = [
     "Moment",
+    "complete_tests",
     "moments",
     "planned_tests",
     "protocol_table",
     "spread_of",
-    "tests_if_complete",
     "training_paths",
     "untrained",
 ]
@@ -115,7 +115,7 @@ def training_paths(
     return paths, labels
 
 
-def tests_if_complete(
+def complete_tests(
     protocol: Protocol, curves: Mapping[str, Sequence[Curve]]
 ) -> list[Test]:
     """The planned tests of every task, each corrected with its own.

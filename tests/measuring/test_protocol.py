@@ -13,10 +13,10 @@ from scipy.stats import ttest_1samp, ttest_ind
 from flowrl_lab import __main__ as cli
 from flowrl_lab._files import data_path
 from flowrl_lab.measuring.fronts import (
+    complete_tests,
     moments,
     planned_tests,
     protocol_table,
-    tests_if_complete,
     training_paths,
     untrained,
 )
@@ -167,7 +167,7 @@ def test_incomplete_cells_are_named_and_not_shown():
     assert "ppo," in missing and "pass_at_k=4" in missing and "grpo," not in missing
     with pytest.raises(ValueError, match="incomplete"):
         planned_tests(protocol, curves)
-    assert tests_if_complete(protocol, {"make_number": curves}) == []
+    assert complete_tests(protocol, {"make_number": curves}) == []
 
 
 def test_a_path_over_training_starts_untrained_and_names_its_chosen_step():
@@ -226,7 +226,7 @@ def test_the_planned_tests_are_made_together():
     assert all(t.p_holm == 1.0 for t in others)
     code = [dataclasses.replace(curve, task="programs") for curve in curves]
     by_task = {"make_number": curves, "programs": code}
-    assert tests_if_complete(protocol, by_task) == 2 * tests
+    assert complete_tests(protocol, by_task) == 2 * tests
 
 
 # --------------------------------------------------------------------- what is kept
