@@ -32,10 +32,10 @@ from flowrl_lab.policies.plain_rows import PlainDecoder, plain_states
 from flowrl_lab.policies.self_check import Ways, is_as_sampled
 from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
-__all__ = ["PackedLanguageModelPolicy", "Packing", "pack_rows"]
+__all__ = ["PackedLanguageModelPolicy", "Packing", "pack_prompts", "pack_rows"]
 
 # Attention costs nodes x nodes; beyond this, plain rows are cheaper.
-MAX_NODES = 1024
+MAX_NODES = 2048
 # Longer completions hardly ever come twice.
 MEMO_TOKENS = 8
 
@@ -95,6 +95,12 @@ class Packing:
         return mask.masked_fill(~seen, torch.finfo(dtype).min)[None, None]
 
 
+def pack_prompts(prompts: PromptBatch) -> tuple[Packing, list[int]]:
+    """The prompts in one tree, and the last node of each."""
+    packing = Packing()
+    return packing, [packing.path(row)[-1] for row in _rows(prompts)]
+
+
 def pack_rows(
     prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor
 ) -> tuple[Packing, Tensor]:
@@ -104,9 +110,9 @@ def pack_rows(
         The tree, and ``[B, T]``: the node whose state predicts each completion
         token (0 where the token does not count).
     """
-    packing = Packing()
+    packing, starts = pack_prompts(prompts)
     copies = len(completion_ids) // len(prompts)
-    starts = [packing.path(row)[-1] for row in _rows(prompts) for _ in range(copies)]
+    starts = [start for start in starts for _ in range(copies)]
     predictor = np.zeros(completion_ids.shape, dtype=np.int64)
     rows = zip(completion_ids.tolist(), completion_mask.sum(-1).tolist(), strict=True)
     for number, (ids, length) in enumerate(rows):
@@ -191,11 +197,12 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
         return not is_as_sampled(self, prompts, sampled, temperature)
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
-        tokens = int(prompts.prompt_mask.sum())
-        tokens += len(prompts) * copies * self.max_completion_tokens
-        if self.ways.packed and tokens <= self._most_nodes:
-            self._decoder = _PackedDecoder(self, prompts, copies)
-            return self._decoder
+        if self.ways.packed:
+            packing, starts = pack_prompts(prompts)
+            most = len(starts) * copies * (self.max_completion_tokens - 1)
+            if len(packing) + most <= self._most_nodes:
+                self._decoder = _PackedDecoder(self, packing, starts, copies)
+                return self._decoder
         if self.ways.cached:
             return super()._start_decoding(prompts, copies)
         return PlainDecoder(self, prompts, copies)
@@ -245,12 +252,13 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
 
         Which prompts come together first is chance, and another after a resume.
         """
-        for number, text in enumerate(prompts.texts):
-            if (text, pooling) not in self._features:
-                ids = prompts.prompt_ids[number, prompts.prompt_mask[number]][None]
-                ids = ids.to(self.device)
-                with self._as_reference():
-                    states = self._backbone(input_ids=ids, use_cache=False)
+        rows = zip(prompts.texts, prompts.prompt_ids, prompts.prompt_mask, strict=True)
+        with self._as_reference():
+            for text, ids, mask in rows:
+                if (text, pooling) in self._features:
+                    continue
+                ids = ids[mask][None].to(self.device)
+                states = self._backbone(input_ids=ids, use_cache=False)
                 kept = states.last_hidden_state.float(), torch.ones_like(ids)
                 self._features[text, pooling] = pool_features(*kept, pooling)[0]
 
@@ -315,15 +323,18 @@ class _PackedDecoder:
     """
 
     def __init__(
-        self, policy: PackedLanguageModelPolicy, prompts: PromptBatch, copies: int
+        self,
+        policy: PackedLanguageModelPolicy,
+        packing: Packing,
+        starts: list[int],
+        copies: int,
     ):
         from transformers import DynamicCache
 
-        self._policy, self._packing = policy, Packing()
+        self._policy, self._packing = policy, packing
         self._cache = DynamicCache(config=policy._backbone.config)
         self.states: list[Tensor] = []
         self.predictors: list[Tensor] = []
-        starts = [self._packing.path(row)[-1] for row in _rows(prompts)]
         states = self._run(0)
         self.logits = policy._lm_head(states[starts])
         rows = torch.arange(len(starts), device=states.device)
