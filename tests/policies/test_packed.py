@@ -180,3 +180,17 @@ def test_a_long_batch_goes_through_plain_rows(monkeypatch):
     torch.testing.assert_close(long.log_probs, short.log_probs)
     drawn = policy.sample(batch_of([0, 1]), 2, generator=torch.Generator())
     assert drawn.completion_ids.shape[0] == 2
+
+
+@pytest.mark.parametrize("room, packs", [(29, True), (28, False)])
+def test_what_prompts_share_takes_room_once_when_sampling(monkeypatch, room, packs):
+    """9 tokens of prompts are 5 nodes; 6 rows may need 4 more each."""
+    monkeypatch.setattr(packed, "MAX_NODES", room)
+    policy, prompts = make_policy(), batch_of(*PROMPTS)
+    drawn = policy.sample(prompts, 2, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(PackedLanguageModelPolicy, "_run_nodes", None)
+    if packs:  # what sampling computed serves the first update
+        policy.evaluate(prompts, drawn.completion_ids, drawn.completion_mask)
+    else:
+        with pytest.raises(TypeError):
+            policy.evaluate(prompts, drawn.completion_ids, drawn.completion_mask)
