@@ -231,21 +231,40 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
     def _completion_states(
         self, prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor
     ) -> Tensor:
+        packed = self._packed_states(prompts, completion_ids, completion_mask)
+        if packed is None:
+            return self._row_states(prompts, completion_ids, completion_mask)
+        states, predictor = packed
+        return states[predictor]
+
+    def _row_states(
+        self, prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor
+    ) -> Tensor:
+        longest = prompts.prompt_ids.shape[1] + completion_ids.shape[1]
+        if self.ways.shared and longest <= self.ways.window:
+            return super()._completion_states(prompts, completion_ids, completion_mask)
+        return plain_states(self._backbone, prompts, completion_ids)
+
+    def _packed_states(
+        self, prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """States of nodes [N, H], and which of them predicts each token [B, T].
+
+        None where the rows are too long, or the model asks for rows.
+        """
         grown = self._grown
         if grown is not None and torch.is_grad_enabled():
             self._grown = None  # its graph serves one backward pass
             same = grown.completion_ids is completion_ids
             if same and grown.version == self._changes.count():
-                return grown.states[grown.predictor]
-        if self.ways.packed:
-            packing, predictor = pack_rows(prompts, completion_ids, completion_mask)
-            if len(packing) <= self._most_nodes:
-                states = self._run_nodes(packing, 0).last_hidden_state[0]
-                return states[predictor.to(states.device)]
-        longest = prompts.prompt_ids.shape[1] + completion_ids.shape[1]
-        if self.ways.shared and longest <= self.ways.window:
-            return super()._completion_states(prompts, completion_ids, completion_mask)
-        return plain_states(self._backbone, prompts, completion_ids)
+                return grown.states, grown.predictor
+        if not self.ways.packed:
+            return None
+        packing, predictor = pack_rows(prompts, completion_ids, completion_mask)
+        if len(packing) > self._most_nodes:
+            return None
+        states = self._run_nodes(packing, 0).last_hidden_state[0]
+        return states, predictor.to(states.device)
 
     def _store_features(self, prompts: PromptBatch, pooling: str) -> None:
         """One prompt at a time, unpadded: the last digits depend on what is beside it.

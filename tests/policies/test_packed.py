@@ -6,8 +6,10 @@ import pytest
 import torch
 from llm_models import build_model
 
-from flowrl_lab.policies import packed
+from flowrl_lab.policies import hf_lm, packed
+from flowrl_lab.policies.hf_lm import HFLanguageModelPolicy
 from flowrl_lab.policies.language_model import LanguageModelPolicy, add_lora
+from flowrl_lab.policies.loading import LoadedModel
 from flowrl_lab.policies.packed import PackedLanguageModelPolicy, pack_rows
 from flowrl_lab.types import PromptBatch
 
@@ -194,3 +196,33 @@ def test_what_prompts_share_takes_room_once_when_sampling(monkeypatch, room, pac
     else:
         with pytest.raises(TypeError):
             policy.evaluate(prompts, drawn.completion_ids, drawn.completion_mask)
+
+
+def test_a_token_after_one_beginning_is_scored_once(monkeypatch):
+    """[4, 1, E] twice and [4, 2, E]: 9 tokens, of which 5 are distinct."""
+    whole, scored = hf_lm.token_scores_from_hidden, []
+
+    def count(states, *rest, **more):
+        scored.append(len(states))
+        return whole(states, *rest, **more)
+
+    monkeypatch.setattr(hf_lm, "token_scores_from_hidden", count)
+
+    def make_hf(model, **settings):
+        return HFLanguageModelPolicy(
+            LoadedModel(model, None, "a", "a test", "a", 64), model, **settings
+        )
+
+    prompts = batch_of(PROMPTS[0])
+    ids, mask = completions(([4, 1, EOS], [4, 1, EOS], [4, 2, EOS]))
+    weights = torch.randn(3, 3, generator=torch.Generator().manual_seed(2))
+    found = []
+    for kind in (PackedLanguageModelPolicy, make_hf):
+        policy = make_policy(kind)
+        scored.clear()
+        output = policy.evaluate(prompts, ids, mask)
+        loss = (weights * (output.log_probs + 0.5 * output.entropies)).sum()
+        gradient = torch.autograd.grad(loss, policy.trainable_parameters())
+        found.append((output.log_probs, output.entropies, *gradient))
+    assert scored == [5]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
