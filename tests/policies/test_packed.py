@@ -173,6 +173,23 @@ def test_the_reference_is_remembered_and_right(monkeypatch):
         policy.evaluate(prompts, ids, mask, reference=True, temperature=0.5)
 
 
+@pytest.mark.parametrize("room", [packed.MAX_NODES, 1])
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_a_prompts_state_is_that_of_the_prompt_alone(monkeypatch, pooling, room):
+    monkeypatch.setattr(packed, "MAX_NODES", room)
+    policy = make_policy()
+    found = policy.prompt_features(batch_of(*PROMPTS), pooling)
+    with torch.no_grad(), policy.model.disable_adapter():
+        for prompt, features in zip(PROMPTS, found, strict=True):
+            states = policy._backbone(torch.tensor([prompt])).last_hidden_state[0]
+            expected = states[-1] if pooling == "last" else states.mean(0)
+            torch.testing.assert_close(features, expected)
+    resumed = make_policy()  # a checkpoint brings what was found in company
+    resumed.reference_memo.update(policy.reference_memo)
+    again = resumed.prompt_features(batch_of(PROMPTS[1]), pooling)
+    assert torch.equal(again[0], found[1])
+
+
 def test_a_long_batch_goes_through_plain_rows(monkeypatch):
     ids, mask = completions()
     short = make_policy().evaluate(batch_of(*PROMPTS), ids, mask)
