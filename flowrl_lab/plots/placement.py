@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -361,7 +361,8 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
         return []
     places = panel.ends()
     labels = []
-    for together in columns({run: places[run] for run in ends}):
+    for column in columns({run: places[run] for run in ends}):
+        together = _say_once(column, ends)
         heights = {run: panel.height_of(ends[run][1]) for run in together}
         order = sorted(together, key=lambda run: -heights[run])
         wanted = [box.bottom - heights[run] * box.height for run in order]
@@ -377,6 +378,13 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
             for run, at, y in zip(order, wanted, placed, strict=True)
         ]
     return labels
+
+
+def _say_once(
+    runs: list[str], ends: dict[str, tuple[RunStyle, float]]
+) -> Iterable[str]:
+    """One run for each value as it is written: curves that end together share it."""
+    return {format_number(ends[run][1]): run for run in reversed(runs)}.values()
 
 
 def columns(places: dict[str, float]) -> list[list[str]]:
@@ -444,9 +452,10 @@ def point_labels(panel: LinePanel, box: Box) -> list[PointLabel]:
     for curve in panel.series:
         for at, words in zip(places.get(curve.run, ()), curve.labels, strict=False):
             choices = [PointLabel(curve.run, words, *at, side) for side in SIDES]
-            label = min(choices, key=lambda one: _trouble(one.box(), taken, box))
-            labels.append(label)
-            taken = np.concatenate([taken, _cover(label.box())])
+            if words:  # a point without any takes no room, and no time
+                choices.sort(key=lambda one: _trouble(one.box(), taken, box))
+                taken = np.concatenate([taken, _cover(choices[0].box())])
+            labels.append(choices[0])
     return labels
 
 
