@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -366,7 +367,8 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
         heights = {run: panel.height_of(ends[run][1]) for run in together}
         order = sorted(together, key=lambda run: -heights[run])
         wanted = [box.bottom - heights[run] * box.height for run in order]
-        placed = spread(wanted, box.top, box.bottom)
+        clear = [_clear_of_marks(panel, box, y) for y in wanted]
+        placed = spread(clear, box.top, box.bottom)
         labels += [
             EndLabel(
                 *(run, *ends[run]),
@@ -385,6 +387,15 @@ def _say_once(
 ) -> Iterable[str]:
     """One run for each value as it is written: curves that end together share it."""
     return {format_number(ends[run][1]): run for run in reversed(runs)}.values()
+
+
+def _clear_of_marks(panel: LinePanel, box: Box, y: float) -> float:
+    """The nearest place for a label where no mark's line runs through its words."""
+    for _, value in panel.marks:
+        line = box.bottom - panel.height_of(value) * box.height
+        if abs(y - line) < LABEL_GAP / 2:
+            return line + math.copysign(LABEL_GAP / 2, y - line)
+    return y
 
 
 def columns(places: dict[str, float]) -> list[list[str]]:

@@ -500,6 +500,16 @@ def test_curves_that_end_together_say_their_value_once() -> None:
     assert sorted((one.run, one.value) for one in labels) == [("a", 2.421), ("c", 2)]
 
 
+def test_no_marks_line_runs_through_the_words_of_an_end() -> None:
+    near = {"a": ((0, 1), (0, 14.2)), "b": ((0, 1), (0, 5))}
+    page = draw_curves(near, marks={"true log Z": 14.3}).page
+    ((panel, box),) = place_page(page).curves
+    line = box.bottom - panel.height_of(14.3) * box.height
+    high, low = end_labels(panel, box)
+    assert high.y - line >= LABEL_GAP / 2 - 1e-9, "below it, as the curve is"
+    assert low.down == 0, "where no line is, a label stays"
+
+
 def test_points_without_words_leave_their_room_to_the_others() -> None:
     x = list(range(300))
     words = ["", *["top"], *[""] * 298]
