@@ -109,7 +109,7 @@ TITLES = {
     "residual_rms": "residual (RMS), nats",
     "clip_fraction": "share of ratios clipped",
     "grad_norm": "gradient norm",
-    "zero_variance_groups": "groups with equal rewards",
+    "zero_variance_groups": "share of groups with equal rewards",
     "all_wrong_groups": "groups with no reward",
     "tokens": "tokens sampled",
     "seconds": "training time, s",
