@@ -23,7 +23,10 @@ def add_parser(commands) -> None:
         "study", help="rerun the study of data/study, or check one cell of it"
     )
     add = study.add_argument
-    only = "studies and cells, such as programs,make_number/grpo (default: all)"
+    only = (
+        "studies and cells, such as programs,make_number/grpo; with --protocol its "
+        "tasks and families, such as programs,grpo (default: all)"
+    )
     add("--only", default="", metavar="A,B,...", help=only)
     add_many_runs(study)
     add("--out", type=Path, metavar="FOLDER", help="where results go")
@@ -192,9 +195,10 @@ def _protocol(args: argparse.Namespace) -> int:
     from flowrl_lab.measuring.protocol import load_protocol
 
     protocol = load_protocol(args.protocol, small=args.small)
+    planned = protocol.only(parse_specs(args.only))
     _refuse_other_version(protocol, args.out)
-    work = _ProtocolWork(protocol, args)
-    for families in protocol.stages():
+    work = _ProtocolWork(protocol, planned, args)
+    for families in planned.stages():
         for part in ("search", "report"):
             if not work.do(part, families):
                 work.write()
@@ -222,13 +226,17 @@ def _refuse_other_version(protocol, out: Path) -> None:
 
 
 class _ProtocolWork:
-    """The protocol's runs, as far as they are done, and what they say."""
+    """The protocol's runs, as far as they are done, and what they say.
 
-    def __init__(self, protocol, args: argparse.Namespace):
-        self.protocol, self.out, self.args = protocol, args.out, args
+    ``planned`` is the part of it that was asked for.
+    """
+
+    def __init__(self, protocol, planned, args: argparse.Namespace):
+        self.protocol, self.planned = protocol, planned
+        self.out, self.args = args.out, args
         self.curves: list = []
         self.failed = False
-        self._left = protocol.count_runs() * protocol.settings["steps"]
+        self._left = self.planned.count_runs() * protocol.settings["steps"]
         self._kept = [] if args.small else self._published()
 
     def _published(self) -> list:
@@ -249,10 +257,10 @@ class _ProtocolWork:
         )
 
         if part == "search":
-            jobs = plan_search(self.protocol, families, self.out)
+            jobs = plan_search(self.planned, families, self.out)
         else:
             chosen = choose(self.protocol, self.curves)
-            jobs = plan_report(self.protocol, families, chosen, self.out)
+            jobs = plan_report(self.planned, families, chosen, self.out)
         self._left -= sum(job.config.steps for job in jobs)
         jobs, kept = already_kept(part, jobs, self._kept)
         self.curves += kept

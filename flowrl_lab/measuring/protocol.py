@@ -144,6 +144,16 @@ class Protocol:
         report = cells * len(self.report["seeds"])
         return len(self.tasks) * (search * len(self.families) + report)
 
+    def only(self, names: Sequence[str]) -> Protocol:
+        """The part of it that tasks and families are named of; all where none is."""
+        for name in names:
+            check_choice("--only", name, [*self.tasks, *self.families])
+        tasks = tuple(task for task in self.tasks if task in names)
+        families = {k: family for k, family in self.families.items() if k in names}
+        return dataclasses.replace(
+            self, tasks=tasks or self.tasks, families=families or self.families
+        )
+
     def stages(self) -> list[list[str]]:
         """The families, in the order in which they are run."""
         numbers = sorted({family.stage for family in self.families.values()})

@@ -52,11 +52,15 @@ ALWAYS_LOG = ("kl_policy_target", "kl_target_policy")
 
 @dataclass(frozen=True)
 class RunStyle:
-    """How a run looks: a colour, and a dash and a marker for who cannot see it."""
+    """How a run looks: a colour, and a dash and a marker for who cannot see it.
+
+    ``joined``: a line goes through its points.
+    """
 
     color: str
     dash: str
     marker: str
+    joined: bool = True
 
     @property
     def glyph(self) -> str:
@@ -105,7 +109,7 @@ TITLES = {
     "residual_rms": "residual (RMS), nats",
     "clip_fraction": "share of ratios clipped",
     "grad_norm": "gradient norm",
-    "zero_variance_groups": "groups with equal rewards",
+    "zero_variance_groups": "share of groups with equal rewards",
     "all_wrong_groups": "groups with no reward",
     "tokens": "tokens sampled",
     "seconds": "training time, s",
@@ -136,7 +140,8 @@ SAMPLED_METRICS = tuple(f"sampled/{name}" for name in GROUP_MEASURES)
 class Series:
     """One curve: a run (and seed) seen through one metric.
 
-    ``labels``, if any, are words beside its points.
+    ``labels``, if any, are words beside its points.  ``marked``: each point wears its
+    marker; else a few do.
     """
 
     run: str
@@ -144,6 +149,7 @@ class Series:
     x: np.ndarray
     y: np.ndarray
     labels: tuple[str, ...] = ()
+    marked: bool = False
 
     @property
     def last(self) -> float:

@@ -348,10 +348,11 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
         box: where they are drawn.
 
     Returns:
-        Labels with x and y in pixels, x where the curve ends; none for a curve that
-        has left the frame of a log axis, and none when there are too many to read.
+        Labels with x and y in pixels, x where the curve ends; none for points with
+        words of their own or no line, none for a curve that has left the frame of a
+        log axis, and none when there are too many to read.
     """
-    labelled = {curve.run for curve in panel.series if curve.labels}
+    labelled = {c.run for c in panel.series if c.labels or not c.style.joined}
     floor = 10.0 ** panel.y_range[0] if panel.log_y else -np.inf
     ends = {
         run: end

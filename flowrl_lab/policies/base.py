@@ -23,8 +23,9 @@ class Policy(Protocol):
         dtype: of its frozen weights; half precision is trained with a scaled loss.
         pad_id: the token that fills up shorter rows.
         large_tensors: whether single products are worth several threads.
-        reference_memo: what the reference said of earlier rows, for checkpoints:
-            computed again in another batch it would differ in the last digits.
+        reference_memo: what the reference said of earlier rows and prompts, for
+            checkpoints: computed again in another batch it would differ in the last
+            digits.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Policy(Protocol):
     dtype: torch.dtype
     pad_id: int
     large_tensors: bool
-    reference_memo: dict[str, list[list[float]]]
+    reference_memo: dict[str, list[list[float]] | Tensor]
 
     def sample(
         self,

@@ -62,15 +62,28 @@ class HFLanguageModelPolicy(PackedLanguageModelPolicy):
         Raises:
             FloatingPointError: the model's scores are not finite.
         """
+        batch = prompts, completion_ids, completion_mask
+        words = len(self._lm_head.weight)
         with self._as_reference() if reference else contextlib.nullcontext():
-            states = self._completion_states(prompts, completion_ids, completion_mask)
+            packed = self._packed_states(*batch)
+            if packed is None:
+                states = self._row_states(*batch)
+                nodes = states.flatten(0, 1)
+                at = torch.arange(len(nodes), device=nodes.device)
+                at = at.view_as(completion_mask)
+            else:
+                nodes, at = packed
+                states = nodes[at]
+            # A token that follows one beginning in several rows is scored once.
+            asked = at[completion_mask] * words + completion_ids[completion_mask]
+            distinct, row = asked.unique(return_inverse=True)
             scored = self._head_scores(
-                states[completion_mask], completion_ids[completion_mask], temperature
+                nodes[distinct // words], distinct % words, temperature
             )
         # Apart, so that the entropy's gradient is only computed where it is wanted.
         zeros = scored[0].new_zeros(completion_ids.shape)
         return states, *(
-            zeros.masked_scatter(completion_mask, numbers) for numbers in scored
+            zeros.masked_scatter(completion_mask, numbers[row]) for numbers in scored
         )
 
     def _head_scores(

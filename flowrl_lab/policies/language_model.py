@@ -34,6 +34,7 @@ __all__ = [
     "build_tiny_llama",
     "check_completions",
     "lora_parameters",
+    "pick_prompts",
     "pool_features",
     "token_positions",
 ]
@@ -190,10 +191,9 @@ class LanguageModelPolicy:
         base = model.get_base_model()
         self._backbone, self._lm_head = base.base_model, base.get_output_embeddings()
         self.hidden_size = self._lm_head.weight.shape[1]
-        self._features: dict[tuple[str, str], Tensor] = {}
         # What the reference says of a row: "prompt, temperature, tokens" -> its
-        # log-probs and entropies.
-        self.reference_memo: dict[str, list[list[float]]] = {}
+        # log-probs and entropies; and of a prompt: its pooled states [H].
+        self.reference_memo: dict[str, list[list[float]] | Tensor] = {}
         model.train(False)  # no dropout anywhere: log-probs must be repeatable
 
     @property
@@ -334,23 +334,24 @@ class LanguageModelPolicy:
     def prompt_features(self, prompts: PromptBatch, pooling: str = "last") -> Tensor:
         """Final hidden states of the reference: last prompt token, or the mean.
 
-        They never change, so each prompt is computed once and kept.
+        They never change, so each prompt is computed once and kept, in checkpoints
+        too: which prompts come together first is chance, and another after a resume.
         """
         _check_pooling(pooling)
-        missing = [(text, pooling) not in self._features for text in prompts.texts]
-        if any(missing):
-            self._store_features(prompts, pooling)
-        return torch.stack([self._features[text, pooling] for text in prompts.texts])
+        keys = [f"{pooling} state of {text}" for text in prompts.texts]
+        new = [row for row, key in enumerate(keys) if key not in self.reference_memo]
+        if new:
+            asked = pick_prompts(prompts, new).to(self.device)
+            with self._as_reference():
+                found = self._pooled_states(asked, pooling).cpu()
+            named = [keys[row] for row in new]
+            self.reference_memo.update(zip(named, found, strict=True))
+        kept = torch.stack([self.reference_memo[key] for key in keys])
+        return kept.to(self.device)
 
-    def _store_features(self, prompts: PromptBatch, pooling: str) -> None:
-        prompts = prompts.to(self.device)
-        with self._as_reference():
-            states = self._prefill(prompts, use_cache=False).last_hidden_state.float()
-        pooled = pool_features(states, prompts.prompt_mask, pooling)
-        self._features.update(
-            ((text, pooling), row)
-            for text, row in zip(prompts.texts, pooled, strict=True)
-        )
+    def _pooled_states(self, prompts: PromptBatch, pooling: str) -> Tensor:
+        states = self._prefill(prompts, use_cache=False).last_hidden_state.float()
+        return pool_features(states, prompts.prompt_mask, pooling)
 
     def make_log_z(self) -> nn.Module:
         return LogPartitionHead(self.hidden_size).to(self.device)
@@ -383,6 +384,13 @@ class LanguageModelPolicy:
         with torch.no_grad():
             for name, parameter in mine.items():
                 parameter.copy_(state[name])
+
+
+def pick_prompts(prompts: PromptBatch, rows: list[int]) -> PromptBatch:
+    """Some prompts of a batch, repeated as often as they are named."""
+    texts = tuple(prompts.texts[row] for row in rows)
+    parts = prompts.prompt_ids, prompts.prompt_mask, prompts.indices
+    return PromptBatch(texts, *(part[rows] for part in parts))
 
 
 def pool_features(states: Tensor, prompt_mask: Tensor, pooling: str) -> Tensor:

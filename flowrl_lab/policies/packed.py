@@ -26,6 +26,7 @@ from flowrl_lab.policies.changes import ChangeCounter
 from flowrl_lab.policies.language_model import (
     LanguageModelPolicy,
     as_cache,
+    pick_prompts,
     pool_features,
 )
 from flowrl_lab.policies.plain_rows import PlainDecoder, plain_states
@@ -34,8 +35,10 @@ from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
 __all__ = ["PackedLanguageModelPolicy", "Packing", "pack_prompts", "pack_rows"]
 
-# Attention costs nodes x nodes; beyond this, plain rows are cheaper.
-MAX_NODES = 2048
+# Attention costs nodes x nodes: up to here it does not count, ...
+MAX_NODES = 1024
+# ... and with so many nodes it costs as much as all else (SmolLM2-135M on a CPU).
+EQUAL_COST_NODES = 1536
 # Longer completions hardly ever come twice.
 MEMO_TOKENS = 8
 
@@ -95,10 +98,10 @@ class Packing:
         return mask.masked_fill(~seen, torch.finfo(dtype).min)[None, None]
 
 
-def pack_prompts(prompts: PromptBatch) -> tuple[Packing, list[int]]:
-    """The prompts in one tree, and the last node of each."""
+def pack_prompts(prompts: PromptBatch) -> tuple[Packing, list[list[int]]]:
+    """The prompts in one tree, and the nodes of each."""
     packing = Packing()
-    return packing, [packing.path(row)[-1] for row in _rows(prompts)]
+    return packing, [packing.path(row) for row in _rows(prompts)]
 
 
 def pack_rows(
@@ -110,9 +113,9 @@ def pack_rows(
         The tree, and ``[B, T]``: the node whose state predicts each completion
         token (0 where the token does not count).
     """
-    packing, starts = pack_prompts(prompts)
+    packing, paths = pack_prompts(prompts)
     copies = len(completion_ids) // len(prompts)
-    starts = [start for start in starts for _ in range(copies)]
+    starts = [path[-1] for path in paths for _ in range(copies)]
     predictor = np.zeros(completion_ids.shape, dtype=np.int64)
     rows = zip(completion_ids.tolist(), completion_mask.sum(-1).tolist(), strict=True)
     for number, (ids, length) in enumerate(rows):
@@ -197,19 +200,22 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
         return not is_as_sampled(self, prompts, sampled, temperature)
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
-        if self.ways.packed:
-            packing, starts = pack_prompts(prompts)
-            most = len(starts) * copies * (self.max_completion_tokens - 1)
-            if len(packing) + most <= self._most_nodes:
-                self._decoder = _PackedDecoder(self, packing, starts, copies)
-                return self._decoder
+        packing, paths = pack_prompts(prompts)
+        most = len(paths) * copies * (self.max_completion_tokens - 1)
+        if self._packs(len(packing) + most, int(prompts.prompt_mask.sum()) + most):
+            starts = [path[-1] for path in paths]
+            self._decoder = _PackedDecoder(self, packing, starts, copies)
+            return self._decoder
         if self.ways.cached:
             return super()._start_decoding(prompts, copies)
         return PlainDecoder(self, prompts, copies)
 
-    @property
-    def _most_nodes(self) -> int:
-        return min(MAX_NODES, self.ways.window)
+    def _packs(self, nodes: int, in_rows: int) -> bool:
+        """Whether so many nodes go through the model as a tree, or rather in rows."""
+        if not self.ways.packed or nodes > self.ways.window:
+            return False
+        cost = nodes * (1 + nodes / EQUAL_COST_NODES)
+        return nodes <= MAX_NODES or cost <= in_rows
 
     def evaluate(
         self,
@@ -231,36 +237,54 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
     def _completion_states(
         self, prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor
     ) -> Tensor:
-        grown = self._grown
-        if grown is not None and torch.is_grad_enabled():
-            self._grown = None  # its graph serves one backward pass
-            same = grown.completion_ids is completion_ids
-            if same and grown.version == self._changes.count():
-                return grown.states[grown.predictor]
-        if self.ways.packed:
-            packing, predictor = pack_rows(prompts, completion_ids, completion_mask)
-            if len(packing) <= self._most_nodes:
-                states = self._run_nodes(packing, 0).last_hidden_state[0]
-                return states[predictor.to(states.device)]
+        packed = self._packed_states(prompts, completion_ids, completion_mask)
+        if packed is None:
+            return self._row_states(prompts, completion_ids, completion_mask)
+        states, predictor = packed
+        return states[predictor]
+
+    def _row_states(
+        self, prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor
+    ) -> Tensor:
         longest = prompts.prompt_ids.shape[1] + completion_ids.shape[1]
         if self.ways.shared and longest <= self.ways.window:
             return super()._completion_states(prompts, completion_ids, completion_mask)
         return plain_states(self._backbone, prompts, completion_ids)
 
-    def _store_features(self, prompts: PromptBatch, pooling: str) -> None:
-        """One prompt at a time, unpadded: the last digits depend on what is beside it.
+    def _packed_states(
+        self, prompts: PromptBatch, completion_ids: Tensor, completion_mask: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """States of nodes [N, H], and which of them predicts each token [B, T].
 
-        Which prompts come together first is chance, and another after a resume.
+        None where the rows are too long, or the model asks for rows.
         """
-        rows = zip(prompts.texts, prompts.prompt_ids, prompts.prompt_mask, strict=True)
-        with self._as_reference():
-            for text, ids, mask in rows:
-                if (text, pooling) in self._features:
-                    continue
-                ids = ids[mask][None].to(self.device)
-                states = self._backbone(input_ids=ids, use_cache=False)
-                kept = states.last_hidden_state.float(), torch.ones_like(ids)
-                self._features[text, pooling] = pool_features(*kept, pooling)[0]
+        grown = self._grown
+        if grown is not None and torch.is_grad_enabled():
+            self._grown = None  # its graph serves one backward pass
+            same = grown.completion_ids is completion_ids
+            if same and grown.version == self._changes.count():
+                return grown.states, grown.predictor
+        if not self.ways.packed:
+            return None
+        packing, predictor = pack_rows(prompts, completion_ids, completion_mask)
+        in_rows = int(prompts.prompt_mask.sum()) + completion_ids.numel()
+        if not self._packs(len(packing), in_rows):
+            return None
+        states = self._run_nodes(packing, 0).last_hidden_state[0]
+        return states, predictor.to(states.device)
+
+    def _pooled_states(self, prompts: PromptBatch, pooling: str) -> Tensor:
+        packing, paths = pack_prompts(prompts)
+        if self._packs(len(packing), int(prompts.prompt_mask.sum())):
+            states = self._run_nodes(packing, 0).last_hidden_state[0]
+            rows = [states[path][None].float() for path in paths]
+        else:  # alone and unpadded, which suits every model
+            run = partial(self._backbone, use_cache=False)
+            alone = [torch.tensor([r], device=self.device) for r in _rows(prompts)]
+            rows = [run(input_ids=ids).last_hidden_state.float() for ids in alone]
+        return torch.cat(
+            [pool_features(r, r.new_ones(r.shape[:2]), pooling) for r in rows]
+        )
 
     def _remember(
         self,
@@ -283,7 +307,7 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         new = [row for key, row in first.items() if key not in self.reference_memo]
         if new:
-            asked = _pick_prompts(prompts, [owners[row] for row in new])
+            asked = pick_prompts(prompts, [owners[row] for row in new])
             output = score(asked, completion_ids[new], completion_mask[new])
             for place, row in enumerate(new):
                 both = (output.log_probs[place], output.entropies[place])
@@ -305,13 +329,6 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
             use_cache=cache is not None,
             **as_cache(self._backbone, cache),
         )
-
-
-def _pick_prompts(prompts: PromptBatch, rows: list[int]) -> PromptBatch:
-    """Some prompts of a batch, repeated as often as they are named."""
-    texts = tuple(prompts.texts[row] for row in rows)
-    parts = prompts.prompt_ids, prompts.prompt_mask, prompts.indices
-    return PromptBatch(texts, *(part[rows] for part in parts))
 
 
 class _PackedDecoder:

@@ -16,6 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from benchmarks import planner_check
 from flowrl_lab._files import data_path
 from flowrl_lab.measuring.recorded import load_recorded, recorded_names
 from flowrl_lab.measuring.tables import format_markdown, group_runs
@@ -35,6 +36,10 @@ TABLE = re.compile(
 # A decimal number or a percentage; no version, section, arXiv number or range of code.
 NUMBER = re.compile(r"(?<![\w.\[/])(\d+\.\d+|\d+ ?%)(?![\w.]*\d)")
 EVIDENCE = ("08_tiny_lm_code", "10_measuring_diversity", "11_ablations_and_limits")
+
+
+def stored(name: str) -> dict:
+    return json.loads((data_path("results") / f"{name}.json").read_text("utf-8"))
 
 
 def test_the_recorded_tables_are_shown():
@@ -61,8 +66,8 @@ def test_the_page_says_how_many_variants_each_study_has():
 
 
 def test_the_page_says_of_speed_what_was_measured():
-    kept = json.loads((data_path("results") / "benchmarks.json").read_text("utf-8"))
-    lines = {(line["what"], line["peer"]): line for line in kept["lines"]}
+    kept = stored("benchmarks")["lines"]
+    lines = {(line["what"], line["peer"]): line for line in kept}
 
     def ours(what: str, digits: int = 3) -> str:
         return f"{lines[what, 'TRL, bfloat16']['ours']:.{digits}f} s"
@@ -70,6 +75,13 @@ def test_the_page_says_of_speed_what_was_measured():
     def times(what: str, peer: str) -> str:
         line = lines[what, peer]
         return f"{line['theirs'] / line['ours']:.1f}"
+
+    def memory(tokens: int) -> dict:
+        return lines[f"log-probs {tokens:,} x 150,000: memory", "log_softmax + gather"]
+
+    def longer(tokens: int) -> str:
+        line = lines[f"log-probs {tokens:,} x 150,000: time", "log_softmax + gather"]
+        return f"{line['ours'] / line['theirs']:.1f}"
 
     grpo, flowrl, groups = "tiny LM, grpo", "tiny LM, flowrl", "tiny LM 8 x 64, flowrl"
     real, narrow = "SmolLM2-135M, flowrl", "SmolLM2-135M, flowrl, bfloat16"
@@ -83,10 +95,35 @@ def test_the_page_says_of_speed_what_was_measured():
         f"the three are {a}, {b} and {c} times FlowRL's {ours(groups)}.",
         f"our step took {ours(real, 1)} in float32 and {ours(narrow, 1)} in bfloat16",
         f"TRL's {times(real, plain)} times and {times(narrow, comes)} times as long in",
+        f"and in float32 {times(real, tuned)} times with what only costs time",
+        f"needs {memory(8192)['ours'] / 1024:.2f} GiB where log_softmax + gather needs "
+        f"{memory(8192)['theirs'] / 1024:.1f} GiB, in {longer(8192)} of its time",
+        f"at 2,048 tokens it takes {longer(2048)} times as long",
     ]
     text = " ".join(SPEED.split())
     for sentence in sentences:
         assert sentence in text, sentence
+
+
+def test_the_page_says_of_the_planner_what_its_check_prints():
+    printed = planner_check.format_table(stored("planner_check")).splitlines()[-2:]
+    found = [re.search(r"([\d.]+ to [\d.]+), median ([\d.]+)", s) for s in printed]
+    (time, middle), (memory, half) = (one.groups() for one in found)
+    sentence = (
+        f"time {time} of the measured (median {middle}), memory {memory} "
+        f"(median {half})."
+    )
+    assert sentence in " ".join(RESULTS.split())
+
+
+def test_the_page_says_of_trls_loop_what_was_measured():
+    table = stored("trl_learning_curve")["table"]
+    far, smallest = table["kl_target_policy"], min(row["p"] for row in table.values())
+    text = " ".join(RESULTS.split())
+    assert all(row["p_holm"] == 1 for row in table.values()) and len(table) == 10
+    assert f"the smallest of the ten p (Welch's t-test) is {smallest:.2f}," in text
+    for side, whose in (("ours", "on our side"), ("trl", "on TRL's")):
+        assert f"{far[side]:.3f} ± {far[side + '_sd']:.3f} {whose}" in text
 
 
 def numbers_in_prose(text: str) -> list[str]:
@@ -166,7 +203,7 @@ def test_notebook_prose_carries_no_number_that_no_cell_holds(stem):
 
 def test_the_papers_figures_add_up():
     """Each row's last figure is the mean of the others, to the paper's rounding."""
-    paper = json.loads((data_path("results") / "paper.json").read_text("utf-8"))
+    paper = stored("paper")
     for size in ("32B", "7B"):
         for name, row in paper["maths"][size].items():
             assert len(row) == len(paper["maths"]["columns"])

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 from scipy.stats import ttest_1samp, ttest_ind
@@ -280,6 +281,31 @@ def small_protocol(folder) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+def test_a_part_of_it_is_named_by_tasks_and_families():
+    protocol = load_protocol()
+    part = protocol.only(["grpo", "programs", "flowrl"])
+    assert part.tasks == ("programs",) and list(part.families) == ["grpo", "flowrl"]
+    jobs = plan_search(part, ["grpo"], Path())
+    assert jobs == [
+        job
+        for job in plan_search(protocol, ["grpo"], Path())
+        if job.config.task == "programs"
+    ]
+    assert protocol.only([]) == protocol
+    assert protocol.only(["grpo"]).tasks == protocol.tasks
+
+
+@pytest.mark.bad_input
+def test_a_part_that_it_does_not_have_is_refused_before_anything_is_written(
+    tmp_path, capsys
+):
+    out = tmp_path / "out"
+    words = ["study", "--protocol", "--only", "grop", "--out", str(out)]
+    assert cli.main(words) == 2
+    assert "did you mean 'grpo'" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.full
 def test_the_command_searches_sweeps_and_goes_on(tmp_path, monkeypatch, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
@@ -287,7 +313,9 @@ def test_the_command_searches_sweeps_and_goes_on(tmp_path, monkeypatch, capsys):
     small_protocol(data)
     monkeypatch.setenv("FLOWRL_DATA", str(data))
     command = ["study", "--protocol", "--jobs", "1", "--out", str(out)]
-    assert cli.main(command) == 0
+    assert cli.main([*command, "--only", "make_number,grpo"]) == 0
+    assert "incomplete, not shown: flowrl=8" in capsys.readouterr().out
+    assert cli.main([*command, "--resume"]) == 0
     said = capsys.readouterr().out
     assert "untrained" in said and "flowrl=8" in said and "incomplete" not in said
     kept = read_curves(out / "curves" / "make_number.jsonl")

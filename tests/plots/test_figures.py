@@ -541,6 +541,30 @@ def test_a_log_axis_to_the_right_names_the_points_where_they_are() -> None:
     assert end_labels(panel, box) == []
 
 
+def test_measured_points_stay_points_and_each_of_a_few_wears_its_marker() -> None:
+    seen, line = (range(13), [1.0, 2.0] * 6 + [1.0]), ((0, 12), (1, 2))
+    curves = {"flowrl": seen, "grpo": line, "ppo": (range(50), range(50))}
+    page = draw_curves(curves, points=["flowrl"]).page
+    placement = place_page(page)
+    data = plotly_figure(page, placement)["data"]
+    modes = {name: {t["mode"] for t in data if t["name"] == name} for name in curves}
+    assert modes["flowrl"] == {"markers"} and modes["grpo"] == {"lines+markers"}
+    most = [traces_of({"data": data}, name)[0]["marker"] for name in curves]
+    assert [one["maxdisplayed"] for one in most] == [0, 0, 8]
+    svg = draw_svg(page, placement)
+    style = page.curves[0].series[0].style
+    drawn = [n.text for n in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+    assert drawn.count(style.glyph) == 13 + 1  # one in the legend
+    paths = [n.get("stroke") for n in ElementTree.fromstring(svg).iter(f"{SVG}path")]
+    assert style.color not in paths
+
+
+@pytest.mark.bad_input
+def test_points_that_are_no_curve_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"points.*Fix"):
+        draw_curves({"a": ((0, 1), (1, 2))}, points=["b"])
+
+
 @pytest.mark.bad_input
 def test_a_log_axis_to_the_right_refuses_zero() -> None:
     with pytest.raises(ValueError, match=r"x of 0.*drop log_x"):
