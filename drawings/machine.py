@@ -279,8 +279,8 @@ def where_it_plugs_in() -> Sheet:
     )
     rungs = [
         ("soft", "texts", "distinct-n, self-BLEU, Vendi", "errors count as variety"),
-        ("blue", "right answers", "distinct, entropy, pass@k", "spellings count twice"),
-        ("green", "ideas", "classes, effective groups", "needs the task's help"),
+        ("blue", "right answers", "different ones, entropy", "spellings count twice"),
+        ("green", "ideas", "different ideas", "needs the task's help"),
         (
             "orange",
             "the whole list",
@@ -316,6 +316,7 @@ def step_time() -> Sheet:
     )
     frame = Frame(sheet, 66, 60, 400, 190, (0, 11), (0, 1.1 * max(times)))
     frame.axes((), (0, 20, 40, 60), "rows written side by side")
+    sheet.text(20, 54, "milliseconds", "soft", size=14)
     for power in (0, 3, 5, 7, 9, 11):
         sheet.label(frame.at(power, 0)[0], 268, str(2**power), size=14)
     powers = [float(torch.tensor(float(count)).log2()) for count in rows]
@@ -410,7 +411,7 @@ def data_parallel() -> Sheet:
     ):
         sheet.text(460, 126 + 22 * row, f"· {words}", "soft")
     sheet.text(420, 234, f"the plain mean says {plain:g}", "pink")
-    sheet.lines(284, "a group is never cut: its mean and std need all G rewards")
+    sheet.lines(284, "here no group is cut; 12.3: what if one is?")
     return sheet
 
 

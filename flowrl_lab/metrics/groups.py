@@ -18,7 +18,7 @@ GROUP_MEASURES = {
     "right": "share right, sampled",
     "distinct": "different right answers in a group",
     "effective": "effective right answers in a group",
-    "idle": "groups with equal rewards",
+    "idle": "share of groups with equal rewards",
     **{f"pass@{k}": f"pass@{k}, sampled" for k in GROUP_PASS_AT},
 }
 

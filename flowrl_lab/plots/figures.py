@@ -31,6 +31,7 @@ from flowrl_lab.plots.panels import (
     tabulate_page,
 )
 from flowrl_lab.plots.placement import (
+    MARKERS_SHOWN,
     WIDTHS,
     Box,
     Placement,
@@ -295,7 +296,7 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
     return [
         {
             "type": "scatter",
-            "mode": "lines+markers" + ("+text" if curve.labels else ""),
+            "mode": drawn_as(curve.style) + ("+text" if curve.labels else ""),
             **(words_beside(panel, curve, box) if curve.labels else {}),
             "name": curve.run,
             "legendgroup": curve.run,
@@ -304,12 +305,21 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
             "x": curve.x if len(curve.x) else np.array([np.nan]),
             "y": heights(panel, curve) if len(curve.y) else np.array([np.nan]),
             "line": {"color": curve.style.color, "dash": curve.style.dash, "width": 2},
-            "marker": {"symbol": curve.style.marker, "size": 7, "maxdisplayed": 8},
+            "marker": {
+                "symbol": curve.style.marker,
+                "size": 7,
+                "maxdisplayed": 0 if curve.marked else MARKERS_SHOWN,  # 0: all
+            },
             "hovertemplate": f"{escape(curve.run)}, {escape(panel.x_title)} "
             "%{x}: %{y:.4g}<extra></extra>",
         }
         for curve in panel.series
     ]
+
+
+def drawn_as(style: RunStyle) -> str:
+    """plotly's word for a line with markers, or for markers alone."""
+    return "lines+markers" if style.joined else "markers"
 
 
 def words_beside(panel: LinePanel, curve: Series, box: Box) -> dict:
@@ -331,7 +341,7 @@ def legend_entry(name: str, style: RunStyle) -> dict:
     """A trace that draws nothing and stands in the legend for all of a run."""
     return {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": drawn_as(style),
         "name": name,
         "legendgroup": name,
         "showlegend": True,

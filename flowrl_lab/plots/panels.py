@@ -52,11 +52,15 @@ ALWAYS_LOG = ("kl_policy_target", "kl_target_policy")
 
 @dataclass(frozen=True)
 class RunStyle:
-    """How a run looks: a colour, and a dash and a marker for who cannot see it."""
+    """How a run looks: a colour, and a dash and a marker for who cannot see it.
+
+    ``joined``: a line goes through its points.
+    """
 
     color: str
     dash: str
     marker: str
+    joined: bool = True
 
     @property
     def glyph(self) -> str:
@@ -105,7 +109,7 @@ TITLES = {
     "residual_rms": "residual (RMS), nats",
     "clip_fraction": "share of ratios clipped",
     "grad_norm": "gradient norm",
-    "zero_variance_groups": "groups with equal rewards",
+    "zero_variance_groups": "share of groups with equal rewards",
     "all_wrong_groups": "groups with no reward",
     "tokens": "tokens sampled",
     "seconds": "training time, s",
@@ -136,7 +140,8 @@ SAMPLED_METRICS = tuple(f"sampled/{name}" for name in GROUP_MEASURES)
 class Series:
     """One curve: a run (and seed) seen through one metric.
 
-    ``labels``, if any, are words beside its points.
+    ``labels``, if any, are words beside its points.  ``marked``: each point wears its
+    marker; else a few do.
     """
 
     run: str
@@ -144,6 +149,7 @@ class Series:
     x: np.ndarray
     y: np.ndarray
     labels: tuple[str, ...] = ()
+    marked: bool = False
 
     @property
     def last(self) -> float:
@@ -561,12 +567,16 @@ def states_panel(
     snapshot: Snapshot,
     target_label: str,
     names: tuple[str, ...] = (),
+    peak: float | None = None,
 ) -> StatesPanel:
-    """One run's distribution over numbered states; spikes are cut and named."""
+    """One run's distribution over numbered states; spikes are cut and named.
+
+    ``peak`` is the highest target of all panels that are to be compared.
+    """
     states = np.asarray([float(label) for label in snapshot.labels])
     probs = np.asarray(snapshot.probs, dtype=float)
     target = np.asarray(snapshot.target_probs, dtype=float)
-    y_max = 1.6 * float(np.nanmax(target, initial=1e-9))
+    y_max = 1.6 * (peak or float(np.nanmax(target, initial=1e-9)))
     top = int(np.nanargmax(probs)) if np.isfinite(probs).any() else 0
     note = f"grey: {target_label}, {count_alive(target):.1f}"
     if probs[top] > y_max:

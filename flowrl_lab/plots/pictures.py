@@ -16,6 +16,7 @@ from flowrl_lab.plots.figures import bundle_from_page
 from flowrl_lab.plots.panels import (
     LinePanel,
     Page,
+    RunStyle,
     Series,
     axis_title,
     curve_range,
@@ -27,6 +28,8 @@ from flowrl_lab.plots.placement import place_page
 from flowrl_lab.types import Snapshot
 
 __all__ = ["Picture", "draw_curves", "draw_distributions"]
+
+MOST_MARKED = 20  # points of a curve that each wear a marker
 
 
 class Picture:
@@ -85,6 +88,7 @@ def draw_distributions(
             "labels", f"has {len(labels)} names", f"{states}", "name each state"
         )
     goals = target.expand(len(curves), states)
+    peak = float(target.exp().max())  # one scale: panels stand side by side
     styles = run_styles([(name, name) for name in curves])
     panels = []
     for (name, log_probs), own in zip(curves.items(), goals, strict=True):
@@ -96,7 +100,9 @@ def draw_distributions(
         probs, goal = (_to_probs(values) for values in (log_probs, own))
         states = tuple(str(state) for state in range(len(goal)))
         snapshot = Snapshot("", states, probs, goal, goal)
-        panel = states_panel(name, styles[name], snapshot, target_label, tuple(labels))
+        panel = states_panel(
+            name, styles[name], snapshot, target_label, tuple(labels), peak
+        )
         panels.append(replace(panel, x_title=x_title))
     return Picture(Page(title, "", tuple(styles.items()), (), tuple(panels), ""))
 
@@ -111,6 +117,7 @@ def draw_curves(
     log_y: bool = False,
     marks: Mapping[str, int | float | None] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
+    points: Sequence[str] = (),
 ) -> Picture:
     """Draw one panel of curves; those named as an algorithm wear its colours.
 
@@ -125,34 +132,26 @@ def draw_curves(
             ``{"your prediction": predicted("02.log_z")}``; None is left out.
         labels: name -> words beside its points, one for each.  Where all curves have
             them no legend is needed.
+        points: names whose points no line joins.
 
     Returns:
         A picture; as a cell's last value it shows itself.
 
     Raises:
         ValueError: for no curves, an empty one, x and y of different lengths, an x of
-            0 or less on a log axis, or a mark that is no finite number (above 0 on
-            a log axis).
+            0 or less on a log axis, points that are no curve, or a mark that is no
+            finite number (above 0 on a log axis).
     """
     if not curves:
         raise ValueError("curves: got none, expected at least one name: (x, y)")
+    if unknown := set(points) - set(curves):
+        raise bad_input("points", f"names {unknown}", f"{set(curves)}", "name a curve")
     styles = run_styles([(name, name) for name in curves])
     series = []
     for name, ends in curves.items():
-        x, y = (np.asarray(values, dtype=float) for values in ends)
-        if x.ndim != 1 or x.shape != y.shape or not len(x):
-            raise ValueError(
-                f"{name}: got x {x.shape} and y {y.shape}, expected two equally "
-                "long lists with at least one number"
-            )
-        if log_x and not (x > 0).all():
-            raise bad_input(name, f"has an x of {x.min():g}", "x > 0", "drop log_x")
+        styles[name] = replace(styles[name], joined=name not in points)
         words = tuple((labels or {}).get(name, ()))
-        if words and len(words) != len(x):
-            raise bad_input(
-                f"labels[{name!r}]", f"has {len(words)}", f"{len(x)}", "one a point"
-            )
-        series.append(Series(name, styles[name], x, y, words))
+        series.append(_series(name, styles[name], ends, words, log_x))
     levels = _check_marks(marks or {}, log_y)
     heights = [curve.y for curve in series] + [np.array([v]) for _, v in levels]
     every = np.concatenate(heights)
@@ -174,6 +173,29 @@ def draw_curves(
     named = all(any(curve.labels) for curve in series)
     legend = () if named else tuple(styles.items())
     return Picture(Page(title, "", legend, (panel,), (), ""))
+
+
+def _series(
+    name: str,
+    style: RunStyle,
+    ends: tuple[Sequence[int | float], Sequence[int | float]],
+    words: tuple[str, ...],
+    log_x: bool,
+) -> Series:
+    """A curve of a picture, its lengths and its x checked."""
+    x, y = (np.asarray(values, dtype=float) for values in ends)
+    if x.ndim != 1 or x.shape != y.shape or not len(x):
+        raise ValueError(
+            f"{name}: got x {x.shape} and y {y.shape}, expected two equally "
+            "long lists with at least one number"
+        )
+    if log_x and not (x > 0).all():
+        raise bad_input(name, f"has an x of {x.min():g}", "x > 0", "drop log_x")
+    if words and len(words) != len(x):
+        raise bad_input(
+            f"labels[{name!r}]", f"has {len(words)}", f"{len(x)}", "one a point"
+        )
+    return Series(name, style, x, y, words, marked=len(x) <= MOST_MARKED)
 
 
 def _check_marks(

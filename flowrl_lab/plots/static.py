@@ -154,7 +154,8 @@ def draw_legend(page: Page, placement: Placement) -> str:
     parts, y = [], placement.legend_y + 11
     for row in legend_rows(page.legend, placement.width):
         for x, name, style in row:
-            parts.append(f'<path d="M{num(x)} {num(y)}h36" {stroke(style)}/>')
+            if style.joined:
+                parts.append(f'<path d="M{num(x)} {num(y)}h36" {stroke(style)}/>')
             parts.append(
                 text(x + 18, y + 4, style.glyph, anchor="middle", color=style.color)
             )
@@ -266,12 +267,13 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
         pieces = curve_points(curve, panel, box)
         if not pieces:
             continue
-        path = "".join(line_path(piece) for piece in pieces)
         style = curve.style
-        parts.append(f'<path d="{path}" {stroke(style)}/>')
+        if style.joined:
+            path = "".join(line_path(piece) for piece in pieces)
+            parts.append(f'<path d="{path}" {stroke(style)}/>')
         points = [point for piece in pieces for point in piece]
         shown = np.linspace(0, len(points) - 1, min(MARKERS_SHOWN, len(points)))
-        if curve.labels:
+        if curve.labels or curve.marked:
             shown = range(len(points))
         parts += [
             text(x, y + 4, style.glyph, anchor="middle", color=style.color)

@@ -35,8 +35,10 @@ from flowrl_lab.types import Completions, PolicyOutput, PromptBatch
 
 __all__ = ["PackedLanguageModelPolicy", "Packing", "pack_prompts", "pack_rows"]
 
-# Attention costs nodes x nodes; beyond this, plain rows are cheaper.
-MAX_NODES = 2048
+# Attention costs nodes x nodes: up to here it does not count, ...
+MAX_NODES = 1024
+# ... and with so many nodes it costs as much as all else (SmolLM2-135M on a CPU).
+EQUAL_COST_NODES = 1536
 # Longer completions hardly ever come twice.
 MEMO_TOKENS = 8
 
@@ -198,20 +200,22 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
         return not is_as_sampled(self, prompts, sampled, temperature)
 
     def _start_decoding(self, prompts: PromptBatch, copies: int):
-        if self.ways.packed:
-            packing, paths = pack_prompts(prompts)
-            most = len(paths) * copies * (self.max_completion_tokens - 1)
-            if len(packing) + most <= self._most_nodes:
-                starts = [path[-1] for path in paths]
-                self._decoder = _PackedDecoder(self, packing, starts, copies)
-                return self._decoder
+        packing, paths = pack_prompts(prompts)
+        most = len(paths) * copies * (self.max_completion_tokens - 1)
+        if self._packs(len(packing) + most, int(prompts.prompt_mask.sum()) + most):
+            starts = [path[-1] for path in paths]
+            self._decoder = _PackedDecoder(self, packing, starts, copies)
+            return self._decoder
         if self.ways.cached:
             return super()._start_decoding(prompts, copies)
         return PlainDecoder(self, prompts, copies)
 
-    @property
-    def _most_nodes(self) -> int:
-        return min(MAX_NODES, self.ways.window)
+    def _packs(self, nodes: int, in_rows: int) -> bool:
+        """Whether so many nodes go through the model as a tree, or rather in rows."""
+        if not self.ways.packed or nodes > self.ways.window:
+            return False
+        cost = nodes * (1 + nodes / EQUAL_COST_NODES)
+        return nodes <= MAX_NODES or cost <= in_rows
 
     def evaluate(
         self,
@@ -263,14 +267,15 @@ class PackedLanguageModelPolicy(LanguageModelPolicy):
         if not self.ways.packed:
             return None
         packing, predictor = pack_rows(prompts, completion_ids, completion_mask)
-        if len(packing) > self._most_nodes:
+        in_rows = int(prompts.prompt_mask.sum()) + completion_ids.numel()
+        if not self._packs(len(packing), in_rows):
             return None
         states = self._run_nodes(packing, 0).last_hidden_state[0]
         return states, predictor.to(states.device)
 
     def _pooled_states(self, prompts: PromptBatch, pooling: str) -> Tensor:
         packing, paths = pack_prompts(prompts)
-        if self.ways.packed and len(packing) <= self._most_nodes:
+        if self._packs(len(packing), int(prompts.prompt_mask.sum())):
             states = self._run_nodes(packing, 0).last_hidden_state[0]
             rows = [states[path][None].float() for path in paths]
         else:  # alone and unpadded, which suits every model

@@ -11,6 +11,7 @@ from flowrl_lab.policies.hf_lm import HFLanguageModelPolicy
 from flowrl_lab.policies.language_model import LanguageModelPolicy, add_lora
 from flowrl_lab.policies.loading import LoadedModel
 from flowrl_lab.policies.packed import PackedLanguageModelPolicy, pack_rows
+from flowrl_lab.policies.self_check import Ways
 from flowrl_lab.types import PromptBatch
 
 VOCAB, PAD, EOS, WIDTH = 9, 7, 8, 5
@@ -36,6 +37,12 @@ def batch_of(*rows: list[int]) -> PromptBatch:
 # They share a beginning; the last is the beginning of the first.
 PROMPTS = ([0, 1, 2, 3], [0, 1, 5], [0, 1])
 ROWS = ([4, 1, EOS], [4, 2, 2, 1, 0], [EOS], [3, 3, EOS], [2, 3, EOS], [2, 4, 1, EOS])
+
+
+def make_room(monkeypatch, nodes: int) -> None:
+    """No tree of more nodes, however much it would save."""
+    monkeypatch.setattr(packed, "MAX_NODES", nodes)
+    monkeypatch.setattr(packed, "EQUAL_COST_NODES", 1)
 
 
 def completions(rows=ROWS):
@@ -176,7 +183,7 @@ def test_the_reference_is_remembered_and_right(monkeypatch):
 @pytest.mark.parametrize("room", [packed.MAX_NODES, 1])
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_a_prompts_state_is_that_of_the_prompt_alone(monkeypatch, pooling, room):
-    monkeypatch.setattr(packed, "MAX_NODES", room)
+    make_room(monkeypatch, room)
     policy = make_policy()
     found = policy.prompt_features(batch_of(*PROMPTS), pooling)
     with torch.no_grad(), policy.model.disable_adapter():
@@ -193,7 +200,7 @@ def test_a_prompts_state_is_that_of_the_prompt_alone(monkeypatch, pooling, room)
 def test_a_long_batch_goes_through_plain_rows(monkeypatch):
     ids, mask = completions()
     short = make_policy().evaluate(batch_of(*PROMPTS), ids, mask)
-    monkeypatch.setattr(packed, "MAX_NODES", 5)
+    make_room(monkeypatch, 5)
     policy = make_policy()
     long = policy.evaluate(batch_of(*PROMPTS), ids, mask)
     torch.testing.assert_close(long.log_probs, short.log_probs)
@@ -204,7 +211,7 @@ def test_a_long_batch_goes_through_plain_rows(monkeypatch):
 @pytest.mark.parametrize("room, packs", [(29, True), (28, False)])
 def test_what_prompts_share_takes_room_once_when_sampling(monkeypatch, room, packs):
     """9 tokens of prompts are 5 nodes; 6 rows may need 4 more each."""
-    monkeypatch.setattr(packed, "MAX_NODES", room)
+    make_room(monkeypatch, room)
     policy, prompts = make_policy(), batch_of(*PROMPTS)
     drawn = policy.sample(prompts, 2, generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr(PackedLanguageModelPolicy, "_run_nodes", None)
@@ -213,6 +220,24 @@ def test_what_prompts_share_takes_room_once_when_sampling(monkeypatch, room, pac
     else:
         with pytest.raises(TypeError):
             policy.evaluate(prompts, drawn.completion_ids, drawn.completion_mask)
+
+
+@pytest.mark.parametrize(
+    "nodes, in_rows, packs",
+    [
+        (1024, 1024, True),  # few: always
+        (1536, 3072, True),  # attention doubles the cost, rows are twice as many
+        (1536, 3071, False),
+        (3000, 100_000, True),
+        (4000, 100_000, False),  # beyond a layer's window
+    ],
+)
+def test_many_nodes_are_packed_where_that_is_cheaper(nodes, in_rows, packs):
+    policy = make_policy()
+    policy.ways = Ways(packed=True, window=3500)
+    assert policy._packs(nodes, in_rows) == packs
+    policy.ways = Ways(packed=False)
+    assert not policy._packs(nodes, in_rows)
 
 
 def test_a_token_after_one_beginning_is_scored_once(monkeypatch):
