@@ -79,6 +79,45 @@ def test_the_commands_of_a_page_are_those_of_the_program(name, capsys):
             pytest.fail(f"{name}: {command!r}: {capsys.readouterr().err}")
 
 
+def names_of_the_code() -> tuple[set[str], dict[str, str]]:
+    """Every name and word in the code and its tests; and each file's docstrings."""
+    known, said = {path.stem for path in (ROOT / "data").rglob("*")}, {}
+    files = [
+        p
+        for f in ("flowrl_lab", "benchmarks", "tests")
+        for p in (ROOT / f).rglob("*.py")
+    ]
+    for path in files:
+        docstrings = []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                docstrings.append(ast.get_docstring(node, clean=False))
+            names = (
+                getattr(node, field, "") for field in ("id", "attr", "arg", "name")
+            )
+            known |= {name for name in names if isinstance(name, str)}
+            if isinstance(value := getattr(node, "value", ""), str):
+                known |= (
+                    set() if value in docstrings else set(re.findall(r"\w+", value))
+                )
+        known |= {path.stem, path.parent.name}
+        said[str(path.relative_to(ROOT))] = "\n".join(filter(None, docstrings))
+    return known, said
+
+
+def test_a_name_in_a_page_or_docstring_is_one_of_the_code():
+    known, texts = names_of_the_code()
+    texts |= {name: page(name).partition("## other libraries")[0] for name in PAGES}
+    theirs = {"masked_whiten"}  # TRL's
+    lost = [
+        f"{where}: {name}"
+        for where, text in texts.items()
+        for name in re.findall(r"(?<!`)``?([a-z]+(?:_[a-z0-9]+)+)(?:\(\))?`", text)
+        if name not in known | theirs
+    ]
+    assert not lost, "\n".join(lost)
+
+
 def names_in(module: str) -> set[str]:
     """What a module of ours defines or hands on, read without importing it."""
     path = ROOT / module.replace(".", "/")
