@@ -567,12 +567,16 @@ def states_panel(
     snapshot: Snapshot,
     target_label: str,
     names: tuple[str, ...] = (),
+    peak: float | None = None,
 ) -> StatesPanel:
-    """One run's distribution over numbered states; spikes are cut and named."""
+    """One run's distribution over numbered states; spikes are cut and named.
+
+    ``peak`` is the highest target of all panels that are to be compared.
+    """
     states = np.asarray([float(label) for label in snapshot.labels])
     probs = np.asarray(snapshot.probs, dtype=float)
     target = np.asarray(snapshot.target_probs, dtype=float)
-    y_max = 1.6 * float(np.nanmax(target, initial=1e-9))
+    y_max = 1.6 * (peak or float(np.nanmax(target, initial=1e-9)))
     top = int(np.nanargmax(probs)) if np.isfinite(probs).any() else 0
     note = f"grey: {target_label}, {count_alive(target):.1f}"
     if probs[top] > y_max:

@@ -88,6 +88,7 @@ def draw_distributions(
             "labels", f"has {len(labels)} names", f"{states}", "name each state"
         )
     goals = target.expand(len(curves), states)
+    peak = float(target.exp().max())  # one scale: panels stand side by side
     styles = run_styles([(name, name) for name in curves])
     panels = []
     for (name, log_probs), own in zip(curves.items(), goals, strict=True):
@@ -99,7 +100,9 @@ def draw_distributions(
         probs, goal = (_to_probs(values) for values in (log_probs, own))
         states = tuple(str(state) for state in range(len(goal)))
         snapshot = Snapshot("", states, probs, goal, goal)
-        panel = states_panel(name, styles[name], snapshot, target_label, tuple(labels))
+        panel = states_panel(
+            name, styles[name], snapshot, target_label, tuple(labels), peak
+        )
         panels.append(replace(panel, x_title=x_title))
     return Picture(Page(title, "", tuple(styles.items()), (), tuple(panels), ""))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -362,11 +363,13 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
         return []
     places = panel.ends()
     labels = []
-    for together in columns({run: places[run] for run in ends}):
+    for column in columns({run: places[run] for run in ends}):
+        together = _say_once(column, ends)
         heights = {run: panel.height_of(ends[run][1]) for run in together}
         order = sorted(together, key=lambda run: -heights[run])
         wanted = [box.bottom - heights[run] * box.height for run in order]
-        placed = spread(wanted, box.top, box.bottom)
+        clear = [_clear_of_marks(panel, box, y) for y in wanted]
+        placed = spread(clear, box.top, box.bottom)
         labels += [
             EndLabel(
                 *(run, *ends[run]),
@@ -378,6 +381,22 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
             for run, at, y in zip(order, wanted, placed, strict=True)
         ]
     return labels
+
+
+def _say_once(
+    runs: list[str], ends: dict[str, tuple[RunStyle, float]]
+) -> Iterable[str]:
+    """One run for each value as it is written: curves that end together share it."""
+    return {format_number(ends[run][1]): run for run in reversed(runs)}.values()
+
+
+def _clear_of_marks(panel: LinePanel, box: Box, y: float) -> float:
+    """The nearest place for a label where no mark's line runs through its words."""
+    for _, value in panel.marks:
+        line = box.bottom - panel.height_of(value) * box.height
+        if abs(y - line) < LABEL_GAP / 2:
+            return line + math.copysign(LABEL_GAP / 2, y - line)
+    return y
 
 
 def columns(places: dict[str, float]) -> list[list[str]]:
@@ -445,9 +464,10 @@ def point_labels(panel: LinePanel, box: Box) -> list[PointLabel]:
     for curve in panel.series:
         for at, words in zip(places.get(curve.run, ()), curve.labels, strict=False):
             choices = [PointLabel(curve.run, words, *at, side) for side in SIDES]
-            label = min(choices, key=lambda one: _trouble(one.box(), taken, box))
-            labels.append(label)
-            taken = np.concatenate([taken, _cover(label.box())])
+            if words:  # a point without any takes no room, and no time
+                choices.sort(key=lambda one: _trouble(one.box(), taken, box))
+                taken = np.concatenate([taken, _cover(choices[0].box())])
+            labels.append(choices[0])
     return labels
 
 

@@ -23,6 +23,8 @@ class Gauge:
         band: both ends of a grey region, such as a noise floor.
         color: of dot and line.
         log: a log axis; all numbers above 0.
+
+    A number may be a tensor of one.
     """
 
     words: str
@@ -39,7 +41,8 @@ class Gauge:
 
     def place(self, value: float) -> float:
         """Pixels from the left; what lies beyond an end is drawn there."""
-        low, high, value = (math.log(x) if self.log else x for x in (*self.axis, value))
+        axis = (*self.axis, value)
+        low, high, value = (math.log(x) if self.log else float(x) for x in axis)
         inside = min(max((value - low) / (high - low), 0.0), 1.0)
         return round(AIR + (GAUGE_WIDTH - 2 * AIR) * inside, 1)
 

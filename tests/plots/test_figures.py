@@ -494,6 +494,31 @@ def test_labels_that_stand_far_apart_do_not_push_each_other() -> None:
     assert all(label.down == 0 for label in labels)
 
 
+def test_curves_that_end_together_say_their_value_once() -> None:
+    ends = {"a": ((0, 1), (0, 2.421)), "b": ((0, 1), (1, 2.419)), "c": ((0, 1), (1, 2))}
+    labels = end_labels(*place_page(draw_curves(ends).page).curves[0])
+    assert sorted((one.run, one.value) for one in labels) == [("a", 2.421), ("c", 2)]
+
+
+def test_no_marks_line_runs_through_the_words_of_an_end() -> None:
+    near = {"a": ((0, 1), (0, 14.2)), "b": ((0, 1), (0, 5))}
+    page = draw_curves(near, marks={"true log Z": 14.3}).page
+    ((panel, box),) = place_page(page).curves
+    line = box.bottom - panel.height_of(14.3) * box.height
+    high, low = end_labels(panel, box)
+    assert high.y - line >= LABEL_GAP / 2 - 1e-9, "below it, as the curve is"
+    assert low.down == 0, "where no line is, a label stays"
+
+
+def test_points_without_words_leave_their_room_to_the_others() -> None:
+    x = list(range(300))
+    words = ["", *["top"], *[""] * 298]
+    page = draw_curves({"a": (x, x)}, labels={"a": words}).page
+    ((panel, box),) = place_page(page).curves
+    assert [one.words for one in point_labels(panel, box)] == words
+    assert not page.legend and not end_labels(panel, box)
+
+
 def test_a_log_axis_to_the_right_names_the_points_where_they_are() -> None:
     tries = (1, 4, 16, 64, 256)
     missing = (0.5, 0.1, 1e-3, 1e-8, 1e-9)
@@ -553,6 +578,7 @@ def test_every_distribution_may_have_a_target_of_its_own() -> None:
         pytest.approx([0.2, 0.8]),
         pytest.approx([0.7, 0.3]),
     ]
+    assert len({panel.y_max for panel in page.maps}) == 1, "side by side: one scale"
     with pytest.raises(ValueError, match="one row for each curve"):
         draw_distributions(goals, {"a": goals[0]})
 

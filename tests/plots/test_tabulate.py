@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+import torch
 
 from flowrl_lab.plots.tabulate import (
     GAUGE_WIDTH,
@@ -75,5 +76,7 @@ def test_a_gauge_puts_its_number_on_an_axis_and_reads_as_words():
 
 def test_a_gauge_cuts_off_beyond_its_axis_and_may_be_logarithmic():
     assert Gauge("", (1.0, 100.0), log=True).place(10.0) == GAUGE_WIDTH / 2
+    assert Gauge("", (1.0, 100.0), log=True).place(torch.tensor(10.0)) == 50.0
+    assert Gauge("", (0.0, 1.0)).place(torch.tensor(0.5)) == GAUGE_WIDTH / 2
     gauge = Gauge("", (0.0, 1.0))
     assert gauge.place(7.0) == gauge.place(1.0) > gauge.place(-1.0) == gauge.place(0.0)
