@@ -7,11 +7,12 @@ whose mean is that scalar.
 
 Two families share the argument names:
 
-- *matching* (``flowrl``, ``trajectory_balance``, ``vargrad``, ``subtrajectory``):
-  the square of a residual, zero when the policy is the target;
-- *maximising* (``reinforce_pp``, ``grpo``, ``dapo``, ``ppo``, ``kl_reinforce``): a
-  surrogate whose gradient is that of the expected reward; its value means nothing by
-  itself.
+- *matching* (``flowrl_loss``, ``trajectory_balance_loss``, ``vargrad_loss``,
+  ``subtrajectory_balance_loss``, ``detailed_balance_loss``): the square of a
+  residual, zero when the policy is the target;
+- *maximising* (``reinforce_pp_loss``, ``grpo_loss``, ``dapo_loss``, ``ppo_loss``,
+  ``kl_reinforce_loss``): a surrogate whose gradient is that of the expected reward;
+  its value means nothing by itself.
 """
 
 from __future__ import annotations

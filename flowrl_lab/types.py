@@ -18,8 +18,7 @@ letter     meaning
 
 Masks are named for what they keep: ``True`` means "this token counts".
 Log-probabilities are natural (nats).  Sums over tokens are called
-``sequence_log_probs``, means over tokens ``mean_log_probs``; the two are never
-mixed under one name.
+``sequence_log_probs``; a mean (``masked_mean``) never goes by that name.
 """
 
 from __future__ import annotations

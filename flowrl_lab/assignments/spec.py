@@ -151,7 +151,8 @@ class Recorded:
         name: of the question.
         title: what a student may read.
         files: names of the files.
-        judge: files that are there (name -> bytes) -> one :class:`Finding` a part.
+        judge: files that are there (name -> bytes) -> for each part the share that
+            is earned (0 to 1) and a sentence.
         parts: title and points of each part.
     """
 

@@ -136,30 +136,41 @@ def untrained(curves: Iterable[Curve]) -> dict[str, float]:
     return {name: values[0] for name, values in first.figures.items()}
 
 
-def planned_tests(protocol: Protocol, curves: Iterable[Curve]) -> list[Test]:
+def planned_tests(
+    protocol: Protocol, curves: Iterable[Curve], *, partly: bool = False
+) -> list[Test]:
     """The tests that PROTOCOL.md names, on one task's runs, corrected.
 
+    Args:
+        protocol: what is planned.
+        curves: the runs.
+        partly: make those whose runs are complete; each p is then multiplied by the
+            number of all planned tests, and never smaller than Holm's will be.
+
     Raises:
-        ValueError: a cell that is to be compared is incomplete: the correction
-            counts all tests, so they are made together or not at all.
+        ValueError: a cell that is to be compared is incomplete, and not ``partly``.
     """
-    curves, plan, found = list(curves), protocol.comparisons, []
+    curves, plan, found, missing = list(curves), protocol.comparisons, [], set()
     for when in plan["moments"]:
         cells = {str(k): m for k, m in moments(protocol, curves, when).items()}
-        missing = {name for pair in plan["pairs"] for name in pair} - set(cells)
-        if missing:
-            raise ValueError(
-                f"the cells {sorted(missing)} are incomplete, so the planned tests "
-                "cannot be made. Fix: finish the protocol's runs."
-            )
+        missing |= {name for pair in plan["pairs"] for name in pair} - set(cells)
         found += [
             compare_values(
                 (a, cells[a].values(figure)), (b, cells[b].values(figure)), figure, when
             )
             for a, b in plan["pairs"]
             for figure in plan["figures"]
+            if a in cells and b in cells
         ]
-    return corrected(found)
+    if not missing:
+        return corrected(found)
+    if not partly:
+        raise ValueError(
+            f"the cells {sorted(missing)} are incomplete, so the planned tests "
+            "cannot be made. Fix: finish the protocol's runs."
+        )
+    planned = len(plan["pairs"]) * len(plan["figures"]) * len(plan["moments"])
+    return [replace(test, p_holm=min(1.0, planned * test.p)) for test in found]
 
 
 def protocol_table(protocol: Protocol, curves: Sequence[Curve]) -> str:

@@ -6,7 +6,7 @@ the first tokens of an answer) stands there once.  An attention mask lets a toke
 its own beginning only, so what the model says does not change; the tests compare it
 with one plain pass for each row.
 
-Unlike ``tree_policy`` this asks nothing of the model but a mask and positions, and
+Unlike ``policies.fast`` this asks nothing of the model but a mask and positions, and
 autograd does the backward pass, so it works for every dtype and device, and for every
 architecture whose layers obey both.  ``self_check`` tries that out; other models, and
 rows longer than a layer's window, are computed in rows.

@@ -11,12 +11,15 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shlex
 from pathlib import Path
 
 import nbformat
 import pytest
 
+import flowrl_lab
 from benchmarks import planner_check
+from flowrl_lab.__main__ import build_parser
 from flowrl_lab._files import data_path
 from flowrl_lab.measuring.recorded import load_recorded, recorded_names
 from flowrl_lab.measuring.tables import format_markdown, group_runs
@@ -35,11 +38,105 @@ TABLE = re.compile(
 )
 # A decimal number or a percentage; no version, section, arXiv number or range of code.
 NUMBER = re.compile(r"(?<![\w.\[/])(\d+\.\d+|\d+ ?%)(?![\w.]*\d)")
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "CHANGELOG.md"),
+    *("data/results/README.md", "data/study/PROTOCOL.md"),
+    *("notebooks/glossary.md", "notebooks/assignments/INSTRUCTORS.md"),
+    *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
 EVIDENCE = ("08_tiny_lm_code", "10_measuring_diversity", "11_ablations_and_limits")
 
 
 def stored(name: str) -> dict:
     return json.loads((data_path("results") / f"{name}.json").read_text("utf-8"))
+
+
+def commands_of(text: str) -> list[str]:
+    """What follows ``python -m flowrl_lab`` or ``flowrl-lab``, in blocks and inline."""
+    text = text.replace("\\\n", " ")
+    blocks = re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
+    inline = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", " ", text, flags=re.DOTALL))
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += [" ".join(code.split()) for code in inline]
+    starts = r"^(?:\S*python3? -m flowrl_lab|\S*flowrl-lab) (?!\.\.\.)(.+)$"
+    return [found[1] for line in lines if (found := re.search(starts, line))]
+
+
+def test_commands_are_found_in_blocks_and_in_sentences():
+    text = (
+        "```\npython -m flowrl_lab train --out a  # one\nls\n```\n`flowrl-lab\nbook b`"
+    )
+    assert commands_of(text) == ["train --out a  # one", "book b"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_are_those_of_the_program(name, capsys):
+    parser = build_parser()
+    for command in commands_of(page(name)):
+        try:
+            parser.parse_args(shlex.split(command, comments=True))
+        except SystemExit:
+            pytest.fail(f"{name}: {command!r}: {capsys.readouterr().err}")
+
+
+def names_of_the_code() -> tuple[set[str], dict[str, str]]:
+    """Every name and word in the code and its tests; and each file's docstrings."""
+    known, said = {path.stem for path in (ROOT / "data").rglob("*")}, {}
+    files = [
+        p
+        for f in ("flowrl_lab", "benchmarks", "tests")
+        for p in (ROOT / f).rglob("*.py")
+    ]
+    for path in files:
+        docstrings = []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                docstrings.append(ast.get_docstring(node, clean=False))
+            names = (
+                getattr(node, field, "") for field in ("id", "attr", "arg", "name")
+            )
+            known |= {name for name in names if isinstance(name, str)}
+            if isinstance(value := getattr(node, "value", ""), str):
+                known |= (
+                    set() if value in docstrings else set(re.findall(r"\w+", value))
+                )
+        known |= {path.stem, path.parent.name}
+        said[str(path.relative_to(ROOT))] = "\n".join(filter(None, docstrings))
+    return known, said
+
+
+def test_a_name_in_a_page_or_docstring_is_one_of_the_code():
+    known, texts = names_of_the_code()
+    texts |= {name: page(name).partition("## other libraries")[0] for name in PAGES}
+    theirs = {"masked_whiten"}  # TRL's
+    lost = [
+        f"{where}: {name}"
+        for where, text in texts.items()
+        for name in re.findall(r"(?<!`)``?([a-z]+(?:_[a-z0-9]+)+)(?:\(\))?`", text)
+        if name not in known | theirs
+    ]
+    assert not lost, "\n".join(lost)
+
+
+def names_in(module: str) -> set[str]:
+    """What a module of ours defines or hands on, read without importing it."""
+    path = ROOT / module.replace(".", "/")
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    names = set(flowrl_lab.__all__) if module == "flowrl_lab" else set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+        names.add(getattr(node, "name", ""))
+    return names
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_code_of_a_page_imports_what_exists(name):
+    for block in re.findall(r"```python\n(.*?)```", page(name), flags=re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                asked = {alias.name for alias in node.names}
+                assert asked <= names_in(node.module), f"{name}: {node.module}"
 
 
 def test_the_recorded_tables_are_shown():

@@ -228,6 +228,15 @@ def test_the_planned_tests_are_made_together():
     code = [dataclasses.replace(curve, task="programs") for curve in curves]
     by_task = {"make_number": curves, "programs": code}
     assert complete_tests(protocol, by_task) == 2 * tests
+    # without one family: fewer tests, none of them easier
+    assert planned_tests(protocol, curves, partly=True) == tests
+    some = [curve for curve in curves if curve.cell.family != "grpo"]
+    fewer = planned_tests(protocol, some, partly=True)
+    assert len(fewer) == 48 - 3 * 4  # grpo is in three pairs
+    whole = {(t.first, t.second, t.figure, t.when): t for t in tests}
+    for test in fewer:
+        same = whole[test.first, test.second, test.figure, test.when]
+        assert test.p == same.p and test.p_holm == min(1.0, 48 * test.p) >= same.p_holm
 
 
 # --------------------------------------------------------------------- what is kept
