@@ -305,16 +305,21 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
             "x": curve.x if len(curve.x) else np.array([np.nan]),
             "y": heights(panel, curve) if len(curve.y) else np.array([np.nan]),
             "line": {"color": curve.style.color, "dash": curve.style.dash, "width": 2},
-            "marker": {
-                "symbol": curve.style.marker,
-                "size": 7,
-                "maxdisplayed": 0 if curve.marked else MARKERS_SHOWN,  # 0: all
-            },
+            "marker": marker_of(curve),
             "hovertemplate": f"{escape(curve.run)}, {escape(panel.x_title)} "
             "%{x}: %{y:.4g}<extra></extra>",
         }
         for curve in panel.series
     ]
+
+
+def marker_of(curve: Series) -> dict:
+    """The marker of its points: of all, of those with words, or of a few."""
+    size, most = 7, MARKERS_SHOWN
+    if curve.worded and len(curve.x) > most and not curve.marked:
+        size, most = [7 * bool(words) for words in curve.labels], 0
+    most = 0 if curve.marked else most  # 0: all
+    return {"symbol": curve.style.marker, "size": size, "maxdisplayed": most}
 
 
 def drawn_as(style: RunStyle) -> str:

@@ -141,7 +141,7 @@ class Series:
     """One curve: a run (and seed) seen through one metric.
 
     ``labels``, if any, are words beside its points.  ``marked``: each point wears its
-    marker; else a few do.
+    marker; else those with words do, or a few.
     """
 
     run: str
@@ -150,6 +150,11 @@ class Series:
     y: np.ndarray
     labels: tuple[str, ...] = ()
     marked: bool = False
+
+    @property
+    def worded(self) -> list[int]:
+        """The points that have words."""
+        return [i for i, words in enumerate(self.labels) if words]
 
     @property
     def last(self) -> float:

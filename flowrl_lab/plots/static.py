@@ -273,8 +273,10 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
             parts.append(f'<path d="{path}" {stroke(style)}/>')
         points = [point for piece in pieces for point in piece]
         shown = np.linspace(0, len(points) - 1, min(MARKERS_SHOWN, len(points)))
-        if curve.labels or curve.marked:
+        if curve.marked or (curve.worded and len(points) <= MARKERS_SHOWN):
             shown = range(len(points))
+        elif len(points) == len(curve.labels) and curve.worded:
+            shown = curve.worded
         parts += [
             text(x, y + 4, style.glyph, anchor="middle", color=style.color)
             for x, y in (points[round(i)] for i in shown)

@@ -517,6 +517,10 @@ def test_points_without_words_leave_their_room_to_the_others() -> None:
     ((panel, box),) = place_page(page).curves
     assert [one.words for one in point_labels(panel, box)] == words
     assert not page.legend and not end_labels(panel, box)
+    (trace,) = traces_of(plotly_figure(page, place_page(page)), "a")
+    assert trace["marker"]["size"] == [7 * bool(word) for word in words]
+    glyph = panel.series[0].style.glyph
+    assert draw_svg(page, place_page(page)).count(glyph) == 1, "one marker, no legend"
 
 
 def test_a_log_axis_to_the_right_names_the_points_where_they_are() -> None:
