@@ -49,7 +49,9 @@ FIGURES = (
     *("accuracy", "effective_answers", "pass@64", "kl_policy_target"),
     *("kl_target_policy", "distinct_64", "lost_prompts"),
     *("log_z_exact", "log_z_learned"),
+    "pass@16",
 )
+ADDED = ("pass@16",)  # the first recorded runs were kept without
 DIGITS = 5
 PROTOCOLS = ("protocol", "real_models")  # files of data/study
 
@@ -425,7 +427,9 @@ def read_curves(path: Path) -> list[Curve]:
             row = json.loads(line)
             row["cell"], row["steps"] = _cell_of(row["cell"]), tuple(row["steps"])
             figures = {
-                name: tuple(map(_value, row["figures"][name])) for name in FIGURES
+                name: tuple(map(_value, row["figures"][name]))
+                for name in FIGURES
+                if name in row["figures"] or name not in ADDED
             }
             curves.append(Curve(**{**row, "figures": figures}))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
