@@ -400,6 +400,8 @@ def add_curves(path: Path, curves: Iterable[Curve]) -> int:
     before = len(held)
     for curve in curves:
         held.setdefault(_identity(curve), curve)
+    if len(held) == before:
+        return 0
     lines = [_to_line(held[key]) for key in sorted(held)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, ("\n".join(lines) + "\n").encode())

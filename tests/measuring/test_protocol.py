@@ -244,6 +244,7 @@ def test_the_planned_tests_are_made_together():
 
 def test_curves_come_back_from_their_file(tmp_path):
     path = tmp_path / "curves" / "make_number.jsonl"
+    assert add_curves(path, []) == 0 and not path.exists()  # stopped before any run
     first = [make_curve("grpo", seed=1), make_curve("flowrl=8", seed=0)]
     assert add_curves(path, first) == 2
     other = make_curve("grpo", seed=1, accuracy=(0.0, 0.0, 0.0))
