@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from flowrl_lab.measuring.protocol import load_protocol, plan_search
+from flowrl_lab import data_path
+from flowrl_lab.measuring.fronts import moments, spread_of, untrained
+from flowrl_lab.measuring.protocol import load_curves, load_protocol, plan_search
 from flowrl_lab.tasks import load_task
 from flowrl_lab.training.presets import preset
 
@@ -39,6 +41,39 @@ def test_nothing_is_reported_on_what_settings_are_chosen_on_or_trained_on():
         parts = ("train", protocol.search["split"], protocol.report["split"])
         asked = [question for part in parts for question in task.prompts(part)]
         assert len(asked) == len(set(asked)), name
+
+
+TITLES = {"grpo": "GRPO", "flowrl=6": "FlowRL"}
+
+
+@pytest.mark.parametrize(
+    "task, name", [("number_facts", "maths"), ("formulas", "code")]
+)
+def test_the_page_shows_what_is_recorded(task, name):
+    page = (data_path("study").parents[1] / "docs" / "real_models.md").read_text(
+        "utf-8"
+    )
+    protocol = load_protocol("real_models")
+    curves = load_curves(task, protocol)
+    start = untrained(curves)
+    right, tries, answers = (
+        start[key] for key in ("accuracy", "pass@16", "effective_answers")
+    )
+    row = f"| {name}, untrained | {right:.0%} | {tries:.0%} | {answers:.1f} |"
+    assert row.replace("%", " %") in page
+    cells = moments(protocol, curves, "end")
+    assert {str(cell) for cell in cells} == set(TITLES)
+    for cell, moment in cells.items():
+        right, tries, answers = (
+            spread_of(moment, key)
+            for key in ("accuracy", "pass@16", "effective_answers")
+        )
+        row = [f"{name}, {TITLES[str(cell)]}"]
+        row += [
+            f"{100 * s.mean:.0f} ± {100 * s.deviation:.0f} %" for s in (right, tries)
+        ]
+        row += [f"{answers.mean:.1f} ± {answers.deviation:.1f}"]
+        assert f"| {' | '.join(row)} |" in page
 
 
 @pytest.mark.bad_input
