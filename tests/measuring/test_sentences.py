@@ -408,6 +408,12 @@ STEP_100 = [
 ]
 
 # (page, sentence as it stands there, what must be true)
+LIVE_CONTROL = [
+    live("flowrl", ACC, "94", 100),
+    live("flowrl", MANY, "4.2"),
+    live("kl_reinforce", ACC, "99", 100),
+    live("kl_reinforce", MANY, "2.7"),
+]
 SENTENCES: list[tuple[str, str, list]] = [
     (
         README,
@@ -477,12 +483,7 @@ SENTENCES: list[tuple[str, str, list]] = [
     (
         RESULTS,
         "FlowRL is 94 % right with 4.2 answers, the control 99 % with 2.7",
-        [
-            live("flowrl", ACC, "94", 100),
-            live("flowrl", MANY, "4.2"),
-            live("kl_reinforce", ACC, "99", 100),
-            live("kl_reinforce", MANY, "2.7"),
-        ],
+        LIVE_CONTROL,
     ),
     (
         RESULTS,
@@ -835,12 +836,7 @@ SENTENCES: list[tuple[str, str, list]] = [
     (
         N09,
         "it was right 99 % of the time with 2.7 answers, FlowRL 94 % with 4.2",
-        [
-            live("kl_reinforce", ACC, "99", 100),
-            live("kl_reinforce", MANY, "2.7"),
-            live("flowrl", ACC, "94", 100),
-            live("flowrl", MANY, "4.2"),
-        ],
+        LIVE_CONTROL,
     ),
     (
         N10,
