@@ -65,8 +65,8 @@ EXTRAS = {
 OPTIONAL = ("gym", "a C compiler", "the tests of reasoning-gym's tasks")
 # In lock.txt, but not among the wheels of ``install_locked``: what comes with torch,
 # what is built on this machine, and what would pass for whole without that.
-NO_WHEELS = ("torch=", "triton=", "nvidia-", "cuda-", "cellpylib=", "pycosat=", "zss=")
-NO_WHEELS += ("reasoning-gym=",)
+BUILT = ("cellpylib=", "pycosat=", "zss=")
+NO_WHEELS = ("torch=", "triton=", "nvidia-", "cuda-", "reasoning-gym=", *BUILT)
 # Settings of pip that put packages somewhere else than into the environment.
 PLACES = ("user", "target", "prefix", "root", "python")
 PYTEST_OPTIONS_WITH_VALUE = (
@@ -385,22 +385,26 @@ def install_torch(folder, gpu):
 def install_locked(folder):
     """Install lock.txt's wheels by three pips at once, since one mostly waits.
 
-    They look for no dependencies, since each has its line there.  What they leave, or
-    cannot do, is left to ``install_project``, which says what is wrong.
+    A fourth builds what has no wheels.  They look for no dependencies, since each has
+    its line there.  What they leave, or cannot do, is for ``install_project``, which
+    says what is wrong.
     """
     name, started = "installing what lock.txt names", time.perf_counter()
     lines = [
         line
         for line in LOCK.read_text(encoding="utf-8").splitlines()
-        if line and not line.startswith(("#", *NO_WHEELS))
+        if line and not line.startswith("#")
     ]
+    wheels = [line for line in lines if not line.startswith(NO_WHEELS)]
+    parts = [(wheels[n::3], ("--only-binary", ":all:")) for n in range(3)]
+    parts.append(([line for line in lines if line.startswith(BUILT)], ()))
     pips = []
     try:
-        for number in range(3):
-            part = folder / f"lock-{number}.txt"
-            part.write_text("\n".join(lines[number::3]), encoding="utf-8")
-            given = ("--no-deps", "--only-binary", ":all:", "-r", part)
-            pips.append(start_step(pip_command(folder, *given), folder / LOG_FILE))
+        for number, (part, how) in enumerate(parts):
+            path = folder / f"lock-{number}.txt"
+            path.write_text("\n".join(part), encoding="utf-8")
+            command = pip_command(folder, "--no-deps", *how, "-r", path)
+            pips.append(start_step(command, folder / LOG_FILE))
         for process in pips:
             wait_for(process, name, started)
     finally:
@@ -408,7 +412,7 @@ def install_locked(folder):
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    done = all(process.returncode == 0 for process in pips)
+    done = all(process.returncode == 0 for process in pips[:3])
     seconds = time.perf_counter() - started
     say(f"  {name}: {'done' if done else 'not all done'} in {seconds:.0f} s")
 

@@ -1,8 +1,10 @@
 """What every test shares: shape checks on, no widgets, honest skips.
 
-Shape checks: every annotation in flowrl_lab is enforced (jaxtyping + beartype) while
-the tests of CHECKED run, and with the full budget while all do: they make training
-take half as long again.  FLOWRL_SHAPE_CHECKS=0 turns that off.
+Shape checks: with the full budget every annotation in flowrl_lab is enforced (jaxtyping
++ beartype) in all tests.  In the quick one those are which stand in a module that names
+shapes, in the tests of CHECKED: a call to a checked function takes ten times as long,
+and the enumerations of the tasks are millions of short ones.  FLOWRL_SHAPE_CHECKS=0
+turns that off.
 """
 
 from __future__ import annotations
@@ -15,12 +17,25 @@ from pathlib import Path
 import jaxtyping
 import pytest
 
+
+def modules_with_shapes() -> list[str]:
+    """The modules of flowrl_lab that name a tensor's shape somewhere."""
+    root = Path(__file__).parents[1]
+    return [
+        ".".join(path.relative_to(root).with_suffix("").parts)
+        for path in sorted(root.glob("flowrl_lab/**/*.py"))
+        if "from jaxtyping import" in path.read_text(encoding="utf-8")
+    ]
+
+
 # Before flowrl_lab is imported for the first time.
 os.environ["FLOWRL_HEADLESS"] = "1"
 os.environ.setdefault("FLOWRL_BUDGET", "quick")
+FULL = os.environ["FLOWRL_BUDGET"] == "full"
 if os.environ.get("FLOWRL_SHAPE_CHECKS", "1") != "0":
-    jaxtyping.install_import_hook("flowrl_lab", "beartype.beartype")
-
+    jaxtyping.install_import_hook(
+        "flowrl_lab" if FULL else modules_with_shapes(), "beartype.beartype"
+    )
 
 GIVEN = pytest.StashKey[list[str]]()  # what to test, in the command line's order
 BROWSER = "tests/browser/"
@@ -99,9 +114,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _shape_checks(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests marked ``bad_input`` meet flowrl_lab's own messages, as a user does."""
-    checked = (
-        os.environ["FLOWRL_BUDGET"] == "full" or request.path.parent.name in CHECKED
-    )
+    checked = FULL or request.path.parent.name in CHECKED
     if checked and request.node.get_closest_marker("bad_input") is None:
         yield
         return
