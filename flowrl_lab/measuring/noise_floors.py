@@ -130,7 +130,11 @@ def make_measures(
         ways(
             "entropy", nats, "", lambda s: answer_entropy(s.solutions), _expect_entropy
         ),
-        ways("entropy_correct", "entropy of the right ones, nats", "↑", _right_entropy),
+        ways(
+            *("entropy_correct", "entropy of the right ones, nats", "↑"),
+            _right_entropy,
+            _expect_right_entropy,
+        ),
     ]
     if texts:
         found += _text_measures(words)
@@ -225,6 +229,11 @@ def _expect_entropy(probs: Tensor, _answers: AnswerSet, n: int) -> float:
     if probs.sum().item() < 1 - 1e-3:  # what is not listed has an unknown entropy
         return math.nan
     return expected_answer_entropy(probs, n).item()
+
+
+def _expect_right_entropy(probs: Tensor, answers: AnswerSet, n: int) -> float:
+    """Where all n samples are right; else their number is chance, without a formula."""
+    return _expect_entropy(probs[answers.correct], answers, n)
 
 
 # ----------------------------------------------------------------------- figures

@@ -17,6 +17,7 @@ from flowrl_lab.measuring.tables import metric_of
 from flowrl_lab.plots.tabulate import Gauge, Table
 
 __all__ = [
+    "COLORS",
     "FAILS",
     "HOLDS",
     "LEVEL",
@@ -121,13 +122,15 @@ class Test:
 
     @property
     def effect(self) -> str:
-        """What is tested, with its interval: "+0.019 (−0.008 to +0.046)", "×4.2 …"."""
+        """With its interval: "+1.9 points (−0.8 to +4.6)", "×4.2 (3.6 to 4.9)"."""
         ends = (self.low + self.high) / 2, self.low, self.high
         if self.figure in FACTORS:
             middle, low, high = (f"{math.exp(end):.2f}" for end in ends)
             return f"×{middle} ({low} to {high})"
-        middle, low, high = (f"{end:+.3f}".replace("-", "−") for end in ends)
-        return f"{middle} ({low} to {high})"
+        share = self.figure == "accuracy" or self.figure.startswith("pass@")
+        texts = [f"{100 * end:+.1f}" if share else f"{end:+.3f}" for end in ends]
+        middle, low, high = (text.replace("-", "−") for text in texts)
+        return f"{middle}{' points' * share} ({low} to {high})"
 
 
 def compare_values(

@@ -52,7 +52,7 @@ DASHES = {"solid": "", "dash": "8 5", "dot": "2 3", "dashdot": "8 4 2 4"}
 DASHES |= {"longdash": "13 5", "longdashdot": "13 4 2 4"}
 TITLED_CELLS = 128
 COLOUR_LEVELS = 32
-MOST_X_NAMED = 6
+MOST_X_NAMED, MOST_X_DOUBLED = 6, 9
 LIGHT_CELL = 0.45  # of the scale: from here on black is read better than white
 
 
@@ -194,7 +194,10 @@ def log_x_ticks(panel: LinePanel) -> dict[float, str]:
     Places are in log10 units, like the panel's range.
     """
     every = np.unique(np.concatenate([curve.x for curve in panel.series]))
-    values = every if len(every) <= MOST_X_NAMED else log_ticks(*panel.x_range)
+    few = MOST_X_NAMED
+    if np.allclose(every[1:], 2 * every[:-1]):  # evenly spread, and short to name
+        few = MOST_X_DOUBLED
+    values = every if len(every) <= few else log_ticks(*panel.x_range)
     return {math.log10(value): f"{value:g}" for value in values}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -84,7 +84,9 @@ GAUGE_STYLE = "display:block;margin:1px 0 1px auto"
 
 
 class Table:
-    """A table that a notebook shows: numbers to the right, wide ones scroll.
+    """A table that a notebook shows: numbers to the right, text to the left.
+
+    Wide ones scroll.
 
     Attributes:
         caption: what it shows, in words.
@@ -104,12 +106,24 @@ class Table:
 
     def _repr_html_(self) -> str:
         # JupyterLab, Colab and a code host each style tables; alignment is ours.
-        table = html_table(self.caption, self.cells[0], self.cells[1:])
+        head, *rows = self.cells
+        table = html_table(self.caption, head, rows, words=_columns_of_words(rows))
         table = table.replace("<caption>", f"<caption style='{LEFT};padding:.3em 0'>")
         table = table.replace('<th scope="row">', f"<th scope='row' style='{LEFT}'>")
         return f"<div style='{SCROLLED}'>{table}</div>"
 
 
+def _columns_of_words(rows: Iterable[Sequence[object]]) -> set[int]:
+    """The row headings, and where a cell is longer than any number with its spread."""
+    columns = enumerate(zip(*rows, strict=True))
+    return {0} | {
+        place
+        for place, column in columns
+        if any(isinstance(cell, str) and len(cell) > LONGEST_NUMBER for cell in column)
+    }
+
+
+LONGEST_NUMBER = 20  # characters
 LEFT = "text-align:left;white-space:nowrap"
 SCROLLED = "overflow-x:auto;font-variant-numeric:tabular-nums"
 
@@ -138,13 +152,27 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def html_table(
-    caption: str, head: Sequence[object], rows: Iterable[Sequence[object]]
+    caption: str,
+    head: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    *,
+    words: Collection[int] = (),
 ) -> str:
-    """A table for a page; the first cell of a row is its heading, all is escaped."""
-    top = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in head)
+    """A table for a page; the first cell of a row is its heading, all is escaped.
+
+    ``words``: the columns, from 0, that stand to the left whatever the page's style.
+    """
+    side = [" style='text-align:left'" * (i in words) for i in range(len(head))]
+    top = "".join(
+        f'<th scope="col"{where}>{_html(cell)}</th>'
+        for cell, where in zip(head, side, strict=True)
+    )
     body = "".join(
         f'<tr><th scope="row">{_html(first)}</th>'
-        + "".join(f"<td>{_html(cell)}</td>" for cell in others)
+        + "".join(
+            f"<td{where}>{_html(cell)}</td>"
+            for cell, where in zip(others, side[1:], strict=True)
+        )
         + "</tr>\n"
         for first, *others in rows
     )

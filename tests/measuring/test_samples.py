@@ -217,9 +217,9 @@ def test_the_noise_floor_of_few_samples_lies_below_the_truth(number):
     }
     assert math.exp(figures["entropy"].perfect) < effective_number(target) / 2
     assert figures["distinct_correct"].perfect < 8
-    # the right ones are all of them, so the simulated floor must meet the formula
-    gap = figures["entropy_correct"].perfect - figures["entropy"].perfect
-    assert abs(gap) < 4 * figures["entropy"].perfect_spread / math.sqrt(20)
+    # a perfect sampler's right ones are all of them: one quantity, by one formula
+    assert figures["entropy_correct"].perfect == figures["entropy"].perfect
+    assert math.isnan(figures["entropy_correct"].exact)  # of the samples: unknown
 
 
 def test_means_and_errors_are_over_prompts():

@@ -24,6 +24,7 @@ from flowrl_lab.measuring.protocol import load_curves, load_protocol
 from flowrl_lab.measuring.recorded import load_recorded
 from flowrl_lab.measuring.significance import (
     FACTORS,
+    HOLDS,
     LEVEL,
     NO_DIFFERENCE,
     compare_runs_by_name,
@@ -743,7 +744,8 @@ SENTENCES: list[tuple[str, str, list]] = [
     ),
     (
         N07,
-        "GRPO, PPO and the paper's form at β = 15 lie far to the left and no higher",
+        "GRPO, PPO and the paper's form at β = 15 lie far to the left and no higher "
+        "than β = 8",
         [
             *PAPER_LIKE_GRPO,
             *LIKE_GRPO,
@@ -840,11 +842,11 @@ SENTENCES: list[tuple[str, str, list]] = [
     ),
     (
         N10,
-        "about 3 against 13, from 20 before training",
+        "about 3 against 13, from 19.5 before training",
         [
             answers(MATHS, "grpo", "3", 0),
             answers(MATHS, OURS, "13", 0),
-            answers(MATHS, "untrained", "20", 0),
+            answers(MATHS, "untrained", "19.5"),
             More(MATHS, MANY, OURS, "grpo"),
         ],
     ),
@@ -906,6 +908,17 @@ SENTENCES: list[tuple[str, str, list]] = [
         "pass@64 on code",
         [says(task, OURS, (PASS,), MANY, NO_DIFFERENCE) for task in TASKS]
         + [says("code", OURS, (PASS,), P64, NO_DIFFERENCE), *RIVAL],
+    ),
+    (
+        N11,
+        "On graded only GRPO and DAPO are told apart from FlowRL: from REINFORCE++, "
+        "PPO and the entropy bonus no difference is found",
+        [
+            says("graded", OURS, (name,), MANY, HOLDS if told else NO_DIFFERENCE)
+            for name, told in zip(
+                PLAIN, (False, False, True, True, False, False), strict=True
+            )
+        ],
     ),
     (
         N11,

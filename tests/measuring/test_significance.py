@@ -42,10 +42,12 @@ def test_the_interval_of_a_known_number_is_that_of_the_other_sample():
     assert back.p == pytest.approx(test.p)
 
 
-def test_a_factor_is_told_as_a_factor():
+def test_a_factor_is_told_as_a_factor_and_a_share_in_points():
     test = compare_values(("a", [8.0, 8.1]), ("b", [2.0, 2.1]), "effective_answers")
     assert test.effect.startswith("×3.9") and math.exp(test.low) > 3
     test = Test("a", "b", "accuracy", "end", -0.01, 0.3, low=-0.02, high=0.005)
+    assert test.effect == "−0.8 points (−2.0 to +0.5)"
+    test = dataclasses.replace(test, figure="kl_target_policy")
     assert test.effect == "−0.007 (−0.020 to +0.005)"
 
 
@@ -86,6 +88,6 @@ def test_intervals_of_one_figure_share_an_axis_and_wear_their_verdict():
     assert {g.axis for g in (*a, b[0])} == {(-0.4, 0.4)}
     assert b[1].axis == (0.0, 0.4)  # a logarithm, on its own
     assert [row[1] for row in table.rows[1:]] == [
-        "+0.300 (+0.200 to +0.400) *",
-        "+0.050 (−0.050 to +0.150)",
+        "+30.0 points (+20.0 to +40.0) *",
+        "+5.0 points (−5.0 to +15.0)",
     ]

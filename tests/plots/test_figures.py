@@ -60,6 +60,7 @@ from flowrl_lab.plots.static import (
     draw_svg,
     linear_ticks,
     log_ticks,
+    log_x_ticks,
     viridis,
 )
 
@@ -521,6 +522,16 @@ def test_points_without_words_leave_their_room_to_the_others() -> None:
     assert trace["marker"]["size"] == [7 * bool(word) for word in words]
     glyph = panel.series[0].style.glyph
     assert draw_svg(page, place_page(page)).count(glyph) == 1, "one marker, no legend"
+
+
+def test_a_log_axis_of_doubled_numbers_names_each_of_them() -> None:
+    def named(xs):
+        (curve,) = place_page(draw_curves({"a": (xs, xs)}, log_x=True).page).curves
+        return list(log_x_ticks(curve[0]).values())
+
+    doubled = [2**k for k in range(9)]
+    assert named(doubled) == [str(k) for k in doubled]
+    assert named([3 * k for k in doubled[:8]] + [500]) == ["10", "100"]
 
 
 def test_a_log_axis_to_the_right_names_the_points_where_they_are() -> None:

@@ -59,6 +59,15 @@ def test_a_notebooks_table_scrolls_and_escapes_and_reads_as_text():
     ]
 
 
+def test_a_notebooks_table_puts_text_to_the_left_under_its_heading():
+    rows = [["a", "the group's mean is taken off", "+0.5"], ["b", "no", "1.25 ± 0.01"]]
+    table = Table("", ["setting", "there", "x"], rows)._repr_html_()
+    left = " style='text-align:left'"
+    assert f'<th scope="col"{left}>setting</th><th scope="col"{left}>there<' in table
+    assert f"<td{left}>no</td><td>1.25 ± 0.01</td>" in table
+    assert '<th scope="col">x</th>' in table
+
+
 def test_a_gauge_puts_its_number_on_an_axis_and_reads_as_words():
     gauge = Gauge("4 & 2", (0.0, 8.0), at=4.0, span=(2.0, 6.0), level=8.0)
     table = Table("one", ["", "x"], [["a", gauge]])

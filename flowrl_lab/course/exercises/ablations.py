@@ -109,9 +109,9 @@ PASS_AT_K_ADVANTAGES = Exercise(
             _best_of_k_slip(scale="none"),
         ),
     ),
-    hint="For each group: itertools.combinations lists the teams. Their scores have a "
-    "mean and a std(correction=0). Sample i gets (mean score of the teams with i − "
-    "mean) / (std + eps).",
+    hint="Loop over the groups: teams = list(itertools.combinations(range(G), k)), "
+    "scores = [max(r[i] for i in team) for team in teams]. For sample i keep the scores "
+    "of the teams with i in them. If all scores are equal, eps keeps 0 / 0 away.",
 )
 
 # ------------------------------------------------------------------ DAPO's loss

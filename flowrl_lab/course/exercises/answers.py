@@ -227,8 +227,8 @@ PASS_AT_K = Exercise(
             lambda num_samples, num_correct, k: float(num_correct > 0),  # noqa: ARG005
         ),
     ),
-    hint="math.comb(n − c, k) of the math.comb(n, k) ways to draw k samples hold no "
-    "right one.",
+    hint="The share of ways that hold no right one is the chance to fail. "
+    "With fewer than k wrong samples there is no such way: math.comb gives 0.",
 )
 
 EXERCISES = (EXPECTED_DISTINCT, REFERENCE_LOG_PARTITION, PASS_AT_K)
