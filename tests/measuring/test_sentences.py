@@ -814,7 +814,8 @@ SENTENCES: list[tuple[str, str, list]] = [
     (
         N09,
         "FlowRL keeps 2.6 times GRPO's answers on maths and 3.1 times on code, "
-        "and is right ten points less often (on code by its interval alone",
+        "and is right ten points less often (on code the interval excludes 0 and "
+        "there is no star",
         [*REAL_MORE, *REAL_LESS],
     ),
     (
