@@ -130,7 +130,10 @@ def draw_legend(sheet: Sheet, y: float) -> None:
                 'class="s-soft"',
                 "where it was stopped: rate and step chosen on validation prompts",
             ),
-            ('class="l-soft" stroke-width="1.4"', "at the end, after 200 steps; five seeds, 128 test prompts each"),
+            (
+                'class="l-soft" stroke-width="1.4"',
+                "at the end, after 200 steps; five seeds, 128 test prompts each",
+            ),
         )
     ):
         base = y + 22 * row
