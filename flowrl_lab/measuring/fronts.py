@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,17 +10,18 @@ from dataclasses import dataclass, replace
 
 from flowrl_lab.measuring.protocol import CellKey, Chosen, Curve, Protocol, choose
 from flowrl_lab.measuring.significance import Test, compare_values, corrected
-from flowrl_lab.measuring.tables import Spread
-from flowrl_lab.plots.tabulate import text_table
+from flowrl_lab.measuring.tables import UNTRAINED, Spread
+from flowrl_lab.plots.tabulate import markdown_table, text_table
 
 __all__ = [
     "Moment",
-    "complete_tests",
     "moments",
     "planned_tests",
+    "protocol_markdown",
     "protocol_table",
     "spread_of",
     "training_paths",
+    "training_tests",
     "untrained",
 ]
 
@@ -30,6 +32,7 @@ TABLE = {
     "kl_target_policy": ("KL(p*‖π)", 2),
     "kl_policy_target": ("KL(π‖p*), of right answers", 2),
 }
+PAGE = ("accuracy", "effective_answers", "pass@64")  # what a page has room for
 
 
 @dataclass(frozen=True)
@@ -109,25 +112,10 @@ def training_paths(
                 [spread_of(replace(chosen, step=step), key).mean for step in steps]
                 for key in ("effective_answers", "accuracy")
             )
-            paths.setdefault("untrained", (x[:1], y[:1]))
+            paths.setdefault(UNTRAINED, (x[:1], y[:1]))
             paths[name] = x, y
             labels[name] = [str(step) * (step == chosen.step) for step in steps]
     return paths, labels
-
-
-def complete_tests(
-    protocol: Protocol, curves: Mapping[str, Sequence[Curve]]
-) -> list[Test]:
-    """The planned tests of every task, each corrected with its own.
-
-    Returns:
-        none while a run is missing on any task: a claim is one of all of them.
-    """
-    try:
-        made = [planned_tests(protocol, curves[task]) for task in protocol.tasks]
-    except (KeyError, ValueError):  # no runs yet, or not all
-        return []
-    return [test for tests in made for test in tests]
 
 
 def untrained(curves: Iterable[Curve]) -> dict[str, float]:
@@ -139,7 +127,7 @@ def untrained(curves: Iterable[Curve]) -> dict[str, float]:
 def planned_tests(
     protocol: Protocol, curves: Iterable[Curve], *, partly: bool = False
 ) -> list[Test]:
-    """The tests that PROTOCOL.md names, on one task's runs, corrected.
+    """The tests of a cell against a cell that PROTOCOL.md names, on one task's runs.
 
     Args:
         protocol: what is planned.
@@ -147,30 +135,76 @@ def planned_tests(
         partly: make those whose runs are complete; each p is then multiplied by the
             number of all planned tests, and never smaller than Holm's will be.
 
+    Returns:
+        corrected together.
+
     Raises:
         ValueError: a cell that is to be compared is incomplete, and not ``partly``.
     """
-    curves, plan, found, missing = list(curves), protocol.comparisons, [], set()
-    for when in plan["moments"]:
-        cells = {str(k): m for k, m in moments(protocol, curves, when).items()}
-        missing |= {name for pair in plan["pairs"] for name in pair} - set(cells)
-        found += [
-            compare_values(
-                (a, cells[a].values(figure)), (b, cells[b].values(figure)), figure, when
-            )
-            for a, b in plan["pairs"]
-            for figure in plan["figures"]
-            if a in cells and b in cells
-        ]
-    if not missing:
-        return corrected(found)
-    if not partly:
+    plan = protocol.comparisons
+    asked = itertools.product(plan["moments"], plan["pairs"], plan["figures"])
+    return _make_tests(
+        protocol,
+        curves,
+        [(a, b, figure, when) for when, (a, b), figure in asked],
+        partly,
+    )
+
+
+def training_tests(
+    protocol: Protocol, curves: Iterable[Curve], *, partly: bool = False
+) -> list[Test]:
+    """What training changed: each family at its middle against the untrained model.
+
+    Args, Returns, Raises: as ``planned_tests``; these are a group of their own.
+    """
+    plan = protocol.comparisons
+    middles = [
+        str(CellKey(family.key, family.middle)) for family in protocol.families.values()
+    ]
+    asked = itertools.product(plan["moments"], middles, plan["against_untrained"])
+    return _make_tests(
+        protocol,
+        curves,
+        [(cell, UNTRAINED, figure, when) for when, cell, figure in asked],
+        partly,
+    )
+
+
+def _make_tests(
+    protocol: Protocol,
+    curves: Iterable[Curve],
+    asked: Sequence[tuple[str, str, str, str]],
+    partly: bool,
+) -> list[Test]:
+    """Tests of (first, second, figure, when), those of incomplete cells left out."""
+    curves, values = list(curves), {}
+    for when in protocol.comparisons["moments"]:
+        for cell, moment in moments(protocol, curves, when).items():
+            for figure in moment.curves[0].figures:
+                values[str(cell), figure, when] = moment.values(figure)
+                values[UNTRAINED, figure, when] = [untrained(curves)[figure]] * 2
+    missing = {
+        name
+        for a, b, figure, when in asked
+        for name in (a, b)
+        if (name, figure, when) not in values
+    }
+    if missing and not partly:
         raise ValueError(
             f"the cells {sorted(missing)} are incomplete, so the planned tests "
             "cannot be made. Fix: finish the protocol's runs."
         )
-    planned = len(plan["pairs"]) * len(plan["figures"]) * len(plan["moments"])
-    return [replace(test, p_holm=min(1.0, planned * test.p)) for test in found]
+    made = [
+        compare_values(
+            (a, values[a, figure, when]), (b, values[b, figure, when]), figure, when
+        )
+        for a, b, figure, when in asked
+        if not {a, b} & missing
+    ]
+    if not missing:
+        return corrected(made)
+    return [replace(test, p_holm=min(1.0, len(asked) * test.p)) for test in made]
 
 
 def protocol_table(protocol: Protocol, curves: Sequence[Curve]) -> str:
@@ -183,9 +217,7 @@ def protocol_table(protocol: Protocol, curves: Sequence[Curve]) -> str:
         return f"{done} runs of the search; no cell of the report is complete yet"
     rows = [["", "rate", "step", *(heading for heading, _ in TABLE.values())]]
     start = untrained(curves)
-    rows.append(
-        ["untrained", "", "0", *(f"{start[k]:.{d}f}" for k, (_, d) in TABLE.items())]
-    )
+    rows.append([UNTRAINED, "", "0", *_beside(start, TABLE)])
     chosen = choose(protocol, curves)
     for when in ("chosen", "end"):
         rows += [
@@ -194,10 +226,37 @@ def protocol_table(protocol: Protocol, curves: Sequence[Curve]) -> str:
     return "\n".join([text_table(rows), *_incomplete(protocol, curves)])
 
 
+def protocol_markdown(protocol: Protocol, curves: Sequence[Curve]) -> str:
+    """One task's complete cells for a page: a row a cell, both moments beside it."""
+    start, chosen = untrained(curves), choose(protocol, curves)
+    moment_of = {when: moments(protocol, curves, when) for when in ("chosen", "end")}
+    rows = [[UNTRAINED, "", "0", *_beside(start, PAGE), *[""] * len(PAGE)]]
+    for cell, stopped in moment_of["chosen"].items():
+        rate = chosen[stopped.curves[0].task, cell.family].learning_rate
+        figures = [
+            {key: spread_of(moment, key) for key in PAGE}
+            for moment in (stopped, moment_of["end"][cell])
+        ]
+        cells = [text for spreads in figures for text in _beside(spreads, PAGE)]
+        rows.append([str(cell), f"{rate:g}", str(stopped.step), *cells])
+    headings = [TABLE[key][0] for key in PAGE]
+    head = ["", "rate", "step", *headings, *(f"{name}, end" for name in headings)]
+    return markdown_table(head, rows)
+
+
+def _beside(figures: Mapping[str, float | Spread], keys: Iterable[str]) -> list[str]:
+    """Figures as text, with their spread where they have one."""
+    return [
+        f"{f.mean:.{d}f} ± {f.deviation:.{d}f}"
+        if isinstance(f, Spread)
+        else f"{f:.{d}f}"
+        for f, d in ((figures[key], TABLE[key][1]) for key in keys)
+    ]
+
+
 def _row(moment: Moment, chosen: Mapping[tuple[str, str], Chosen]) -> list[str]:
     rate = chosen[moment.curves[0].task, moment.cell.family].learning_rate
-    spreads = [(spread_of(moment, key), digits) for key, (_, digits) in TABLE.items()]
-    cells = [f"{s.mean:.{d}f} ± {s.deviation:.{d}f}" for s, d in spreads]
+    cells = _beside({key: spread_of(moment, key) for key in TABLE}, TABLE)
     return [str(moment.cell), f"{rate:g}", str(moment.step), *cells]
 
 

@@ -14,11 +14,11 @@ from scipy.stats import ttest_1samp, ttest_ind
 from flowrl_lab import __main__ as cli
 from flowrl_lab._files import data_path
 from flowrl_lab.measuring.fronts import (
-    complete_tests,
     moments,
     planned_tests,
     protocol_table,
     training_paths,
+    training_tests,
     untrained,
 )
 from flowrl_lab.measuring.protocol import (
@@ -168,7 +168,6 @@ def test_incomplete_cells_are_named_and_not_shown():
     assert "ppo," in missing and "pass_at_k=4" in missing and "grpo," not in missing
     with pytest.raises(ValueError, match="incomplete"):
         planned_tests(protocol, curves)
-    assert complete_tests(protocol, {"make_number": curves}) == []
 
 
 def test_a_path_over_training_starts_untrained_and_names_its_chosen_step():
@@ -225,9 +224,6 @@ def test_the_planned_tests_are_made_together():
     assert all(t.difference > 0 and t.p_holm < 0.05 for t in ahead)
     others = [t for t in tests if t not in ahead]
     assert all(t.p_holm == 1.0 for t in others)
-    code = [dataclasses.replace(curve, task="programs") for curve in curves]
-    by_task = {"make_number": curves, "programs": code}
-    assert complete_tests(protocol, by_task) == 2 * tests
     # without one family: fewer tests, none of them easier
     assert planned_tests(protocol, curves, partly=True) == tests
     some = [curve for curve in curves if curve.cell.family != "grpo"]
@@ -237,6 +233,18 @@ def test_the_planned_tests_are_made_together():
     for test in fewer:
         same = whole[test.first, test.second, test.figure, test.when]
         assert test.p == same.p and test.p_holm == min(1.0, 48 * test.p) >= same.p_holm
+    # against the untrained model: at both moments, accuracy and pass@64, one sample
+    middles = {str(CellKey(f.key, f.middle)) for f in protocol.families.values()}
+    trained = training_tests(protocol, curves, partly=True)
+    assert {t.first for t in trained} == middles & cells
+    assert len(trained) == 4 * len(middles & cells)
+    best = next(t for t in trained if t.first == "flowrl=8" and t.figure == "accuracy")
+    known = ttest_1samp([0.5 + s / 100 for s in range(5)], 0.0).pvalue
+    assert best.second == "untrained" and best.difference == pytest.approx(0.52)
+    assert best.p == pytest.approx(known)
+    assert best.p_holm == pytest.approx(4 * len(middles) * known)
+    with pytest.raises(ValueError, match="dapo_kl"):
+        training_tests(protocol, curves)
 
 
 # --------------------------------------------------------------------- what is kept
