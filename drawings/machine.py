@@ -143,7 +143,9 @@ def one_prompt_many_answers() -> Sheet:
         "distribution a policy has to keep them all.",
     )
     sheet.box(20, 110, 124, 60, "soft", f"{PROMPT}\nmake 24", bold=True)
-    sheet.text(20, 194, "3 and 7 are banned", "soft", size=14)
+    rules = "3 and 7 are banned", "worked out", "from left to right"
+    for row, rule in enumerate(rules):
+        sheet.text(20, 194 + 19 * row, rule, "soft", size=14)
     shown = [right[place * (len(right) - 1) // 11] for place in range(12)]
     for place, answer in enumerate(shown):
         x, y = 222 + 155 * (place // 4), 56 + 46 * (place % 4)

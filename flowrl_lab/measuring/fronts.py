@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from flowrl_lab.measuring.protocol import CellKey, Chosen, Curve, Protocol, choose
 from flowrl_lab.measuring.significance import Test, compare_values, corrected
 from flowrl_lab.measuring.tables import UNTRAINED, Spread
-from flowrl_lab.plots.tabulate import text_table
+from flowrl_lab.plots.tabulate import markdown_table, text_table
 
 __all__ = [
     "Moment",
     "moments",
     "planned_tests",
+    "protocol_markdown",
     "protocol_table",
     "spread_of",
     "training_paths",
@@ -31,6 +32,7 @@ TABLE = {
     "kl_target_policy": ("KL(p*‖π)", 2),
     "kl_policy_target": ("KL(π‖p*), of right answers", 2),
 }
+PAGE = ("accuracy", "effective_answers", "pass@64")  # what a page has room for
 
 
 @dataclass(frozen=True)
@@ -215,9 +217,7 @@ def protocol_table(protocol: Protocol, curves: Sequence[Curve]) -> str:
         return f"{done} runs of the search; no cell of the report is complete yet"
     rows = [["", "rate", "step", *(heading for heading, _ in TABLE.values())]]
     start = untrained(curves)
-    rows.append(
-        ["untrained", "", "0", *(f"{start[k]:.{d}f}" for k, (_, d) in TABLE.items())]
-    )
+    rows.append([UNTRAINED, "", "0", *_beside(start, TABLE)])
     chosen = choose(protocol, curves)
     for when in ("chosen", "end"):
         rows += [
@@ -226,10 +226,37 @@ def protocol_table(protocol: Protocol, curves: Sequence[Curve]) -> str:
     return "\n".join([text_table(rows), *_incomplete(protocol, curves)])
 
 
+def protocol_markdown(protocol: Protocol, curves: Sequence[Curve]) -> str:
+    """One task's complete cells for a page: a row a cell, both moments beside it."""
+    start, chosen = untrained(curves), choose(protocol, curves)
+    moment_of = {when: moments(protocol, curves, when) for when in ("chosen", "end")}
+    rows = [[UNTRAINED, "", "0", *_beside(start, PAGE), *[""] * len(PAGE)]]
+    for cell, stopped in moment_of["chosen"].items():
+        rate = chosen[stopped.curves[0].task, cell.family].learning_rate
+        figures = [
+            {key: spread_of(moment, key) for key in PAGE}
+            for moment in (stopped, moment_of["end"][cell])
+        ]
+        cells = [text for spreads in figures for text in _beside(spreads, PAGE)]
+        rows.append([str(cell), f"{rate:g}", str(stopped.step), *cells])
+    headings = [TABLE[key][0] for key in PAGE]
+    head = ["", "rate", "step", *headings, *(f"{name}, end" for name in headings)]
+    return markdown_table(head, rows)
+
+
+def _beside(figures: Mapping[str, float | Spread], keys: Iterable[str]) -> list[str]:
+    """Figures as text, with their spread where they have one."""
+    return [
+        f"{f.mean:.{d}f} ± {f.deviation:.{d}f}"
+        if isinstance(f, Spread)
+        else f"{f:.{d}f}"
+        for f, d in ((figures[key], TABLE[key][1]) for key in keys)
+    ]
+
+
 def _row(moment: Moment, chosen: Mapping[tuple[str, str], Chosen]) -> list[str]:
     rate = chosen[moment.curves[0].task, moment.cell.family].learning_rate
-    spreads = [(spread_of(moment, key), digits) for key, (_, digits) in TABLE.items()]
-    cells = [f"{s.mean:.{d}f} ± {s.deviation:.{d}f}" for s, d in spreads]
+    cells = _beside({key: spread_of(moment, key) for key in TABLE}, TABLE)
     return [str(moment.cell), f"{rate:g}", str(moment.step), *cells]
 
 

@@ -99,6 +99,11 @@ STUDY_STYLES = {
     "kl_reinforce β=8": RunStyle("#E69F00", "longdash", "circle-open"),
     "vargrad β=8": RunStyle("#009E73", "solid", "triangle-up-open"),
 }
+# What the runs are held against is grey, like the target behind a policy.
+TRUTH_STYLES = {
+    "target p*": RunStyle("#7A828C", "dot", "square-open"),
+    "true": RunStyle("#7A828C", "dot", "square-open"),
+}
 TITLES = {
     "reward": "mean reward of the batch",
     "loss": "loss",
@@ -366,7 +371,8 @@ def run_styles(runs: Sequence[tuple[str, str]]) -> dict[str, RunStyle]:
     """A distinct style for every run.
 
     A run named as an algorithm, or the first run of one, wears that algorithm's
-    style; others take what is left, then colours repeat with other dashes.
+    style; what is held to be true is grey; others take what is left, then colours
+    repeat with other dashes.
 
     Args:
         runs: (name, algorithm) of each run, in order of appearance.
@@ -377,7 +383,7 @@ def run_styles(runs: Sequence[tuple[str, str]]) -> dict[str, RunStyle]:
     chosen: dict[str, RunStyle] = {}
     for claim in (0, 1):
         for pair in runs:
-            style = (STYLES | STUDY_STYLES).get(pair[claim])
+            style = (STYLES | STUDY_STYLES | TRUTH_STYLES).get(pair[claim])
             if pair[0] not in chosen and style and style not in chosen.values():
                 chosen[pair[0]] = style
     colors = [style.color for style in STYLES.values()]

@@ -21,6 +21,8 @@ import flowrl_lab
 from benchmarks import planner_check
 from flowrl_lab.__main__ import build_parser
 from flowrl_lab._files import data_path
+from flowrl_lab.measuring.fronts import protocol_markdown
+from flowrl_lab.measuring.protocol import load_curves, load_protocol
 from flowrl_lab.measuring.recorded import load_recorded, recorded_names
 from flowrl_lab.measuring.tables import format_markdown, group_runs
 
@@ -36,6 +38,7 @@ SPEED = page("benchmarks/README.md")
 TABLE = re.compile(
     r"<!-- recorded (\w+) -->\n(.*?)\n<!-- end of the table -->", re.DOTALL
 )
+PROTOCOL_TABLE = re.compile(TABLE.pattern.replace("recorded", "protocol"), re.DOTALL)
 # A decimal number or a percentage; no version, section, arXiv number or range of code.
 NUMBER = re.compile(r"(?<![\w.\[/])(\d+\.\d+|\d+ ?%)(?![\w.]*\d)")
 PAGES = [
@@ -146,6 +149,18 @@ def test_the_recorded_tables_are_shown():
         assert table.replace("**", "") == format_markdown(load_recorded(name)), (
             f"python -m flowrl_lab recorded {name} --markdown gives another table"
         )
+
+
+def test_the_protocols_tables_are_those_of_its_runs():
+    shown = dict(PROTOCOL_TABLE.findall(RESULTS))
+    protocol = load_protocol()
+    assert list(shown) == list(protocol.tasks)
+    for task, table in shown.items():
+        assert table == protocol_markdown(protocol, load_curves(task))
+    stage = [c for task in protocol.tasks for c in load_curves(task)]
+    assert "20 hours of a core" in RESULTS
+    hours = sum(curve.environment["wall_seconds"] for curve in stage) / 3600
+    assert round(hours) == 20, hours
 
 
 def test_the_page_says_how_many_variants_each_study_has():

@@ -309,6 +309,15 @@ def test_a_named_run_gets_its_colour_even_when_it_comes_late() -> None:
     assert run_styles([("mine", "grpo")])["mine"] == STYLES["grpo"]
 
 
+def test_the_truth_is_grey_and_takes_no_run_s_colour() -> None:
+    runs = [(name, name) for name in ("grpo", "mine", "other")]
+    plain = run_styles(runs)
+    for known in ("target p*", "true"):
+        styles = run_styles([(known, known), *runs])
+        assert styles.pop(known).color == "#7A828C"
+        assert styles == plain
+
+
 def test_effective_number() -> None:
     assert count_alive(np.full(7, 0.1)) == pytest.approx(7.0)
     assert count_alive(np.array([0.0, 0.3, 0.0])) == pytest.approx(1.0)

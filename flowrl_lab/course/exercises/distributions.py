@@ -123,7 +123,9 @@ TOTAL_VARIATION = Exercise(
             lambda log_p, log_q: 0.5 * (log_p.exp() - log_q.exp()).abs().mean(-1),
         ),
     ),
-    hint="p = log_p.exp(), q = log_q.exp(), then ½ Σ |p − q| over the last dimension.",
+    hint="What moves is probability, not its logarithm: turn both arguments into "
+    "probabilities before you subtract. The states are the last dimension, `dim=-1`; "
+    "what stands before it is a batch, and stays.",
 )
 
 EXACT_TARGET = Exercise(
