@@ -111,7 +111,7 @@ PASS_AT_K_ADVANTAGES = Exercise(
     ),
     hint="Loop over the groups: teams = list(itertools.combinations(range(G), k)), "
     "scores = [max(r[i] for i in team) for team in teams]. For sample i keep the "
-    "scores of the teams with i in them. If all scores are equal, eps keeps 0 / 0 away.",
+    "scores of the teams with i in them. Equal scores: eps keeps 0 / 0 away.",
 )
 
 # ------------------------------------------------------------------ DAPO's loss
