@@ -42,18 +42,8 @@ def result() -> Sheet:
     }
     rows = [name for name in ROWS if all(name in cells for cells in found.values())]
     height = HEIGHT * (len(rows) + 1)
-    sheet = Sheet(
-        TOP + height + 96,
-        "Right answers that are still written",
-        " ".join(
-            f"{PANELS[task]}: " + "; ".join(
-                f"{ROWS[name][0]}: {say(found[task, 'chosen'][name])} where it was "
-                f"stopped, {say(found[task, 'end'][name])} at the end"
-                for name in rows
-            ) + "."
-            for task in PANELS
-        ),
-    )  # fmt: skip
+    words = " ".join(describe(PANELS[task], found, task, rows) for task in PANELS)
+    sheet = Sheet(TOP + height + 96, "Right answers that are still written", words)
     for place, (task, title) in enumerate(PANELS.items()):
         left = LEFT + STEP * place
         sheet.label(left + WIDTH / 2, 62, title, "ink", bold=True)
@@ -73,6 +63,16 @@ def result() -> Sheet:
         sheet.text(LEFT - 14, y, words, color, anchor="end")
     draw_legend(sheet, TOP + height + 36)
     return sheet
+
+
+def describe(title: str, found: dict, task: str, rows: list[str]) -> str:
+    """A panel in words."""
+    said = (
+        f"{ROWS[name][0]}: {say(found[task, 'chosen'][name])} where it was stopped, "
+        f"{say(found[task, 'end'][name])} at the end"
+        for name in rows
+    )
+    return f"{title}: {'; '.join(said)}."
 
 
 def say(moment: Moment) -> str:
