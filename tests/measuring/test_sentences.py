@@ -665,6 +665,18 @@ SENTENCES: list[tuple[str, str, list]] = [
         FEWER_TRIES,
     ),
     (
+        N07,
+        "Where *validation* prompts choose rate and stop, FlowRL keeps 2.5 times "
+        "GRPO's answers, not four, and is 2.1 points *less* accurate",
+        SWEPT_MATHS,
+    ),
+    (
+        N08,
+        "stopped where *validation* prompts say, FlowRL keeps 1.3 times GRPO's "
+        "programs, and no difference in accuracy is found",
+        SWEPT_CODE,
+    ),
+    (
         RESULTS,
         "has 2.5 times GRPO's answers (2.2 to 3.0) and is 2.1 points less accurate "
         "(1.4 to 2.8)",
