@@ -1,4 +1,4 @@
-"""Notebook 11's scorecard: the protocol's curves find their places once recorded."""
+"""Notebook 11's scorecard: the protocol's curves are drawn and judged."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from flowrl_lab.measuring.protocol import (
     add_curves,
     load_protocol,
 )
-from flowrl_lab.measuring.significance import HOLDS, NO_DIFFERENCE, NOT_MEASURED
+from flowrl_lab.measuring.significance import HOLDS, NO_DIFFERENCE, interval_table
 
 PATH = Path(__file__).resolve().parents[2] / "notebooks/11_ablations_and_limits.ipynb"
 STEPS = (0, 25, 50)
-CELLS = ("def enter_tests", "load_protocol()", "def ask_curves")
+CELLS = ("def enter_tests", "load_protocol()", "def ask_curves", "RIVALS = ")
 
 
 def show_curves(monkeypatch, folder: Path) -> tuple[list[str], list]:
@@ -31,6 +31,7 @@ def show_curves(monkeypatch, folder: Path) -> tuple[list[str], list]:
     cells = nbformat.read(PATH, as_version=nbformat.NO_CONVERT).cells
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
     names: dict = {"ACC": "accuracy", "MANY": "effective_answers"}
+    names |= {"BOTH": tuple(names.values()), "interval_table": interval_table}
     names |= {"draw_curves": draw_curves, "display": shown.append}
     for source in sources:
         if any(mark in source for mark in CELLS):
@@ -64,23 +65,10 @@ def write_curves(folder: Path, *, leave_out: str = "") -> None:
 
 
 @pytest.mark.bad_input  # cells run without the checks of annotations
-def test_without_curves_their_claims_are_not_measured(monkeypatch, tmp_path):
+@pytest.mark.parametrize("leave_out", ["", "ppo"])
+def test_recorded_curves_are_drawn_and_judged(monkeypatch, tmp_path, leave_out):
+    """Also while a cell is missing: p is then multiplied by all tests planned."""
+    write_curves(tmp_path, leave_out=leave_out)
     found, shown = show_curves(monkeypatch, tmp_path)
-    assert found == [NOT_MEASURED, NOT_MEASURED]
-    assert shown == []
-
-
-@pytest.mark.bad_input
-def test_recorded_curves_are_drawn_and_judged(monkeypatch, tmp_path):
-    write_curves(tmp_path)
-    found, shown = show_curves(monkeypatch, tmp_path)
-    assert found == [HOLDS, NO_DIFFERENCE]  # more answers; more accurate
-    assert len(shown) == 2  # a picture for each task
-
-
-@pytest.mark.bad_input
-def test_a_study_that_lacks_a_cell_is_drawn_but_not_judged(monkeypatch, tmp_path):
-    write_curves(tmp_path, leave_out="ppo")
-    found, shown = show_curves(monkeypatch, tmp_path)
-    assert found == [NOT_MEASURED, NOT_MEASURED]
-    assert len(shown) == 2
+    assert found == [HOLDS, NO_DIFFERENCE] * 2  # more answers; more accurate
+    assert len(shown) == 4  # a picture and a table for each task
