@@ -92,6 +92,8 @@ def test_what_is_uploaded_is_small(path, tmp_path):
     code = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     weight = sum(p.stat().st_size for p in select_data("\n".join(code)))
     assert (weight < 1e6) == path.name.startswith(SMALL)  # what a model weighs
+    curves = [p for p in select_data("\n".join(code)) if p.parent.name == "curves"]
+    assert bool(curves) == ("load_curves(" in "".join(code))
 
 
 def test_the_library_travels_whole(exported):

@@ -184,9 +184,9 @@ def _member(name: str, kind: bytes = tarfile.REGTYPE, size: int = 0) -> tarfile.
 def select_data(code: str) -> list[Path]:
     """Files of the data folder that a notebook with this code needs.
 
-    Results are needed if their task is named.  A folder is if it is named itself, or
-    a word of ``WORDS_FOR``; a tiny model also if its task is trained, or its task and
-    one of ``LOADERS`` are named.
+    Results are needed if their task is named, curves where they are loaded as well.  A
+    folder is if it is named itself, or a word of ``WORDS_FOR``; a tiny model also if
+    its task is trained, or its task and one of ``LOADERS`` are named.
     """
     words = set(re.findall(r"\w+", code))
     tasks = words & TASKS.keys()
@@ -196,7 +196,9 @@ def select_data(code: str) -> list[Path]:
     chosen = []
     for path in sorted(p for p in data_path().rglob("*") if p.is_file()):
         first, *rest = path.relative_to(data_path()).parts
-        if first == "results":  # those of make_number_graded too: they are small
+        if rest[:1] == ["curves"]:
+            wanted = {"load_curves", path.stem} <= words
+        elif first == "results":  # those of make_number_graded too: they are small
             wanted = Path(rest[0]).stem in words or rest[0].startswith(tuple(tasks))
         else:
             wanted = first in words | models or bool(
