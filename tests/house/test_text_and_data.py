@@ -2,7 +2,7 @@
 
 Tables are made again from ``data/results`` and compared; sentences on speed are
 computed again; and the prose of the notebooks on evidence carries no decimal number
-that no cell of that notebook holds as well, or ``tests/measuring/test_sentences.py``,
+that no cell of that notebook holds as well, or ``tests/support/tied_sentences.py``,
 which ties sentences that compare runs to the runs.
 """
 
@@ -271,8 +271,8 @@ def is_held(number: str, source: str) -> bool:
 
 
 def tied_sentences() -> list[str]:
-    """What ``test_sentences`` holds, word for word."""
-    tree = ast.parse(page("tests/measuring/test_sentences.py"))
+    """What ``test_sentences`` ties to the runs, word for word."""
+    tree = ast.parse(page("tests/support/tied_sentences.py"))
     texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
     return [text for text in texts if isinstance(text, str) and text.count(" ") > 4]
 
