@@ -30,6 +30,7 @@ __all__ = [
     "corrected",
     "interval_table",
     "judge_more",
+    "judge_values",
     "welch_p",
 ]
 
@@ -91,6 +92,29 @@ def correct_by_holm(ps: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, (len(ps) - rank) * ps[place]))
         corrected[place] = worst
     return corrected
+
+
+def judge_values(
+    first: Sequence[float], second: Sequence[float], num_planned: int
+) -> tuple[float, float, float, int]:
+    """Has the first more than the second?  One question of ``num_planned``.
+
+    Args:
+        first, second: a value of each seed.
+        num_planned: how many tests were planned; p is multiplied by it, up to 1.
+
+    Returns:
+        The ends of the 95 % interval of the difference of the means (Welch's, for this
+        question alone), the corrected p of the two-sided test, and the verdict: 1 for
+        more, -1 for less, 0 where no difference is found.
+    """
+    from scipy.stats import ttest_ind
+
+    test = ttest_ind(first, second, equal_var=False)
+    low, high = map(float, test.confidence_interval(0.95))
+    p = min(1.0, num_planned * float(test.pvalue))
+    sign = 1 if low + high > 0 else -1
+    return low, high, p, sign * (p < 0.05)
 
 
 @dataclass(frozen=True)

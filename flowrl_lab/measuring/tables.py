@@ -156,7 +156,10 @@ CONTROLS = {
 
 
 def fronts(
-    results: Iterable[RunResult], legend: Mapping[str, str] = LEGEND
+    results: Iterable[RunResult],
+    legend: Mapping[str, str] = LEGEND,
+    *,
+    each_seed: bool = False,
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Accuracy against variety, the untrained model first, each dial a curve.
 
@@ -164,16 +167,24 @@ def fronts(
         results: runs of one study.
         legend: family -> what the picture calls it.  A family of several values of a
             dial is named without them: "flowrl" for "flowrl β=4" and "flowrl β=8".
+        each_seed: every run's figures instead, the untrained model left out.
 
     Returns:
         name -> (effective answers, accuracy), means over seeds, in the order of the
         dial: what ``draw_curves`` takes.  Families without runs are left out.
     """
-    groups = group_runs(beside_untrained(results))
+    results = list(results)
+    groups = group_runs(results if each_seed else beside_untrained(results))
+
+    def figures(name: str, key: str) -> list[float]:
+        if each_seed:
+            return [metric_of(run, key) for run in groups[name]]
+        return [compute_spread(groups[name], key).mean]
+
     families = {_stem(names): names for names in join_dials(groups)}
     return {
         shown: tuple(
-            [compute_spread(groups[n], key).mean for n in families[family]]
+            [value for name in families[family] for value in figures(name, key)]
             for key in ("effective_answers", "accuracy")
         )
         for family, shown in legend.items()

@@ -42,7 +42,7 @@ from flowrl_lab.plots.placement import (
     shown_names,
     title_lines,
 )
-from flowrl_lab.plots.static import draw_svg, log_ticks, log_x_ticks
+from flowrl_lab.plots.static import DOT, FAINT, draw_svg, log_ticks, log_x_ticks
 from flowrl_lab.types import StepRecord
 
 __all__ = [
@@ -315,6 +315,8 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
 
 def marker_of(curve: Series) -> dict:
     """The marker of its points: of all, of those with words, or of a few."""
+    if curve.dots:
+        return {"symbol": "circle", "size": DOT, "opacity": FAINT}
     size, most = 7, MARKERS_SHOWN
     if curve.worded and len(curve.x) > most and not curve.marked:
         size, most = [7 * bool(words) for words in curve.labels], 0

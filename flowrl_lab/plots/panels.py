@@ -146,7 +146,8 @@ class Series:
     """One curve: a run (and seed) seen through one metric.
 
     ``labels``, if any, are words beside its points.  ``marked``: each point wears its
-    marker; else those with words do, or a few.
+    marker; else those with words do, or a few.  ``dots``: no curve, but what another
+    one is the mean of, a small dot each.
     """
 
     run: str
@@ -155,6 +156,7 @@ class Series:
     y: np.ndarray
     labels: tuple[str, ...] = ()
     marked: bool = False
+    dots: bool = False
 
     @property
     def worded(self) -> list[int]:
@@ -202,7 +204,7 @@ class LinePanel:
     def ends(self) -> dict[str, float]:
         """run -> where its longest curve ends: 0 at the left, 1 at the right."""
         found: dict[str, float] = {}
-        for curve in self.series:
+        for curve in (one for one in self.series if not one.dots):
             reached = curve.x[np.isfinite(curve.y)]
             if len(reached):
                 place = float(self.place_of(reached[-1]))
@@ -213,7 +215,7 @@ class LinePanel:
         """run -> its style and last value (mean over seeds where there are some)."""
         found: dict[str, tuple[RunStyle, list[float]]] = {}
         for curve in self.series:
-            if np.isfinite(curve.last):
+            if np.isfinite(curve.last) and not curve.dots:
                 found.setdefault(curve.run, (curve.style, []))[1].append(curve.last)
         return {run: (style, float(np.mean(v))) for run, (style, v) in found.items()}
 

@@ -118,6 +118,10 @@ def draw_curves(
     marks: Mapping[str, int | float | None] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
     points: Sequence[str] = (),
+    dots: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]]
+    | None = None,
+    x_from_zero: bool = False,
+    closer: float | None = None,
 ) -> Picture:
     """Draw one panel of curves; those named as an algorithm wear its colours.
 
@@ -133,46 +137,83 @@ def draw_curves(
         labels: name -> words beside its points, one for each.  Where all curves have
             them no legend is needed.
         points: names whose points no line joins.
+        dots: name of a curve -> (x, y) of what its points are the means of, such as
+            seeds: small dots of its colour.
+        x_from_zero: the horizontal axis begins at 0; every x above it.
+        closer: a height; a second panel shows the same from there up.
 
     Returns:
         A picture; as a cell's last value it shows itself.
 
     Raises:
         ValueError: for no curves, an empty one, x and y of different lengths, an x of
-            0 or less on a log axis, points that are no curve, or a mark that is no
-            finite number (above 0 on a log axis).
+            0 or less on a log axis, points or dots that are no curve, a mark that is no
+            finite number (above 0 on a log axis), or nothing above ``closer``.
     """
     if not curves:
         raise ValueError("curves: got none, expected at least one name: (x, y)")
-    if unknown := set(points) - set(curves):
-        raise bad_input("points", f"names {unknown}", f"{set(curves)}", "name a curve")
+    for given, named in (("points", points), ("dots", dots or {})):
+        if unknown := set(named) - set(curves):
+            raise bad_input(given, f"names {unknown}", f"{set(curves)}", "name a curve")
     styles = run_styles([(name, name) for name in curves])
     series = []
+    for name, ends in (dots or {}).items():  # first: curves are drawn over them
+        style = replace(styles[name], joined=False)
+        series.append(replace(_series(name, style, ends, (), log_x), dots=True))
     for name, ends in curves.items():
         styles[name] = replace(styles[name], joined=name not in points)
         words = tuple((labels or {}).get(name, ()))
         series.append(_series(name, styles[name], ends, words, log_x))
     levels = _check_marks(marks or {}, log_y)
+    axes = (x_title, y_title, log_x, log_y, x_from_zero)
+    panels = [_line_panel(series, levels, *axes)]
+    if closer is not None:
+        kept = [part for one in series if (part := _from_height(one, closer))]
+        if not kept:
+            raise bad_input("closer", f"is {closer:g}", "a height below some", "less")
+        panels.append(_line_panel(kept, (), *axes))
+    named = all(any(curve.labels) for curve in series if not curve.dots)
+    legend = () if named else tuple(styles.items())
+    return Picture(Page(title, "", legend, tuple(panels), (), ""))
+
+
+def _line_panel(
+    series: Sequence[Series],
+    levels: tuple[tuple[str, float], ...],
+    x_title: str,
+    y_title: str,
+    log_x: bool,
+    log_y: bool,
+    x_from_zero: bool,
+) -> LinePanel:
+    """A panel with room for all of its curves, dots and marks."""
     heights = [curve.y for curve in series] + [np.array([v]) for _, v in levels]
     every = np.concatenate(heights)
     low, high = curve_range(every, log_y)
-    panel = LinePanel(
+    places = np.concatenate([curve.x for curve in series])
+    x_range = curve_range(places, log_x, from_zero=False)
+    worded = any(curve.labels for curve in series)
+    return LinePanel(
         axis_title(y_title, every, (low, high), log_y),
         y_title,
         log_y,
         tuple(series),
-        curve_range(
-            np.concatenate([curve.x for curve in series]), log_x, from_zero=False
-        ),
+        (0.0, x_range[1]) if x_from_zero else x_range,
         # room for the words of marks and points
-        (low, high + 0.1 * (high - low) * bool(levels or labels)),
+        (low, high + 0.1 * (high - low) * bool(levels or worded)),
         x_title,
         levels,
         log_x,
     )
-    named = all(any(curve.labels) for curve in series)
-    legend = () if named else tuple(styles.items())
-    return Picture(Page(title, "", legend, (panel,), (), ""))
+
+
+def _from_height(curve: Series, height: float) -> Series | None:
+    """What of a curve lies at ``height`` or above; None where nothing does."""
+    kept = curve.y >= height
+    if not kept.any():
+        return None
+    words = tuple(word for word, one in zip(curve.labels, kept, strict=False) if one)
+    return replace(curve, x=curve.x[kept], y=curve.y[kept], labels=words)
 
 
 def _series(

@@ -352,7 +352,9 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
         words of their own or no line, none for a curve that has left the frame of a
         log axis, and none when there are too many to read.
     """
-    labelled = {c.run for c in panel.series if c.labels or not c.style.joined}
+    labelled = {
+        c.run for c in panel.series if c.labels or not (c.style.joined or c.dots)
+    }
     floor = 10.0 ** panel.y_range[0] if panel.log_y else -np.inf
     ends = {
         run: end
@@ -431,8 +433,9 @@ def pixels(panel: LinePanel, box: Box) -> np.ndarray:
             continue
         x = box.left + panel.place_of(curve.x[seen]) * box.width
         y = [box.bottom - panel.height_of(v) * box.height for v in curve.y[seen]]
-        at = np.arange(len(x))
-        fine = np.linspace(0, len(x) - 1, 1 + 40 * (len(x) - 1))
+        at = fine = np.arange(len(x))
+        if not curve.dots:
+            fine = np.linspace(0, len(x) - 1, 1 + 40 * (len(x) - 1))
         found.append(np.stack([np.interp(fine, at, x), np.interp(fine, at, y)], 1))
     return np.concatenate(found)
 

@@ -53,6 +53,7 @@ DASHES |= {"longdash": "13 5", "longdashdot": "13 4 2 4"}
 TITLED_CELLS = 128
 COLOUR_LEVELS = 32
 MOST_X_NAMED, MOST_X_DOUBLED = 6, 9
+DOT, FAINT = 5, 0.55  # of a seed: how wide, in pixels, and how opaque
 LIGHT_CELL = 0.45  # of the scale: from here on black is read better than white
 
 
@@ -271,6 +272,14 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
         if not pieces:
             continue
         style = curve.style
+        if curve.dots:
+            parts += [
+                f'<circle cx="{num(x)}" cy="{num(y)}" r="{DOT / 2}" '
+                f'fill="{style.color}" fill-opacity="{FAINT}"/>'
+                for piece in pieces
+                for x, y in piece
+            ]
+            continue
         if style.joined:
             path = "".join(line_path(piece) for piece in pieces)
             parts.append(f'<path d="{path}" {stroke(style)}/>')

@@ -18,6 +18,7 @@ from flowrl_lab.measuring.significance import (
     compare_values,
     interval_table,
     judge_more,
+    judge_values,
 )
 
 
@@ -91,3 +92,15 @@ def test_intervals_of_one_figure_share_an_axis_and_wear_their_verdict():
         "+30.0 points (+20.0 to +40.0) *",
         "+5.0 points (−5.0 to +15.0)",
     ]
+
+
+def test_a_judgement_is_welchs_test_and_the_number_of_questions():
+    first, second = [0.58, 0.57, 0.59, 0.56, 0.57], [0.52, 0.55, 0.56, 0.53, 0.54]
+    test = compare_values(("a", first), ("b", second), "accuracy")
+    for planned, verdict in ((1, 1), (48, 0)):
+        low, high, p, found = judge_values(first, second, planned)
+        assert (low, high) == pytest.approx((test.low, test.high))
+        assert p == pytest.approx(planned * test.p)
+        assert found == verdict
+        assert judge_values(second, first, planned)[3] == -verdict
+    assert judge_values(second, second, 9)[2:] == (1.0, 0)

@@ -444,6 +444,36 @@ def test_points_carry_their_words() -> None:
     assert [label.run for label in end_labels(*place_page(page).curves[0])] == ["b"]
 
 
+def test_dots_lie_behind_their_curve_and_say_no_end() -> None:
+    seeds = {"flowrl": ((9.0, 11.0), (0.5, 0.7))}
+    page = draw_curves(
+        {"flowrl": ((10.0, 12.0), (0.6, 0.8))}, dots=seeds, x_from_zero=True
+    ).page
+    ((panel, box),) = place_page(page).curves
+    assert panel.x_range[0] == 0
+    assert [label.value for label in end_labels(panel, box)] == [0.8]
+    assert "at the end flowrl 0.8" in describe_page(page)
+    _, dots, line = plotly_figure(page, place_page(page))["data"]
+    assert dots["mode"] == "markers" and dots["marker"]["opacity"] < 1
+    assert line["mode"] == "lines+markers" and len(dots["x"]) == 2
+    assert draw_svg(page, place_page(page)).count("<circle") == 2
+    with pytest.raises(ValueError, match="name a curve"):
+        draw_curves({"a": ((0, 1), (1, 2))}, dots=seeds)
+
+
+def test_a_second_panel_looks_closer() -> None:
+    paths = {"a": ((1, 2, 3), (0.1, 0.8, 0.9)), "b": ((1,), (0.1,))}
+    words = {"a": ("", "", "200"), "b": ("start",)}
+    page = draw_curves(paths, labels=words, closer=0.7).page
+    whole, near = page.curves
+    assert [len(curve.x) for curve in whole.series] == [3, 1]
+    (curve,) = near.series
+    assert curve.x.tolist() == [2, 3] and curve.labels == ("", "200")
+    assert near.y_range[0] > 0.7 and "axis from" in near.title
+    with pytest.raises(ValueError, match="closer"):
+        draw_curves(paths, closer=2.0)
+
+
 def test_words_beside_points_lie_over_no_curve_and_no_other_words() -> None:
     rising = {"a": ((6.7, 8.6, 11.7), (0.54, 0.56, 0.575)), "b": ((3.6,), (0.545,))}
     rising |= {"c": ((6.2,), (0.524,)), "d": ((4.2,), (0.55,))}

@@ -293,4 +293,111 @@ ANSWERS_TARGET = Exercise(
     "then log_softmax.",
 )
 
-EXERCISES: tuple[Exercise, ...] = (PASS_AT_K_ADVANTAGES, DAPO_LOSS, ANSWERS_TARGET)
+# ------------------------------------------------------- is it more, or chance?
+
+
+def _pairs_of_seeds() -> list[Case]:
+    """More, less, not told apart, and told apart only before the correction."""
+    near = [0.52, 0.55, 0.56, 0.53, 0.54]
+    wide = [0.41, 0.58, 0.47, 0.66, 0.52]
+    ahead = [0.81, 0.83, 0.80, 0.82, 0.84, 0.83]
+    return [
+        ((ahead, near, 48), {}),
+        ((near, ahead, 10), {}),
+        ((near, wide, 48), {}),
+        (([0.58, 0.57, 0.59, 0.56, 0.57], near, 48), {}),
+        (([0.71, 0.62, 0.69, 0.75, 0.60], near, 4), {}),
+    ]
+
+
+def _judged(
+    first, second, num_planned, *, equal_var=False, sides=2, level=0.05, slip=""
+):
+    """The judgement, with the slips that can be made on the way."""
+    from scipy.stats import ttest_ind
+
+    if slip == "turned round":
+        first, second = second, first
+    test = ttest_ind(first, second, equal_var=equal_var)
+    share = level / num_planned if slip == "interval corrected" else level
+    low, high = map(float, test.confidence_interval(1 - share))
+    raw = float(test.pvalue) * sides / 2
+    p = raw if slip == "not corrected" else num_planned * raw
+    p = p if slip == "above 1" else min(1.0, p)
+    found = (raw if slip == "verdict too early" else p) < level
+    sign = 1 if slip == "no sign" or low + high > 0 else -1
+    return low, high, p, sign * found
+
+
+def _judged_slip(**slip):
+    """A wrong judge_values that makes one slip."""
+
+    def wrong(first, second, num_planned):
+        return _judged(first, second, num_planned, **slip)
+
+    return wrong
+
+
+JUDGE_VALUES = Exercise(
+    name="judge_values",
+    solution="flowrl_lab.measuring.significance:judge_values",
+    cases=_pairs_of_seeds,
+    mistakes=(
+        Mistake(
+            "not corrected",
+            "p was not multiplied by num_planned: whoever asks often finds a small p "
+            "by chance.",
+            _judged_slip(slip="not corrected"),
+        ),
+        Mistake(
+            "verdict before the correction",
+            "Your p is corrected, but the verdict asks the one before, or whether the "
+            "interval leaves out 0. It is the corrected p that must be below 0.05.",
+            _judged_slip(slip="verdict too early"),
+        ),
+        Mistake(
+            "one spread for both",
+            "That is Student's test, which takes one spread for both. Welch's has "
+            "equal_var=False.",
+            _judged_slip(equal_var=True),
+        ),
+        Mistake(
+            "above 1",
+            "A p above 1 is none: cut it off at 1.",
+            _judged_slip(slip="above 1"),
+        ),
+        Mistake(
+            "one side",
+            "You halved p. The test is two-sided: before the runs nobody knows which "
+            "of the two will have more.",
+            _judged_slip(sides=1),
+        ),
+        Mistake(
+            "turned round",
+            "That is the second minus the first: which of the two has more?",
+            _judged_slip(slip="turned round"),
+        ),
+        Mistake(
+            "no sign",
+            "Your verdict does not say which way: less is -1.",
+            _judged_slip(slip="no sign"),
+        ),
+        Mistake(
+            "interval corrected",
+            "Your interval was widened for the number of questions. It is the 95 % "
+            "interval of this one question; only p is corrected.",
+            _judged_slip(slip="interval corrected"),
+        ),
+    ),
+    hint="test = scipy.stats.ttest_ind(first, second, equal_var=False) has "
+    "test.pvalue and test.confidence_interval(0.95). p = min(1, num_planned * "
+    "test.pvalue). The verdict is 0 unless p < 0.05, else the sign of the difference "
+    "of the means.",
+)
+
+EXERCISES: tuple[Exercise, ...] = (
+    PASS_AT_K_ADVANTAGES,
+    DAPO_LOSS,
+    ANSWERS_TARGET,
+    JUDGE_VALUES,
+)
