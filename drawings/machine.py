@@ -439,7 +439,7 @@ def four_verdicts() -> Sheet:
     sheet.text(
         20, 162, "runs of five seeds: a difference, its 95 % interval, the corrected p"
     )
-    frame = Frame(sheet, 256, 178, 220, 150, (-0.15, 0.15), (0, 4))
+    frame = Frame(sheet, 288, 178, 192, 150, (-0.15, 0.15), (0, 4))
     frame.axes((-0.1, 0, 0.1), (), "difference")
     frame.curve((0, 0), (0, 4), "ink", width=1.2, dash="4 4")
     for row, (task, test) in enumerate(_four_tests()):
@@ -449,7 +449,7 @@ def four_verdicts() -> Sheet:
         frame.curve((test.low, test.high), (height, height), color, width=5)
         _, y = frame.at(0, height)
         words = f"{task}: {test.figure}, over {test.second}"
-        sheet.text(246, y + 5, words, "soft", anchor="end")
+        sheet.text(280, y + 5, words, "soft", anchor="end")
         sheet.text(492, y - 3, verdict, color, bold=True)
         below = f"p = {test.p:.1g}; × 78: {test.p_holm:.1g}"
         sheet.text(492, y + 13, below, "soft", size=14)
