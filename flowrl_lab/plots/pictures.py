@@ -171,7 +171,8 @@ def draw_curves(
         kept = [part for one in series if (part := _from_height(one, closer))]
         if not kept:
             raise bad_input("closer", f"is {closer:g}", "a height below some", "less")
-        panels.append(_line_panel(kept, (), *axes))
+        whole = [_worded_below(one, closer) for one in series]
+        panels = [_line_panel(whole, levels, *axes), _line_panel(kept, (), *axes)]
     named = all(any(curve.labels) for curve in series if not curve.dots)
     legend = () if named else tuple(styles.items())
     return Picture(Page(title, "", legend, tuple(panels), (), ""))
@@ -205,6 +206,12 @@ def _line_panel(
         levels,
         log_x,
     )
+
+
+def _worded_below(curve: Series, height: float) -> Series:
+    """A curve whose points from ``height`` up say nothing: a second panel does."""
+    pairs = zip(curve.y, curve.labels, strict=False)
+    return replace(curve, labels=tuple(w * bool(y < height) for y, w in pairs))
 
 
 def _from_height(curve: Series, height: float) -> Series | None:

@@ -467,6 +467,7 @@ def test_a_second_panel_looks_closer() -> None:
     page = draw_curves(paths, labels=words, closer=0.7).page
     whole, near = page.curves
     assert [len(curve.x) for curve in whole.series] == [3, 1]
+    assert [curve.labels for curve in whole.series] == [("", "", ""), ("start",)]
     (curve,) = near.series
     assert curve.x.tolist() == [2, 3] and curve.labels == ("", "200")
     assert near.y_range[0] > 0.7 and "axis from" in near.title
