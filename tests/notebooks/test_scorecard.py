@@ -38,7 +38,8 @@ def show_curves(monkeypatch, folder: Path) -> tuple[list[str], list]:
     cells = nbformat.read(PATH, as_version=nbformat.NO_CONVERT).cells
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
     names: dict = {"ACC": "accuracy", "MANY": "effective_answers"}
-    names |= {"interval_table": interval_table, "CLOSER": {"maths": 0.75}}
+    names |= {"BOTH": tuple(names.values()), "interval_table": interval_table}
+    names |= {"CLOSER": {"maths": 0.75}}
     names |= {"draw_curves": draw_curves, "display": shown.append}
     for source in sources:
         if any(mark in source for mark in CELLS):
