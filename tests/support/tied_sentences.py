@@ -1480,7 +1480,8 @@ SENTENCES: list[tuple[str, str, list]] = [
     ),
     (
         N11,
-        "the paper's form at β = 15 aims at one, and has fewer answers than GRPO (11.10)",
+        "the paper's form at β = 15 aims at one, and has fewer answers than GRPO "
+        "(11.10)",
         FEWER_AT_15,
     ),
     (
