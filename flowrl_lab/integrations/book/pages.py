@@ -56,6 +56,12 @@ MARK = ".flowrl_book"  # in a folder that this command made
 KERNEL = {"name": "python3", "display_name": "Python 3"}
 CELL_SECONDS = 1200
 
+# What stands on top of a notebook's page if it was run for minutes.
+SHORT_RUNS = """```{note}
+These pictures come from short runs (`quick`). Where the text speaks of the full budget,
+your own run shows it, or `python -m flowrl_lab book OUT --budget full`.
+```"""
+
 
 def build_book(
     out: Path,
@@ -181,6 +187,9 @@ def _page(path: Path, pages: Path, cache: Path, budget: str) -> str:
         for output in cell.get("outputs", []):
             if PLOTLY in output.get("data", {}):
                 output["data"] = {"text/html": live_picture(output["data"])}
+    if budget == "quick":
+        place = min(1, len(notebook.cells))  # below the title
+        notebook.cells.insert(place, nbformat.v4.new_markdown_cell(SHORT_RUNS))
     target = pages / path.relative_to(ROOT)
     write_atomically(target, nbformat.writes(notebook).encode())
     return f"{path.stem}: {'run' if was_run else 'as it was run before'}"
