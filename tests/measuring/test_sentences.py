@@ -90,6 +90,7 @@ SECTIONS = (
 # Sentences there that compare, but not runs: what a word means, what was done, theory.
 NO_COMPARISON_OF_RUNS = (
     "is that of the policy among right answers",
+    "so many equally likely ones would be as varied",
     "means that Welch's test",
     '"more" and "fewer", that p is below 0.05',
     "part of the gap is how far one has trained",
