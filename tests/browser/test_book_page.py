@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from colours import contrast
 from playwright.sync_api import Browser
 
 from flowrl_lab.integrations.book.pages import build_book
@@ -49,6 +50,13 @@ def test_every_plot_comes_to_life_and_no_picture_is_blank(
     for plot in plots.all():
         plot.scroll_into_view_if_needed()
         plot.locator(".main-svg .trace path").first.wait_for()
+    ground = {"light": "#ffffff", "dark": "#131416"}[theme]
+    inks = page.locator(".flowrl-plot .infolayer text").evaluate_all(
+        "nodes => nodes.map(n => getComputedStyle(n).fill.match(/\\d+/g).map(Number))"
+    )
+    assert inks
+    for ink in inks:
+        assert contrast("#" + bytes(ink[:3]).hex(), ground) >= 4.5
     pictures = page.locator("img").all()
     assert all(picture.evaluate("node => node.naturalWidth") for picture in pictures)
     page.close()

@@ -133,6 +133,7 @@ def test_a_change_of_prose_runs_nothing_and_a_change_of_code_does(clone, tmp_pat
     said, page = build(out)
     assert said == ["  00_start_here: run"]
     assert 'class="flowrl-plot"' in page and "data:image/svg+xml;base64," in page
+    assert "These pictures come from short runs" in page
     assert broken_links(out) == []
     assert "gather_log_probs" in (out / "api" / "the_core.html").read_text("utf-8")
     assert "https://cdn" not in page
