@@ -25,17 +25,10 @@ def run_notebook(folder: Path, **environment: str) -> str:
     write_trained_copy(path)
     done = subprocess.run(
         [sys.executable, "-m", "jupyter", "execute", "--inplace", path.name],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "FLOWRL_HEADLESS": "1",
-            "PIP_INDEX_URL": f"{NOWHERE}/simple",
-            "HF_ENDPOINT": NOWHERE,
-            **environment,
-        },
+        capture_output=True, text=True, cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "FLOWRL_HEADLESS": "1",
+             "PIP_INDEX_URL": f"{NOWHERE}/simple", "HF_ENDPOINT": NOWHERE,
+             **environment},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return "".join(
