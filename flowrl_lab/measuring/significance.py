@@ -218,7 +218,8 @@ def interval_table(
         name: [_gauge(test, axes[test.figure]) for test in row]
         for name, row in rows.items()
     }
-    caption += "; in points" * any(map(_is_share, axes))
+    shares = ", ".join(filter(_is_share, axes))
+    caption += f"; {shares} in points" * bool(shares)
     return Table(caption, head, [[name, *row] for name, row in cells.items()])
 
 

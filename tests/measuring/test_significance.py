@@ -82,7 +82,7 @@ def test_intervals_of_one_figure_share_an_axis_and_wear_their_verdict():
     table = interval_table(
         "all", ["", "x", "y"], {"a": [more, less]} | {"b": [neither, factor]}
     )
-    assert table.caption == "all; in points"
+    assert table.caption == "all; accuracy in points"
     a, b = (row[1:] for row in table.cells[1:])
     assert [g.color for g in (*a, *b)] == [
         COLORS[v] for v in (HOLDS, FAILS, NO_DIFFERENCE, HOLDS)
