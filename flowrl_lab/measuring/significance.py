@@ -151,10 +151,14 @@ class Test:
         if self.figure in FACTORS:
             middle, low, high = (f"{math.exp(end):.2f}" for end in ends)
             return f"×{middle} ({low} to {high})"
-        share = self.figure == "accuracy" or self.figure.startswith("pass@")
+        share = _is_share(self.figure)
         texts = [f"{100 * end:+.1f}" if share else f"{end:+.3f}" for end in ends]
         middle, low, high = (text.replace("-", "−") for text in texts)
         return f"{middle}{' points' * share} ({low} to {high})"
+
+
+def _is_share(figure: str) -> bool:
+    return figure == "accuracy" or figure.startswith("pass@")
 
 
 def compare_values(
@@ -203,7 +207,8 @@ def interval_table(
     """Tests with their 95 % intervals drawn, those of one figure on one axis.
 
     Green and orange, with a star: more and less, by the corrected test.  The dashed
-    line is no difference: 0, or of a factor 1.
+    line is no difference: 0, or of a factor 1.  That shares are in points is said in
+    the caption, once.
     """
     axes: dict[str, tuple[float, float]] = {}
     for test in (test for row in rows.values() for test in row):
@@ -213,13 +218,15 @@ def interval_table(
         name: [_gauge(test, axes[test.figure]) for test in row]
         for name, row in rows.items()
     }
+    shares = ", ".join(filter(_is_share, axes))
+    caption += f"; {shares} in points" * bool(shares)
     return Table(caption, head, [[name, *row] for name, row in cells.items()])
 
 
 def _gauge(test: Test, axis: tuple[float, float]) -> Gauge:
     verdict, _ = judge_more([test])
     return Gauge(
-        test.effect + " *" * (verdict != NO_DIFFERENCE),
+        test.effect.replace(" points", "") + " *" * (verdict != NO_DIFFERENCE),
         axis,
         at=(test.low + test.high) / 2,
         span=(test.low, test.high),

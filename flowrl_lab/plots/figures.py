@@ -42,7 +42,15 @@ from flowrl_lab.plots.placement import (
     shown_names,
     title_lines,
 )
-from flowrl_lab.plots.static import DOT, FAINT, draw_svg, log_ticks, log_x_ticks
+from flowrl_lab.plots.static import (
+    DOT,
+    FAINT,
+    LARGE,
+    SMALL,
+    draw_svg,
+    log_ticks,
+    log_x_ticks,
+)
 from flowrl_lab.types import StepRecord
 
 __all__ = [
@@ -317,6 +325,9 @@ def marker_of(curve: Series) -> dict:
     """The marker of its points: of all, of those with words, or of a few."""
     if curve.dots:
         return {"symbol": "circle", "size": DOT, "opacity": FAINT}
+    if curve.large:
+        size = [LARGE if big else SMALL for big in curve.large]
+        return {"symbol": curve.style.marker, "size": size}
     size, most = 7, MARKERS_SHOWN
     if curve.worded and len(curve.x) > most and not curve.marked:
         size, most = [7 * bool(words) for words in curve.labels], 0

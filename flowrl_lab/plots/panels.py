@@ -147,7 +147,7 @@ class Series:
 
     ``labels``, if any, are words beside its points.  ``marked``: each point wears its
     marker; else those with words do, or a few.  ``dots``: no curve, but what another
-    one is the mean of, a small dot each.
+    one is the mean of, a small dot each.  ``large``: which points wear a large marker.
     """
 
     run: str
@@ -157,6 +157,7 @@ class Series:
     labels: tuple[str, ...] = ()
     marked: bool = False
     dots: bool = False
+    large: tuple[bool, ...] = ()
 
     @property
     def worded(self) -> list[int]:

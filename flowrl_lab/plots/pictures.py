@@ -120,6 +120,7 @@ def draw_curves(
     points: Sequence[str] = (),
     dots: Mapping[str, tuple[Sequence[int | float], Sequence[int | float]]]
     | None = None,
+    large: Mapping[str, Sequence[bool]] | None = None,
     x_from_zero: bool = False,
     closer: float | None = None,
 ) -> Picture:
@@ -139,6 +140,7 @@ def draw_curves(
         points: names whose points no line joins.
         dots: name of a curve -> (x, y) of what its points are the means of, such as
             seeds: small dots of its colour.
+        large: name of a curve -> which of its points wear a large marker.
         x_from_zero: the horizontal axis begins at 0; every x above it.
         closer: a height; a second panel shows the same from there up.
 
@@ -147,12 +149,13 @@ def draw_curves(
 
     Raises:
         ValueError: for no curves, an empty one, x and y of different lengths, an x of
-            0 or less on a log axis, points or dots that are no curve, a mark that is no
-            finite number (above 0 on a log axis), or nothing above ``closer``.
+            0 or less on a log axis, points, dots or large markers of no curve, a mark
+            that is no finite number (above 0 on a log axis), nothing above ``closer``.
     """
     if not curves:
         raise ValueError("curves: got none, expected at least one name: (x, y)")
-    for given, named in (("points", points), ("dots", dots or {})):
+    given_names = ("points", points), ("dots", dots or {}), ("large", large or {})
+    for given, named in given_names:
         if unknown := set(named) - set(curves):
             raise bad_input(given, f"names {unknown}", f"{set(curves)}", "name a curve")
     styles = run_styles([(name, name) for name in curves])
@@ -163,7 +166,13 @@ def draw_curves(
     for name, ends in curves.items():
         styles[name] = replace(styles[name], joined=name not in points)
         words = tuple((labels or {}).get(name, ()))
-        series.append(_series(name, styles[name], ends, words, log_x))
+        drawn = _series(name, styles[name], ends, words, log_x)
+        big = tuple(map(bool, (large or {}).get(name, ())))
+        if big and len(big) != len(drawn.x):
+            raise bad_input(
+                "large", f"has {len(big)}", f"{len(drawn.x)}", "one a point"
+            )
+        series.append(replace(drawn, large=big))
     levels = _check_marks(marks or {}, log_y)
     axes = (x_title, y_title, log_x, log_y, x_from_zero)
     panels = [_line_panel(series, levels, *axes)]
@@ -219,8 +228,11 @@ def _from_height(curve: Series, height: float) -> Series | None:
     kept = curve.y >= height
     if not kept.any():
         return None
-    words = tuple(word for word, one in zip(curve.labels, kept, strict=False) if one)
-    return replace(curve, x=curve.x[kept], y=curve.y[kept], labels=words)
+    words, large = (
+        tuple(mark for mark, one in zip(marks, kept, strict=False) if one)
+        for marks in (curve.labels, curve.large)
+    )
+    return replace(curve, x=curve.x[kept], y=curve.y[kept], labels=words, large=large)
 
 
 def _series(

@@ -353,7 +353,9 @@ def end_labels(panel: LinePanel, box: Box) -> list[EndLabel]:
         log axis, and none when there are too many to read.
     """
     labelled = {
-        c.run for c in panel.series if c.labels or not (c.style.joined or c.dots)
+        c.run
+        for c in panel.series
+        if c.labels or c.large or not (c.style.joined or c.dots)
     }
     floor = 10.0 ** panel.y_range[0] if panel.log_y else -np.inf
     ends = {

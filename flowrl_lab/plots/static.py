@@ -54,6 +54,7 @@ TITLED_CELLS = 128
 COLOUR_LEVELS = 32
 MOST_X_NAMED, MOST_X_DOUBLED = 6, 9
 DOT, FAINT = 5, 0.55  # of a seed: how wide, in pixels, and how opaque
+LARGE, SMALL = 13, 5  # markers, where some are to stand out
 LIGHT_CELL = 0.45  # of the scale: from here on black is read better than white
 
 
@@ -289,9 +290,12 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
             shown = range(len(points))
         elif len(points) == len(curve.labels) and curve.worded:
             shown = curve.worded
+        sizes = [12] * len(points)
+        if len(curve.large) == len(points):
+            sizes = [round(1.6 * (LARGE if big else SMALL)) for big in curve.large]
         parts += [
-            text(x, y + 4, style.glyph, anchor="middle", color=style.color)
-            for x, y in (points[round(i)] for i in shown)
+            text(x, y + n / 3, style.glyph, n, anchor="middle", color=style.color)
+            for (x, y), n in ((points[i], sizes[i]) for i in map(round, shown))
             if y < box.bottom  # there it leaves the frame
         ]
     parts += [

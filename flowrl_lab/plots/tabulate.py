@@ -109,7 +109,9 @@ class Table:
         head, *rows = self.cells
         table = html_table(self.caption, head, rows, words=_columns_of_words(rows))
         table = table.replace("<caption>", f"<caption style='{LEFT};padding:.3em 0'>")
-        table = table.replace('<th scope="row">', f"<th scope='row' style='{LEFT}'>")
+        wide = max((len(str(row[0])) for row in rows), default=0) > LONGEST_HEADING
+        side = LEFT.partition(";")[0] if wide else LEFT
+        table = table.replace('<th scope="row">', f"<th scope='row' style='{side}'>")
         return f"<div style='{SCROLLED}'>{table}</div>"
 
 
@@ -124,6 +126,7 @@ def _columns_of_words(rows: Iterable[Sequence[object]]) -> set[int]:
 
 
 LONGEST_NUMBER = 20  # characters
+LONGEST_HEADING = 48  # of a row; where one is longer they wrap
 LEFT = "text-align:left;white-space:nowrap"
 SCROLLED = "overflow-x:auto;font-variant-numeric:tabular-nums"
 

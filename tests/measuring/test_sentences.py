@@ -132,7 +132,7 @@ NO_COMPARISON_OF_RUNS = (
     "If the *loss* matters, FlowRL keeps more than these two",
     '"β = 15 is best"',
     "five other seeds are judged on *test* prompts",
-    "means, with the number of the best step",
+    "a large mark is the best step",
     "p times `num_planned`, at most 1",
     'and the verdict on "the first has more"',
     "1, −1 for *less*",

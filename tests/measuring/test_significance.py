@@ -82,6 +82,7 @@ def test_intervals_of_one_figure_share_an_axis_and_wear_their_verdict():
     table = interval_table(
         "all", ["", "x", "y"], {"a": [more, less]} | {"b": [neither, factor]}
     )
+    assert table.caption == "all; accuracy in points"
     a, b = (row[1:] for row in table.cells[1:])
     assert [g.color for g in (*a, *b)] == [
         COLORS[v] for v in (HOLDS, FAILS, NO_DIFFERENCE, HOLDS)
@@ -89,8 +90,8 @@ def test_intervals_of_one_figure_share_an_axis_and_wear_their_verdict():
     assert {g.axis for g in (*a, b[0])} == {(-0.4, 0.4)}
     assert b[1].axis == (0.0, 0.4)  # a logarithm, on its own
     assert [row[1] for row in table.rows[1:]] == [
-        "+30.0 points (+20.0 to +40.0) *",
-        "+5.0 points (−5.0 to +15.0)",
+        "+30.0 (+20.0 to +40.0) *",
+        "+5.0 (−5.0 to +15.0)",
     ]
 
 

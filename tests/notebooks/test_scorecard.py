@@ -17,38 +17,45 @@ from flowrl_lab.measuring.protocol import (
     add_curves,
     load_protocol,
 )
-from flowrl_lab.measuring.significance import HOLDS, NO_DIFFERENCE, interval_table
+from flowrl_lab.measuring.significance import HOLDS, NO_DIFFERENCE, NOT_MEASURED
 
 PATH = Path(__file__).resolve().parents[2] / "notebooks/11_ablations_and_limits.ipynb"
 STEPS = (0, 25, 50)
 CELLS = (
+    "def judge(",
     "def enter_tests",
     "load_protocol()",
     "def ask_curves",
+    "def show_planned",
     "DRAWN = ",
-    "seconds =",
 )
 MORE = "FlowRL: more {} than GRPO"
 
 
-def show_curves(monkeypatch, folder: Path) -> tuple[list[str], list]:
-    """Run the cells of the protocol's curves: the verdicts, and the pictures."""
+def run_cells(monkeypatch, folder: Path, shown: list) -> dict:
+    """Run the cells of the protocol's curves: the names they leave."""
     monkeypatch.setattr(protocol_of, "curves_path", lambda t: folder / f"{t}.jsonl")
-    shown: list = []
     cells = nbformat.read(PATH, as_version=nbformat.NO_CONVERT).cells
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
     names: dict = {"ACC": "accuracy", "MANY": "effective_answers"}
-    names |= {"BOTH": tuple(names.values()), "interval_table": interval_table}
-    names |= {"CLOSER": {"maths": 0.75}}
     names |= {"draw_curves": draw_curves, "display": shown.append}
     for source in sources:
         if any(mark in source for mark in CELLS):
             exec(source, names)
+    return names
+
+
+def show_curves(monkeypatch, folder: Path) -> tuple[list[str], list]:
+    """The verdicts, and the pictures and tables."""
+    shown: list = []
+    names = run_cells(monkeypatch, folder, shown)
     for task in names["curves"]:
         for what, key in (("answers", "effective_answers"), ("accurate", "accuracy")):
             claim = MORE.format(what)
             names["enter_planned"](claim, task, "flowrl=8", ["grpo"], key)
-    assert {by for _, by in names["card"]} == {names["BOTH_ENDS"]}  # one row each
+    assert {by for _, by in names["card"]} == {names["BEST"]}  # one row each
+    pairs = {name: ("flowrl=8", name) for name in ("grpo", "ppo", "nobody")}
+    shown += [names["show_planned"]("", pairs, key) for key in FIGURES[:2]]
     return [verdict for verdict, *_ in names["card"].values()], shown
 
 
@@ -83,4 +90,19 @@ def test_recorded_curves_are_drawn_and_judged(monkeypatch, tmp_path, leave_out):
     write_curves(tmp_path, leave_out=leave_out)
     found, shown = show_curves(monkeypatch, tmp_path)
     assert found == [HOLDS, NO_DIFFERENCE] * 2  # more answers; more accurate
-    assert len(shown) == 4  # a picture and a table for each task
+    *pictures, accuracy, answers = shown
+    assert len(pictures) == 2  # one for each task
+    made = [name for name in ("grpo", "ppo") if name != leave_out]
+    for table in (accuracy, answers):  # no row for a comparison nobody made
+        assert [row[0] for row in table.rows[1:]] == made
+
+
+@pytest.mark.bad_input
+def test_what_was_not_run_is_entered_as_that(monkeypatch, tmp_path):
+    write_curves(tmp_path, leave_out="grpo")
+    names = run_cells(monkeypatch, tmp_path, [])
+    names["enter_planned"]("more", "maths", "flowrl=8", ["grpo"], "accuracy")
+    entered = {
+        ("more, maths", names["BEST"]): (NOT_MEASURED, "not run yet", "The paper")
+    }
+    assert names["card"] == entered

@@ -461,6 +461,19 @@ def test_dots_lie_behind_their_curve_and_say_no_end() -> None:
         draw_curves({"a": ((0, 1), (1, 2))}, dots=seeds)
 
 
+def test_a_large_marker_stays_with_its_point_in_both_panels() -> None:
+    """Also in the closer panel, where the first point is left out."""
+    line = {"flowrl": ((9.0, 10.0, 12.0), (0.2, 0.6, 0.8))}
+    page = draw_curves(line, large={"flowrl": [False, False, True]}, closer=0.5).page
+    _, *drawn = plotly_figure(page, place_page(page))["data"]
+    sizes = [trace["marker"]["size"] for trace in drawn]
+    assert sizes == [[5, 5, 13], [5, 13]]
+    assert draw_svg(page, place_page(page)).count('font-size="21"') == 2
+    for wrong in ({"flowrl": [True]}, {"grpo": [True] * 3}):
+        with pytest.raises(ValueError, match="large"):
+            draw_curves(line, large=wrong)
+
+
 def test_a_second_panel_looks_closer() -> None:
     paths = {"a": ((1, 2, 3), (0.1, 0.8, 0.9)), "b": ((1,), (0.1,))}
     words = {"a": ("", "", "200"), "b": ("start",)}
