@@ -41,7 +41,6 @@ DRAWINGS: dict[str, Callable[[], Sheet]] = {
         machine.cold_start,
         machine.where_it_plugs_in,
         machine.four_verdicts,
-        machine.step_time,
         machine.memory,
         machine.data_parallel,
     )

@@ -24,7 +24,6 @@ from flowrl_lab.scaling.planner import (
     MACHINES,
     MODELS,
     Workload,
-    decode_seconds,
     make_plan,
 )
 from flowrl_lab.tasks import load_task
@@ -299,45 +298,6 @@ def where_it_plugs_in() -> Sheet:
         if row:
             sheet.arrow([(90, y - 12), (90, y - 1)], "ink")
     sheet.lines(300, "put the noise floor beside every sampled one")
-    return sheet
-
-
-def step_time() -> Sheet:
-    """The roofline of decoding: seconds for one more token over rows."""
-    rates = {"flops": 400e12, "bandwidth": 2e12}
-    rows = [2**power for power in range(0, 12)]
-    times = [
-        1e3 * decode_seconds(7.6e9, count, weight_bytes=2, **rates) for count in rows
-    ]
-    knee = rates["flops"] / rates["bandwidth"]
-    sheet = Sheet(
-        330,
-        "One more token, for more and more rows",
-        "Milliseconds to write one more token in every row, over the number of rows, "
-        "for a model of 7.6 billion weights on one chip: flat while reading the "
-        "weights takes longest, then rising with the arithmetic.",
-    )
-    frame = Frame(sheet, 66, 60, 400, 190, (0, 11), (0, 1.1 * max(times)))
-    frame.axes((), (0, 20, 40, 60), "rows written side by side")
-    sheet.text(20, 54, "milliseconds", "soft", size=14)
-    for power in (0, 3, 5, 7, 9, 11):
-        sheet.label(frame.at(power, 0)[0], 268, str(2**power), size=14)
-    powers = [float(torch.tensor(float(count)).log2()) for count in rows]
-    frame.curve(powers, times, "blue")
-    for power, value in zip(powers, times, strict=True):
-        x, y = frame.at(power, value)
-        sheet.box(x - 3, y - 3, 6, 6, "blue", radius=3, strong=True)
-    edge = float(torch.tensor(knee).log2())
-    x, bottom = frame.at(edge, 0)
-    sheet.line([(x, 60), (x, bottom)], "orange", dash="5 4")
-    sheet.text(x - 8, 80, f"knee: {knee:.0f} rows", "orange", anchor="end")
-    sheet.text(486, 100, "left: reading the weights", "soft", size=14)
-    sheet.text(486, 120, f"{times[0]:.1f} ms, whatever the rows", "soft", size=14)
-    sheet.text(486, 160, "right: arithmetic,", "soft", size=14)
-    sheet.text(486, 180, "in step with the rows", "soft", size=14)
-    sheet.lines(
-        318, "7.6 billion weights in bfloat16, 400 TFLOP/s, 2 TB/s; without a cache"
-    )
     return sheet
 
 

@@ -250,8 +250,8 @@ def _compare_one(what: str, output: Tensor, expected: Tensor) -> str:
         )
     if torch.isnan(output).any() and not torch.isnan(expected).any():
         return (
-            f"your {what} holds NaN. Log of 0, 0 × ∞ or ∞ − ∞? Stay with "
-            "log-probabilities as long as you can."
+            f"your {what} holds NaN. Log of 0, 0 × ∞ or ∞ − ∞? Stay in logs where you "
+            "can; 0 log 0 counts 0."
         )
     if torch.allclose(output, expected, **TOLERANCE):
         return ""

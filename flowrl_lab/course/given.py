@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,7 +58,9 @@ def _nested(values: Tensor) -> str:
     if values.ndim:
         return f"[{', '.join(map(_nested, values))}]"
     number = values.item()
-    return f"{number:.4g}" if isinstance(number, float) else repr(number)
+    if not isinstance(number, float):
+        return repr(number)
+    return re.sub("inf|nan", r"torch.\g<0>", f"{number:.4g}")
 
 
 def _outline(values: Tensor) -> str:

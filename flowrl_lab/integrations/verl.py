@@ -236,8 +236,8 @@ def _differences_of_form(config: ExperimentConfig) -> list[Difference]:
             Difference(
                 "reward_form",
                 "the reward itself",
-                "the reward minus the mean of its group; the sample itself is in that "
-                "mean, so on average differences shrink by (G-1)/G",
+                "the reward minus the mean of its group, in which it counts itself: on "
+                "average two rewards lie (G-1)/G as far apart, as with a smaller β",
                 f"another target: that of β(G-1)/G, {(group - 1) / group:.4g} β with "
                 f"G = {group}, and more noise"
                 + ("; β G/(G-1) in the literal repairs it" if group > 1 else ""),

@@ -34,6 +34,7 @@ __all__ = [
     "build_tiny_llama",
     "check_completions",
     "lora_parameters",
+    "mask_through_end",
     "pick_prompts",
     "pool_features",
     "token_positions",
@@ -122,6 +123,23 @@ def token_positions(mask: Tensor) -> Tensor:
         0 for the first token that counts, 1 for the second, …
     """
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def mask_through_end(token_ids: Tensor, end_ids: Tensor) -> Tensor:
+    """Which tokens of a completion count: those with no end before them, ``[B, T]``.
+
+    The first end itself counts, since the model has chosen it; what was written behind
+    it is padding.  Of a row without an end all tokens count.
+
+    Args:
+        token_ids: ``[B, T]``, what ``generate`` has written.
+        end_ids: ``[E]``, every token that ends a completion.
+
+    Returns:
+        True where a token counts.
+    """
+    ended = torch.isin(token_ids, end_ids).long()
+    return ended.cumsum(-1) - ended == 0
 
 
 def lora_parameters(shapes: Sequence[tuple[int, int]], rank: int) -> int:

@@ -38,6 +38,7 @@ __all__ = [
     "make_plan",
     "peak_bytes",
     "step_seconds",
+    "training_gigabytes",
 ]
 
 
@@ -453,6 +454,41 @@ def peak_bytes(model: ModelShape, work: Workload, machine: Machine) -> float:
     """What a device needs at once: what is counted, and what the machine adds."""
     counted = _counted_peak(estimate_memory(model, work))
     return machine.memory_factor * counted + machine.memory_base
+
+
+def training_gigabytes(
+    weights: int | float,
+    shards: int,
+    *,
+    rest: int | float,
+    weight_bytes: int = 16,
+    waste: int | float = 0.2,
+    process: int | float = 1.5,
+) -> float:
+    """GB at once on each of several GPUs that share what training adds to a weight.
+
+        (1 + waste) (weight_bytes N / shards + rest) + process
+
+    Shared are the float32 copy of every trained weight, its gradient and AdamW's two
+    moments (the sharding that DeepSpeed calls ZeRO-2).  The rest lies whole on each.
+
+    Args:
+        weights: N, how many weights are trained.
+        shards: the GPUs that share those bytes.
+        rest: GB that every GPU holds whole: weights in use, reference, activations.
+        weight_bytes: what training adds to one weight.
+        waste: the share that the allocator adds to all of it.
+        process: GB that a process takes by itself.
+
+    Raises:
+        ValueError: a number that is below 0, or no weights or shards.
+    """
+    named = {"weights": weights, "shards": shards}
+    for name, value in named.items():
+        check_number(name, value, above=True)
+    for name, value in {"rest": rest, "waste": waste, "process": process}.items():
+        check_number(name, value)
+    return (1 + waste) * (weight_bytes * weights / shards / 1e9 + rest) + process
 
 
 # ------------------------------------------------------------------------- plan

@@ -118,6 +118,14 @@ def test_a_failed_check_shows_the_case_to_paste_and_try():
     assert "log_p = torch.tensor([" in crash.details
 
 
+def test_a_case_with_an_infinite_number_can_be_pasted_too():
+    right = load_solution(EXERCISES["js_divergence"])
+    wrong = check("js_divergence", lambda p, q: right(p, q) + float(p.isinf().any()))
+    inputs: dict = {}
+    exec(f"import torch\n{wrong.details}", inputs)
+    assert inputs["log_p"].isinf().sum() == 2 and inputs["log_q"].isinf().sum() == 2
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -44,7 +44,7 @@ def check_trained(folder: Path, said: str) -> None:
     assert "in the library" in said and said.count("gradients differ by") == 2
     assert "step 2/2" in said and "tokens/s" in said
     for name in ("grpo", "flowrl", "kl_reinforce"):
-        run = Run.load(folder / "runs" / f"llm_live_{name}")
+        run = Run.load(folder / "runs" / f"llm_quick_{name}")
         assert run.step == 2 and run.config.policy == "hf_lm"
         assert len(run.records) == 3
     written = {file.name for file in (folder / "my_adapter").iterdir()}

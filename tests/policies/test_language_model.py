@@ -19,6 +19,7 @@ from flowrl_lab.policies.language_model import (
     ValueHead,
     add_lora,
     build_tiny_llama,
+    mask_through_end,
 )
 from flowrl_lab.tasks import load_task
 from flowrl_lab.types import PromptBatch
@@ -237,6 +238,8 @@ def test_sampled_log_probs_are_the_evaluated_ones(policy, temperature):
 def test_samples_end_at_the_end_token(policy):
     generator = torch.Generator().manual_seed(2)
     drawn = policy.sample(batch_of(*PROMPTS), 32, generator=generator)
+    known = mask_through_end(drawn.completion_ids, torch.tensor([EOS]))
+    assert torch.equal(known, drawn.completion_mask)
     lengths = set()
     for row, keep in zip(
         drawn.completion_ids.tolist(), drawn.completion_mask.tolist(), strict=True

@@ -24,7 +24,9 @@ from flowrl_lab.scaling.planner import (
     format_plan,
     leave_one_out,
     make_plan,
+    peak_bytes,
     step_seconds,
+    training_gigabytes,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +140,18 @@ def test_decoding_waits_for_memory_and_then_for_arithmetic():
     assert many == 2 * 7e9 * 2000 / 400e12 > some
 
 
+def test_what_one_gpu_holds_is_the_plan_s_peak_and_shards_take_their_part():
+    work = Workload(8, 8, 300, 1000, lora_rank=0, checkpointing=True, rows_at_once=2)
+    model, chip = MODELS["Qwen2.5-7B"], MACHINES["H100"]
+    parts = estimate_memory(model, work)
+    rest = sum(parts.values()) - parts["optimizer"] - parts["sampling cache"]
+    one, two = (
+        training_gigabytes(model.parameters, n, rest=rest / 1e9) for n in (1, 2)
+    )
+    assert one == pytest.approx(peak_bytes(model, work, chip) / 1e9)
+    assert one - two == pytest.approx(1.2 * parts["optimizer"] / 2e9)
+
+
 def test_a_plan_adds_up_and_says_what_it_is():
     work = dataclasses.replace(WORK, steps=100)
     plan = make_plan(
@@ -174,6 +188,8 @@ def test_a_plan_adds_up_and_says_what_it_is():
             lambda: decode_seconds(1, 0, weight_bytes=2, flops=1.0, bandwidth=1.0),
             "rows",
         ),
+        (lambda: training_gigabytes(1, 0, rest=1.0), "shards"),
+        (lambda: training_gigabytes(1, 1, rest=-1.0), "rest"),
     ],
 )
 def test_numbers_that_cannot_be(make, message):

@@ -214,6 +214,15 @@ VENDI_SCORE = Exercise(
     cases=_kernels,
     mistakes=(
         Mistake(
+            "0 log 0",
+            "You took the log of an eigenvalue that is 0, or that rounding has made "
+            "slightly negative, and got NaN. 0 log 0 counts as 0: clamp the λ at 0; "
+            "`torch.special.entr` does the rest.",
+            lambda similarity: (
+                (-_spectrum(similarity) * _spectrum(similarity).log()).sum().exp()
+            ),
+        ),
+        Mistake(
             "not divided by n",
             "The eigenvalues of K add up to n. Divide K by n first: then they add up "
             "to 1, as probabilities do.",
@@ -260,8 +269,18 @@ VENDI_SCORE = Exercise(
 )
 
 
+def _with_lost_answers() -> list[Case]:
+    """Two distributions, and two of which each lacks an answer of the other's."""
+    first, second = (
+        torch.tensor(probs, dtype=torch.float64).log()
+        for probs in ([0.5, 0.0, 0.3, 0.2, 0.0], [0.1, 0.6, 0.0, 0.3, 0.0])
+    )
+    return [*two_distributions(), ((first, second), {})]
+
+
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
+    terms = log_p.exp() * (log_p - log_q)
+    return torch.where(log_p.isinf(), 0.0, terms).sum(-1)
 
 
 def _middle(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -276,8 +295,20 @@ def _jsd(log_p: Tensor, log_q: Tensor) -> Tensor:
 JS_DIVERGENCE = Exercise(
     name="js_divergence",
     solution="flowrl_lab.metrics:js_divergence",
-    cases=two_distributions,
+    cases=_with_lost_answers,
     mistakes=(
+        Mistake(
+            "0 · (−∞)",
+            "An answer of probability 0 has log-probability −∞, and 0 · (−∞) is NaN. "
+            "Its term is 0: pick those places out with torch.where.",
+            lambda log_p, log_q: (
+                (
+                    log_p.exp() * (log_p - _middle(log_p, log_q))
+                    + log_q.exp() * (log_q - _middle(log_p, log_q))
+                ).sum(-1)
+                / 2
+            ),
+        ),
         Mistake(
             "the root",
             "That is the square root, the *distance* (scipy's `jensenshannon` gives "
@@ -323,7 +354,7 @@ JS_DIVERGENCE = Exercise(
         ),
     ),
     hint="log m = torch.logaddexp(log_p, log_q) − log 2, then the mean of KL(p ‖ m) "
-    "and KL(q ‖ m) over the last dimension.",
+    "and KL(q ‖ m) over the last dimension; where p is 0 a term is 0 (torch.where).",
 )
 
 EXERCISES = (EXPECTED_ANSWER_ENTROPY, DISTINCT_N, VENDI_SCORE, JS_DIVERGENCE)

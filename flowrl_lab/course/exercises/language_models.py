@@ -1,4 +1,4 @@
-"""Notebook 9: a real language model's padding, adapter and target."""
+"""Notebook 9: a real language model's padding, adapter, mask and target."""
 
 from __future__ import annotations
 
@@ -102,6 +102,71 @@ LORA_PARAMETERS = Exercise(
 )
 
 
+def _written_rows() -> list[Case]:
+    """Rows with one end, two, none, and one at once; two kinds of end."""
+    one, two = torch.tensor([0]), torch.tensor([0, 9])
+    rows = torch.tensor([[5, 3, 0, 0, 0], [5, 0, 7, 0, 7], [5, 3, 7, 4, 6]])
+    both = torch.tensor([[5, 9, 0, 0], [0, 0, 0, 0], [4, 0, 9, 6], [4, 6, 9, 6]])
+    return [((rows, one), {}), ((both, two), {}), ((both, one), {})]
+
+
+def _ends(token_ids, end_ids, dim: int = -1):
+    """Where an end stands, and how many do up to there."""
+    ended = torch.isin(token_ids, end_ids).long()
+    return ended, ended.cumsum(dim)
+
+
+def _before(token_ids, end_ids, dim: int = -1):
+    ended, many = _ends(token_ids, end_ids, dim)
+    return many - ended
+
+
+MASK_THROUGH_END = Exercise(
+    name="mask_through_end",
+    solution="flowrl_lab.policies.language_model:mask_through_end",
+    cases=_written_rows,
+    mistakes=(
+        Mistake(
+            "the end is cut off",
+            "You cut off the end itself. The model has chosen it, so it counts: "
+            "without it nothing is learned about when to stop.",
+            lambda token_ids, end_ids: _ends(token_ids, end_ids)[1] == 0,
+        ),
+        Mistake(
+            "only ends are cut off",
+            "You dropped the ends alone. What stands behind the first end was never "
+            "part of the answer, whatever token it is.",
+            lambda token_ids, end_ids: ~torch.isin(token_ids, end_ids),
+        ),
+        Mistake(
+            "up to the second end",
+            "You kept what has one end up to its place, and so everything between the "
+            "first end and the second. Leave a token's own end out of its count.",
+            lambda token_ids, end_ids: _ends(token_ids, end_ids)[1] <= 1,
+        ),
+        Mistake(
+            "one kind of end",
+            "You looked for the first of end_ids only. An answer may end with any of "
+            "them: torch.isin.",
+            lambda token_ids, end_ids: _before(token_ids, end_ids[:1]) == 0,
+        ),
+        Mistake(
+            "turned round",
+            "Your mask is True behind the end. It names what is *kept*.",
+            lambda token_ids, end_ids: _before(token_ids, end_ids) > 0,
+        ),
+        Mistake(
+            "down the rows",
+            "You counted down the batch. Count along the tokens, the last dimension.",
+            lambda token_ids, end_ids: _before(token_ids, end_ids, 0) == 0,
+        ),
+    ),
+    hint="torch.isin(token_ids, end_ids) says where an end stands; its cumsum along "
+    "the tokens counts the ends up to each place, its own included. What is 0 where "
+    "no end came *before*?",
+)
+
+
 def _accuracies() -> list[Case]:
     base = torch.tensor([0.14, 0.25, 0.39, 0.9], dtype=torch.float64)
     return [
@@ -171,4 +236,4 @@ TARGET_ACCURACY = Exercise(
     "the sum are the right ones?",
 )
 
-EXERCISES = (TOKEN_POSITIONS, LORA_PARAMETERS, TARGET_ACCURACY)
+EXERCISES = (TOKEN_POSITIONS, LORA_PARAMETERS, MASK_THROUGH_END, TARGET_ACCURACY)

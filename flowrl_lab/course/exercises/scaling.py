@@ -1,4 +1,4 @@
-"""Notebook 12: gradients of several processes, groups that are cut, the roofline."""
+"""Notebook 12: several processes, groups that are cut, the roofline, memory."""
 
 from __future__ import annotations
 
@@ -183,4 +183,68 @@ DECODE_SECONDS = Exercise(
     "of all weights / bandwidth. Both go on at once.",
 )
 
-EXERCISES = (COMBINE_GRADIENTS, GATHERED_NORMALIZED, DECODE_SECONDS)
+
+def _shared_memory() -> list[Case]:
+    """One GPU, several, and a model whose rest is the larger part."""
+    return [
+        ((7.6e9, 1), {"rest": 38.0}),
+        ((7.6e9, 4), {"rest": 38.0}),
+        ((1.5e9, 8), {"rest": 12.5}),
+    ]
+
+
+TRAINING_GIGABYTES = Exercise(
+    name="training_gigabytes",
+    solution="flowrl_lab.scaling.planner:training_gigabytes",
+    cases=_shared_memory,
+    mistakes=(
+        Mistake(
+            "everything is shared",
+            "You divided the rest as well. Weights in use, reference and activations "
+            "lie whole on every GPU; only the 16 bytes a weight are shared.",
+            lambda weights, shards, *, rest: (
+                1.2 * (16 * weights / 1e9 + rest) / shards + 1.5
+            ),
+        ),
+        Mistake(
+            "nothing is shared",
+            "The number of GPUs has no effect on your result. Each holds one part of "
+            "the 16 bytes a weight: divide them by shards.",
+            lambda weights, shards, *, rest: 1.2 * (16 * weights / 1e9 + rest) + 1.5,  # noqa: ARG005
+        ),
+        Mistake(
+            "nothing wasted",
+            "You left the allocator's waste out: a fifth more than is counted.",
+            lambda weights, shards, *, rest: 16 * weights / shards / 1e9 + rest + 1.5,
+        ),
+        Mistake(
+            "waste on the process",
+            "You added the process's 1.5 GB before the fifth. They come on top.",
+            lambda weights, shards, *, rest: (
+                1.2 * (16 * weights / shards / 1e9 + rest + 1.5)
+            ),
+        ),
+        Mistake(
+            "only the moments",
+            "You counted 8 bytes a weight, AdamW's two moments. The float32 copy and "
+            "its gradient are 8 more.",
+            lambda weights, shards, *, rest: (
+                1.2 * (8 * weights / shards / 1e9 + rest) + 1.5
+            ),
+        ),
+        Mistake(
+            "bytes beside gigabytes",
+            "16 · weights are bytes, and rest is in GB: divide by 1e9.",
+            lambda weights, shards, *, rest: 1.2 * (16 * weights / shards + rest) + 1.5,
+        ),
+    ),
+    hint="On each GPU lie 16 · weights / shards / 1e9 GB and the rest. A fifth of that "
+    "is wasted, and the process takes 1.5 GB.",
+)
+
+EXERCISES = (
+    COMBINE_GRADIENTS,
+    GATHERED_NORMALIZED,
+    DECODE_SECONDS,
+    TRAINING_GIGABYTES,
+)
