@@ -95,7 +95,9 @@ def test_the_moving_picture_plays_the_recorded_maps():
     """Each frame of each cell has the colour of its recorded probability."""
     text = (FOLDER / "race.svg").read_text(encoding="utf-8")
     assert len(text) < 1_500_000
-    fills = re.findall(r'<rect[^>]*><animate attributeName="fill"[^>]*s="(#[^"]*)"', text)
+    fills = re.findall(
+        r'<rect[^>]*><animate attributeName="fill"[^>]*s="(#[^"]*)"', text
+    )
     steps = looks("grpo"), looks("flowrl")
     assert {len(records) for records in steps} == {13}
     floor = colour_floor(steps[0][0].snapshot.target_probs)
@@ -120,7 +122,9 @@ def test_all_of_the_moving_picture_moves_at_once_and_its_digits_can_be_read():
             continue
         digits += 1
         assert contrast(cell.get("fill"), digit.get("fill")) >= 4.5, digit.text
-        looks_of = [one[0].get("values").split(";") for one in (cell, digit) if len(one)]
+        looks_of = [
+            one[0].get("values").split(";") for one in (cell, digit) if len(one)
+        ]
         for ground, ink in zip(*looks_of, strict=True) if looks_of else ():
             assert contrast(ground, ink) >= 4.5, (digit.text, ground, ink)
     assert digits == 75
