@@ -40,7 +40,8 @@ class Moment:
     """A cell of the report at one step: a value of each seed.
 
     Attributes:
-        cell, step: where.
+        cell: which.
+        step: of the run.
         curves: the runs, seeds in rising order.
     """
 
