@@ -48,8 +48,8 @@ def use(name: str, *, library: bool = False) -> Callable:
     Returns:
         The library's function, or the learner's, which is the one that was checked
         last in this kernel, or that passed in another notebook (its text is in the
-        progress file, and is checked again).  The learner's raises ``LearnersError``, with its
-        name and its inputs, where it stops.
+        progress file, and is checked again).  The learner's raises ``LearnersError``,
+        with its name and its inputs, where it stops.
 
     Raises:
         ValueError: there is no such exercise.
