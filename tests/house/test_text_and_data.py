@@ -133,6 +133,14 @@ def names_in(module: str) -> set[str]:
     return names
 
 
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "README.md"])
+def test_the_code_of_a_page_fits_a_narrow_window(name):
+    """The book shows 82 characters where the window is 700 pixels wide."""
+    for block in re.findall(r"```\w*\n(.*?)```", page(name), flags=re.DOTALL):
+        for line in block.splitlines():
+            assert len(line) <= 82, f"{name}: {line}"
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_the_code_of_a_page_imports_what_exists(name):
     for block in re.findall(r"```python\n(.*?)```", page(name), flags=re.DOTALL):
