@@ -115,13 +115,13 @@ def course_map() -> Sheet:
     for row, (name, (color, books)) in enumerate(CHAPTERS.items()):
         y = 54 + 66 * row
         sheet.text(20, y + 30, name, color, bold=True)
-        spots = [222 + 155 * place for place in range(3)]
+        spots = [240 + 151 * place for place in range(3)]
         for x, (number, words) in zip(spots, books.items(), strict=True):
-            sheet.box(x, y, 134, 48, color, f"{number} {words}")
+            sheet.box(x, y, 132, 48, color, f"{number} {words}")
         for left, right in pairwise(spots):
-            sheet.arrow([(left + 136, y + 24), (right - 2, y + 24)], "ink")
+            sheet.arrow([(left + 134, y + 24), (right - 2, y + 24)], "ink")
         if row < 3:
-            down = [(599, y + 49), (599, y + 57), (289, y + 57), (289, y + 65)]
+            down = [(608, y + 49), (608, y + 57), (306, y + 57), (306, y + 65)]
             sheet.arrow(down, "ink")
     sheet.lines(320, "what you write in one is used in the next")
     return sheet
@@ -253,8 +253,8 @@ def cold_start() -> Sheet:
         at = -1.3 if group == 8 else -2.2
         x, y = frame.at(at, exact_pass_at_k(10.0**at, group))
         sheet.text(
-            x + (12 if group == 8 else -12),
-            y,
+            x + (20 if group == 8 else -12),
+            y + (12 if group == 8 else 0),
             f"G = {group}",
             color,
             anchor="start" if group == 8 else "end",

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 from drawings.sheet import Frame, Sheet
 from flowrl_lab.measuring.recorded import load_replay
 from flowrl_lab.plots.panels import colour_floor, count_alive
-from flowrl_lab.plots.static import num, viridis
+from flowrl_lab.plots.static import LIGHT_CELL, num, viridis
 from flowrl_lab.types import StepRecord
 
 SECONDS, MOVING = 12, 0.75  # of one round; the share of it before it stands still
@@ -24,15 +24,16 @@ def looks(name: str) -> list[StepRecord]:
     return [record for record in run.records if record.snapshot is not None]
 
 
-def animate(attribute: str, values: list[str], *, jump: bool = False) -> str:
-    """Values one after the other, the last one held; ``jump`` leaves out between."""
+def animate(attribute: str, values: list[str]) -> str:
+    """Values one after the other, the last one held.
+
+    All of the picture jumps from look to look at the same moments: nothing that was not
+    recorded is shown, and no word is ahead of its picture.
+    """
     times = [MOVING * place / (len(values) - 1) for place in range(len(values))]
-    if not jump:
-        values, times = [*values, values[-1]], [*times, 1.0]
-    mode = ' calcMode="discrete"' if jump else ""
     return (
         f'<animate attributeName="{attribute}" dur="{SECONDS}s" '
-        f'repeatCount="indefinite"{mode} values="{";".join(values)}" '
+        f'repeatCount="indefinite" calcMode="discrete" values="{";".join(values)}" '
         f'keyTimes="{";".join(f"{time:.4g}" for time in times)}"/>'
     )
 
@@ -43,7 +44,7 @@ def changing_text(
     """One of several texts at a time; a still viewer shows the last."""
     for place, line in enumerate(words):
         shown = ["1" if place == now else "0" for now in range(len(words))]
-        change = animate("opacity", shown, jump=True)
+        change = animate("opacity", shown)
         sheet.parts.append(
             f'<text class="t-{color}" x="{num(x)}" y="{num(y)}" '
             f'opacity="{shown[-1]}">{escape(line)}{change}'
@@ -67,10 +68,10 @@ def cells(
             for probs in frames
         ]
         fills = [viridis(light) for light in lights]
-        inks = ["#111111" if light > 0.45 else "#ffffff" for light in lights]
+        inks = ["#000000" if light > LIGHT_CELL else "#ffffff" for light in lights]
         still = len(frames) == 1
         fill = "" if still else animate("fill", fills)
-        ink = "" if still else animate("fill", inks, jump=True)
+        ink = "" if still else animate("fill", inks)
         sheet.parts.append(
             f'<rect x="{num(left)}" y="{num(top)}" width="{SIDE - 3}" '
             f'height="{SIDE - 3}" rx="3" fill="{fills[-1]}">{fill}</rect>'
@@ -84,7 +85,7 @@ def curves(sheet: Sheet, runs: dict[str, list[StepRecord]]) -> None:
     steps = [record.step for record in next(iter(runs.values()))]
     frame = Frame(sheet, 52, 348, 396, 110, (0, steps[-1]), (0, 10))
     frame.axes(range(0, steps[-1] + 1, 20), (0, 5, 10), "training step")
-    widths = [num(frame.at(step, 0)[0] - frame.left) for step in steps]
+    widths = [num(frame.at(step, 0)[0] - frame.left + 3) for step in steps]
     sheet.parts.append(
         f'<clipPath id="now"><rect x="{num(frame.left)}" y="{num(frame.top - 5)}" '
         f'width="{widths[-1]}" height="{num(frame.height + 10)}">'

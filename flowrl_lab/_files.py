@@ -195,7 +195,8 @@ def try_lock(handle: int) -> bool | None:
     """Lock an open file (a folder, too, but not on Windows) until it is closed.
 
     Returns:
-        True: it is ours; False: another process has it; None: a disk without locks.
+        True if it is ours, False if another process has it, None on a disk without
+        locks.
     """
     try:
         if fcntl is not None:

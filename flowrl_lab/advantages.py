@@ -47,7 +47,7 @@ def group_normalized(
 
     Args:
         rewards: one per sequence, the G samples of a prompt in contiguous rows.
-        num_generations: G.
+        num_generations: G, the size of a group.
         eps: added to the standard deviation.
 
     Returns:
@@ -91,7 +91,7 @@ def pass_at_k_advantages(
 
     Args:
         rewards: one per sequence, the G samples of a prompt in contiguous rows.
-        num_generations: G.
+        num_generations: G, the size of a group.
         k: size of the subsets, 1 to G.
         eps: added to the standard deviation.
 

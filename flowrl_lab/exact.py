@@ -298,7 +298,7 @@ def gradient_noise(
         reward_scale: β.
 
     Returns:
-        Scalar: the variances of all N components added up, nats squared.
+        A scalar, the variances of all N components added up, nats squared.
 
     Raises:
         ValueError: bad tensors, probabilities that do not sum to 1, a log Z that

@@ -1,6 +1,6 @@
 """Say what works on this machine, and how to mend what does not.
 
-`run_doctor` returns plain data; `main` prints it as a table and ends with exit code
+``run_doctor`` returns plain data; ``main`` prints it as a table and ends with exit code
 1 if something is broken.  Nothing here changes anything.
 """
 

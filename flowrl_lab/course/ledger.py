@@ -118,7 +118,7 @@ class Ledger:
         """Add one event and save; where that fails, keep it and say so once.
 
         Args:
-            kind: one of `KINDS`.
+            kind: one of ``KINDS``.
             key: what it is about: a prediction's key, an exercise, a quiz.
             facts: what happened, as JSON can hold it.
 

@@ -118,7 +118,7 @@ def outcome(key: str, result: object) -> Answer | None:
         result: one of its choices, or the number that came out.
 
     Returns:
-        The learner's prediction, or None: without one the result is shown alone.
+        The learner's prediction, or None; without one the result is shown alone.
 
     Raises:
         ValueError: a bad key, a result that was not among the choices, or one that

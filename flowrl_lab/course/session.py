@@ -26,7 +26,7 @@ _LARGEST_SEED = 2**32 - 1  # what numpy's generator takes
 
 @dataclass(frozen=True)
 class Session:
-    """What `setup` decided for this notebook.
+    """What ``setup`` decided for this notebook.
 
     Attributes:
         seed: what Python's, numpy's and torch's generators were seeded with.
@@ -34,7 +34,7 @@ class Session:
         budget: ``"full"`` (the course as described) or ``"quick"`` (shorter runs
             that still show the effect).
         plot_backend: how live plots are drawn here: ``"widget"``, ``"svg"``, or
-            ``"static"`` (only the finished figure; see `flowrl_lab.plots.live`).
+            ``"static"`` (only the finished figure; see ``flowrl_lab.plots.live``).
     """
 
     seed: int
@@ -48,7 +48,7 @@ class Session:
         return self.budget == "quick"
 
     def _ipython_display_(self) -> None:
-        """Nothing: `setup` has printed it, and notebooks end a cell with it."""
+        """Nothing: ``setup`` has printed it, and notebooks end a cell with it."""
 
 
 def setup(seed: int = 0, budget: str | None = None) -> Session:
@@ -62,7 +62,8 @@ def setup(seed: int = 0, budget: str | None = None) -> Session:
             FLOWRL_BUDGET and otherwise means ``"full"``.
 
     Returns:
-        The session: `.seed`, `.device`, `.budget`, `.quick`, `.plot_backend`.
+        The session, with ``.seed``, ``.device``, ``.budget``, ``.quick`` and
+        ``.plot_backend``.
 
     Raises:
         ValueError: the seed is not a whole number in range, or the budget is

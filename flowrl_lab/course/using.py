@@ -46,10 +46,10 @@ def use(name: str, *, library: bool = False) -> Callable:
         library: take the library's, whatever has passed.
 
     Returns:
-        The library's function, or the learner's: the one that was checked last in
-        this kernel, or that passed in another notebook (its text is in the progress
-        file, and is checked again).  The learner's raises `LearnersError`, with its
-        name and its inputs, where it stops.
+        The library's function, or the learner's, which is the one that was checked
+        last in this kernel, or that passed in another notebook (its text is in the
+        progress file, and is checked again).  The learner's raises ``LearnersError``,
+        with its name and its inputs, where it stops.
 
     Raises:
         ValueError: there is no such exercise.
@@ -72,14 +72,14 @@ def use(name: str, *, library: bool = False) -> Callable:
 
 
 def note_verdict(name: str, function: object, status: str) -> None:
-    """Remember for `use` what a check has said of a function."""
+    """Remember for ``use`` what a check has said of a function."""
     if status != "not attempted":
         passed = function if status == "passed" else None
         _checked[progress_path(), name] = passed
 
 
 def unguarded(function: object) -> object:
-    """The learner's function itself, of one that `use` has given out."""
+    """The learner's function itself, of one that ``use`` has given out."""
     return getattr(function, "_learners", function)
 
 

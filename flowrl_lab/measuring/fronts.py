@@ -40,7 +40,8 @@ class Moment:
     """A cell of the report at one step: a value of each seed.
 
     Attributes:
-        cell, step: where.
+        cell: which.
+        step: of the run.
         curves: the runs, seeds in rising order.
     """
 
@@ -227,21 +228,20 @@ def protocol_table(protocol: Protocol, curves: Sequence[Curve]) -> str:
 
 
 def protocol_markdown(protocol: Protocol, curves: Sequence[Curve]) -> str:
-    """One task's complete cells for a page: a row a cell, both moments beside it."""
+    """One task's complete cells for a page: at the chosen step, then at the end.
+
+    A row a cell; one whose chosen step is its last has no second row.
+    """
     start, chosen = untrained(curves), choose(protocol, curves)
-    moment_of = {when: moments(protocol, curves, when) for when in ("chosen", "end")}
-    rows = [[UNTRAINED, "", "0", *_beside(start, PAGE), *[""] * len(PAGE)]]
-    for cell, stopped in moment_of["chosen"].items():
-        rate = chosen[stopped.curves[0].task, cell.family].learning_rate
-        figures = [
-            {key: spread_of(moment, key) for key in PAGE}
-            for moment in (stopped, moment_of["end"][cell])
-        ]
-        cells = [text for spreads in figures for text in _beside(spreads, PAGE)]
-        rows.append([str(cell), f"{rate:g}", str(stopped.step), *cells])
-    headings = [TABLE[key][0] for key in PAGE]
-    head = ["", "rate", "step", *headings, *(f"{name}, end" for name in headings)]
-    return markdown_table(head, rows)
+    stopped, ends = (moments(protocol, curves, when) for when in ("chosen", "end"))
+    tables = [[[UNTRAINED, "", "0", *_beside(start, PAGE)]], []]
+    for cell, first in stopped.items():
+        for rows, moment in zip(tables, (first, ends[cell]), strict=True):
+            if moment is first or moment.step != first.step:
+                rows.append(_row(moment, chosen, PAGE))
+    head = ["", "rate", "step", *(TABLE[key][0] for key in PAGE)]
+    found = [markdown_table(head, rows) for rows in tables if rows]
+    return "\n\nAt the end, where validation chose an earlier step:\n\n".join(found)
 
 
 def _beside(figures: Mapping[str, float | Spread], keys: Iterable[str]) -> list[str]:
@@ -254,9 +254,13 @@ def _beside(figures: Mapping[str, float | Spread], keys: Iterable[str]) -> list[
     ]
 
 
-def _row(moment: Moment, chosen: Mapping[tuple[str, str], Chosen]) -> list[str]:
+def _row(
+    moment: Moment,
+    chosen: Mapping[tuple[str, str], Chosen],
+    keys: Iterable[str] = tuple(TABLE),
+) -> list[str]:
     rate = chosen[moment.curves[0].task, moment.cell.family].learning_rate
-    cells = _beside({key: spread_of(moment, key) for key in TABLE}, TABLE)
+    cells = _beside({key: spread_of(moment, key) for key in keys}, keys)
     return [str(moment.cell), f"{rate:g}", str(moment.step), *cells]
 
 

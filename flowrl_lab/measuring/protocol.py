@@ -248,7 +248,8 @@ class Chosen:
     """What the search of one family on one task took.
 
     Attributes:
-        learning_rate, step: the choice.
+        learning_rate: the choice.
+        step: where it says to stop.
         accuracy: on validation prompts there, the mean over the search's seeds.
     """
 
@@ -298,7 +299,10 @@ class Curve:
     Attributes:
         version: of the protocol it was run under.
         part: "search" (validation prompts) or "report" (test prompts).
-        task, cell, learning_rate, seed: which run it is.
+        task: which one was trained on.
+        cell: which one it is a run of.
+        learning_rate: it was run at.
+        seed: of the run.
         steps: at which it was judged; the first is 0, the untrained model.
         figures: name (one of ``FIGURES``) -> a value for each of ``steps``.
         environment: versions, device and seconds.

@@ -168,7 +168,7 @@ def add_recorded(path: str | Path, results: Iterable[RunResult]) -> int:
     """Add runs to a recording, new or there already; what it holds stays as it is.
 
     Returns:
-        How many runs were added: those with a name and seed that it lacked.
+        How many runs were added, those with a name and seed that it lacked.
     """
     path = Path(path)
     lines = read_lines(path) if path.exists() else []
@@ -322,7 +322,8 @@ class Comparison:
 
     Attributes:
         metric: what it is.
-        stored, now: its two values.
+        stored: its value in the recording.
+        now: its value in the new run.
         allowed: how far they may lie apart.
     """
 

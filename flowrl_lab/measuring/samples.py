@@ -70,7 +70,7 @@ def draw_samples(
         policy: a policy of ``task``.
         task: a ``Task``, or a ``TokenizedTask`` of a text task.
         prompts: at least one.
-        num_samples: n.
+        num_samples: n, how many are drawn.
         temperature: of sampling.
         generator: on the policy's device; the only source of randomness.
 
@@ -137,7 +137,7 @@ def draw_perfect_samples(
     Args:
         answers: the listed answers.
         target_log_probs: log p* of each; sums to 1.
-        num_samples: n.
+        num_samples: n, how many are drawn.
         generator: on the CPU; the only source of randomness.
     """
     check_count("num_samples", num_samples)

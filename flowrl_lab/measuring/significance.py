@@ -122,12 +122,14 @@ class Test:
     """One planned comparison, two-sided.
 
     Attributes:
-        first, second: what is compared; ``second`` is "untrained" or a cell.
+        first: what is compared.
+        second: what it is compared with, "untrained" or a cell.
         figure: on which figure.
         when: at which moment of a run: "chosen" or "end".
         difference: mean of the first minus that of the second.
-        low, high: 95 % interval of what is tested, uncorrected: the difference, or of
-            a factor its logarithm.
+        low: where the 95 % interval of what is tested begins, uncorrected: of the
+            difference, or of a factor's logarithm.
+        high: where it ends.
         p: uncorrected.
         p_holm: corrected with all planned tests of its kind.
     """

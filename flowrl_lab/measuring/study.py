@@ -228,7 +228,7 @@ def rank_tries(tries: Sequence[Try], last_steps: int) -> list[dict]:
     """The finished tries of one study, and which of each search is taken.
 
     Returns:
-        One row a try: cell, setting, value, mean training reward over the last
+        One row a try, with cell, setting, value, mean training reward over the last
         steps, held-out accuracy and effective answers (which play no part in the
         choice), and whether it is taken.
     """

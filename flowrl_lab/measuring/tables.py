@@ -198,8 +198,8 @@ def name_betas(
     """The β at each point of ``fronts`` that its name does not say.
 
     Returns:
-        name -> "β=4", "β=8", … or "", in the order of the dial: what ``draw_curves``
-        takes as its ``labels``.
+        name -> "β=4", "β=8", … or "", in the order of the dial, as ``draw_curves``
+        takes them for its ``labels``.
     """
     groups = group_runs(beside_untrained(results))
     families = {_stem(names): names for names in join_dials(groups)}

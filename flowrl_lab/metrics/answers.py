@@ -143,7 +143,7 @@ def accuracy_after_filter(
     Args:
         fits_prob: f, the chance that one sample passes the visible test.
         right_prob: a <= f, that it passes the hidden test as well.
-        num_samples: n.
+        num_samples: n, how many are drawn.
 
     Returns:
         Between 0 and 1; 0 where f is 0.
@@ -202,7 +202,7 @@ def expected_distinct(
     Args:
         probs: probabilities (not logs) of the answers that count; may sum to less
             than 1.
-        num_samples: n.
+        num_samples: n, how many are drawn.
 
     Returns:
         Between 0 and min(n, N).
@@ -225,7 +225,7 @@ def expected_coverage(
 
     Args:
         probs: probabilities (not logs) of the N answers; may sum to less than 1.
-        num_samples: n.
+        num_samples: n, how many are drawn.
 
     Returns:
         Between 0 and 1.

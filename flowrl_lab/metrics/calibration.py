@@ -136,7 +136,8 @@ class ReliabilityBin:
     """Prompts whose stated pass rates lie close together.
 
     Attributes:
-        low, high: the range of stated rates; ``low`` belongs to it.
+        low: where the range of stated rates begins; it belongs to it.
+        high: where it ends.
         stated: their mean.
         observed: mean pass rate of the same prompts.
         count: how many prompts.
@@ -222,7 +223,7 @@ def rank_correlation(x: Float[Tensor, " N"], y: Float[Tensor, " N"]) -> float:
         x, y: one value of each thing; at least two.
 
     Returns:
-        1: the same order, -1: the reverse; NaN where x or y is constant.
+        1 for the same order, -1 for the reverse; NaN where x or y is constant.
 
     Raises:
         ValueError: shapes that differ, fewer than two values, NaN.

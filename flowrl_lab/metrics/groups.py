@@ -37,7 +37,7 @@ def measure_groups(
     Args:
         answers: B answers; equal ones are the same, None is a wrong one.
         rewards: B rewards; the rows of a group are contiguous.
-        num_generations: G.
+        num_generations: G, the size of a group.
 
     Returns:
         measure -> its B/G values; ``pass@k`` (unbiased) for the k of

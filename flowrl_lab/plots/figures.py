@@ -133,7 +133,7 @@ def bundle_from_page(page: Page, placement: Placement) -> dict:
     """One figure in every form a reader may need.
 
     Returns:
-        mime type -> content: plotly JSON for JupyterLab, SVG for front ends without
+        mime type -> content; plotly JSON for JupyterLab, SVG for front ends without
         plotly, the same as an image with alt text (which nbconvert takes; it would
         drop the alt text of the SVG), and a plain table for everything else.
     """

@@ -55,7 +55,7 @@ def build_tiny_llama(vocab_size: int, *, pad_id: int, eos_id: int, seed: int = 0
     """A randomly initialised four-layer Llama of about 0.7 million parameters.
 
     Args:
-        vocab_size: V.
+        vocab_size: V, how many words there are.
         pad_id: the padding token.
         eos_id: the token that ends a completion.
         seed: of the initial weights; the global random state is left as it was.
@@ -149,7 +149,7 @@ def lora_parameters(shapes: Sequence[tuple[int, int]], rank: int) -> int:
 
     Args:
         shapes: ``(out, in)`` of each adapted weight matrix.
-        rank: r.
+        rank: r, of the adapter.
 
     Returns:
         The number of trained parameters.
@@ -182,7 +182,7 @@ class LanguageModelPolicy:
         model: what ``add_lora`` returned, already on its device.
         eos_id: the token that ends a completion.
         pad_id: the token that fills up finished rows.
-        max_completion_tokens: T.
+        max_completion_tokens: T, the most that are sampled.
         name: for records and reports.
         ended: tells which rows end with the token just sampled, ``[B]`` from all
             tokens so far ``[B, t]``; None: those that end with ``eos_id``.

@@ -111,7 +111,7 @@ def pack_rows(
     """Every prompt and completion in one tree.
 
     Returns:
-        The tree, and ``[B, T]``: the node whose state predicts each completion
+        The tree, and ``[B, T]``, the node whose state predicts each completion
         token (0 where the token does not count).
     """
     packing, paths = pack_prompts(prompts)

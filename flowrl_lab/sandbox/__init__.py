@@ -14,15 +14,15 @@ starts.  Three things hold at once, and none needs the help of an administrator:
     could count is refused: shared memory without a file, mappings that grow down,
     huge pages.
 
-`ForkServer` gives the same to programs that need slow imports: their processes are
+``ForkServer`` gives the same to programs that need slow imports: their processes are
 forked from an interpreter that has them behind it, and knows nothing else.
 
 Where namespaces are allowed, the program also gets a network, a user and a file
 system of its own.  It starts with a clean environment and without capabilities, so
-root is no more than a user.  Where the platform cannot give this, `run_python`
+root is no more than a user.  Where the platform cannot give this, ``run_python``
 refuses and says why; it never falls back to something weaker.
 
-How tight the limits are depends on the machine (`sandbox_weaknesses` and the doctor
+How tight the limits are depends on the machine (``sandbox_weaknesses`` and the doctor
 say how it is here):
 
 *   Files: with a file system of its own the kernel refuses the first byte too many

@@ -31,7 +31,7 @@ class Group:
     """One group, from before its program's first line to after its end.
 
     Args:
-        place: the folder to make it in, see `find_place`.
+        place: the folder to make it in, see ``find_place``.
         memory_bytes: all that its processes may hold, files in memory included.
         tasks: threads and processes at most.
     """

@@ -28,7 +28,7 @@ class Limits:
             namespace, so that none can outlive the run.
         threads: beside the main one.
         strict: run only where the kernel itself holds memory and files to their
-            limits at every moment, see `sandbox_weaknesses`.
+            limits at every moment, see ``sandbox_weaknesses``.
     """
 
     cpu_seconds: int | float = 5.0

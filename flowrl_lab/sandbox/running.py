@@ -378,7 +378,7 @@ class _Interpreter(subprocess.Popen):
     """A child of this process."""
 
     def end(self) -> float:
-        """See ``Process``; not by `wait`, which forgets what it cost."""
+        """See ``Process``; not by ``wait``, which forgets what it cost."""
         os.kill(self.pid, signal.SIGKILL)  # its number is kept until it is waited for
         _, status, cost = os.wait4(self.pid, 0)
         self.returncode = os.waitstatus_to_exitcode(status)

@@ -57,8 +57,8 @@ class SandboxServer:
 
     Args:
         source: a program that defines ``answer``; its imports happen once.
-        limits: as for `run_python`, but both times are for one answer.
-        readable: as for `run_python`.
+        limits: as for ``run_python``, but both times are for one answer.
+        readable: as for ``run_python``.
     """
 
     def __init__(

@@ -81,7 +81,7 @@ def gathered_normalized(
     Args:
         shares: the rewards that each process holds, one row a process; laid end to
             end they are the batch, groups contiguous.
-        num_generations: G.
+        num_generations: G, the size of a group.
         rank: whose rewards are wanted.
 
     Returns:

@@ -54,7 +54,8 @@ class LLMPreset:
         minutes: expected for one run.
         min_gb: free memory that it is chosen for.
         measured: whether somebody ran it; else it follows from the operations.
-        prompt_tokens, completion_tokens: of the longest row.
+        prompt_tokens: of the longest row.
+        completion_tokens: of the longest row.
         settings: changes to the task's preset.
     """
 

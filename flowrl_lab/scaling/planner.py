@@ -47,9 +47,12 @@ class ModelShape:
     """What the cost of a Llama-like model depends on.
 
     Attributes:
-        layers, hidden, intermediate: depth, width, width of the MLP.
-        heads, kv_heads: of queries, and of keys and values.
-        vocab: V.
+        layers: depth.
+        hidden: width.
+        intermediate: width of the MLP.
+        heads: of queries.
+        kv_heads: of keys and values.
+        vocab: V, the number of words.
         tied: the embedding is also the output layer.
         attention_bias: queries, keys and values have a bias (Qwen2.5).
         head_size: width of a head; 0 means hidden / heads.
@@ -122,8 +125,10 @@ class Workload:
     """What one training step does, and how often.
 
     Attributes:
-        prompts, generations: P and G; B = P x G rows.
-        prompt_tokens, completion_tokens: mean lengths S and T.
+        prompts: P, how many.
+        generations: G for each; B = P x G rows.
+        prompt_tokens: mean length S.
+        completion_tokens: mean length T.
         steps: rollouts.
         updates_per_batch: gradient steps on each.
         lora_rank: of the adapter; 0 trains all weights.

@@ -22,7 +22,7 @@ class Task(Protocol):
         pad_id: token that fills up short rows.
         eos_id: token that ends a completion; None when every completion has
             exactly ``max_completion_tokens`` tokens.
-        max_completion_tokens: T.
+        max_completion_tokens: T, the most that are sampled.
         reward_scale: the scale at which the exact target is defined; None means
             "the reference restricted to the correct answers".  The target of a task
             that is not exhaustive lives on the correct answers either way.

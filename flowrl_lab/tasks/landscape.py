@@ -46,7 +46,7 @@ def figure1_log_mixture(num_states: int = 100) -> Float[Tensor, " N"]:
     Source: FlowRL (arXiv 2509.15207), Figure 1, read off its vector curves.
 
     Args:
-        num_states: N.
+        num_states: N, how many.
 
     Returns:
         Normalised log-probabilities in nats, float64.

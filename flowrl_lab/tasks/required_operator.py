@@ -1,7 +1,7 @@
-"""`make_number` with a demand: the answer must use one particular operator.
+"""``make_number`` with a demand: the answer must use one particular operator.
 
 The task of the third assignment; no lesson uses it.  The prompts, the spelling and
-the shipped language model are those of `make_number`, but every prompt bans one
+the shipped language model are those of ``make_number``, but every prompt bans one
 common digit, and of the answers only those that use the required operator are right::
 
     24!37:   with "-" required:   4*8-8   9*3-3 is banned   6*4 is wrong now
@@ -59,7 +59,7 @@ class RequiredOperator(MakeNumber):
         self.operator, self.digit = operator, digit
 
     def prompts(self, split: str) -> tuple[str, ...]:
-        """The prompts of `make_number` that ban the digit and have answers enough."""
+        """The prompts of ``make_number`` that ban the digit and have answers enough."""
         return _prompts(super().prompts(split), self.operator, self.digit)
 
     def score(

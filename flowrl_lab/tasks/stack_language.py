@@ -92,8 +92,8 @@ def run_program(program: str, numbers: Numbers) -> Outcome:
         numbers: the input, three digits.
 
     Returns:
-        The output, or a readable problem: an unknown word, too many words, a word
-        that finds too few lists, a full stack, not exactly one list at the end.
+        The output, or a readable problem, such as an unknown word, too many words, a
+        word that finds too few lists, a full stack, not exactly one list at the end.
 
     Raises:
         ValueError: the input is not three digits (the program's fault it never is).

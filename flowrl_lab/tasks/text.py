@@ -1,7 +1,7 @@
 """Tasks for a real language model: a prompt and a completion are plain text.
 
-`Task` (in ``base``) speaks in tokens of a vocabulary of its own and has an exact
-referee.  A `TextTask` works with any tokenizer: it hands out prompts and says how
+``Task`` (in ``base``) speaks in tokens of a vocabulary of its own and has an exact
+referee.  A ``TextTask`` works with any tokenizer: it hands out prompts and says how
 good a completion is, why, and what the reward is made of.
 """
 
@@ -77,7 +77,8 @@ class TextTask(Protocol):
             before one of ``stop`` stands in it.  None: the first of them ends it.
         reward_scale: as in ``tasks.Task``.
         has_referee: whether its right answers are listed (``answer_texts``).
-        in_text, characters: as in ``tasks.Task``: any tokenizer spells it.
+        in_text: as in ``tasks.Task``: any tokenizer spells it.
+        characters: likewise.
         chat: its prompts are messages, so the model's chat template writes them.
         score_all: judges a batch of prompts, completions and their tokens at once;
             None: row by row.

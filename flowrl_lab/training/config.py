@@ -75,7 +75,7 @@ class ExperimentConfig:
         name: for legends; empty means the algorithm's name.
         seed: of prompts, sampling and initial weights.
         steps: rollouts; the sampling budget is steps x prompts x generations.
-        prompts_per_step: P.
+        prompts_per_step: P, the prompts of a step.
         num_generations: G, the group size.
         updates_per_batch: gradient steps on each rollout.
         temperature: of sampling and of all log-probs.

@@ -190,7 +190,7 @@ def build_corpus(task, config: Recipe) -> tuple[Tensor, Tensor]:
         config: the recipe.
 
     Returns:
-        ``(tokens [M, S + T], weights [M])``: prompt, answer, end token, padding;
+        ``(tokens [M, S + T], weights [M])``, of prompt, answer, end token, padding;
         the weights of a prompt's examples sum to 1.
     """
     rows, weights = [], []

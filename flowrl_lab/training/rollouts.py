@@ -44,13 +44,13 @@ def collect_rollout(
         policy: samples, and scores under its frozen reference.
         task: its verifier gives the rewards.
         prompts: P prompts.
-        num_generations: G.
+        num_generations: G, the group's size.
         temperature: of sampling, and of every log-prob of the rollout.
         generator: on the policy's device; the only source of randomness.
 
     Returns:
-        A Rollout of B = P * G rows.  ``old_log_probs`` are those of sampling:
-        exact, because the policy has not moved since.
+        A Rollout of B = P * G rows.  ``old_log_probs`` are those of sampling, and
+        exact because the policy has not moved since.
 
     Raises:
         RewardError: the verifier gave a NaN or infinite reward, or not one each.

@@ -76,7 +76,8 @@ class Run:
 
     Attributes:
         policy: the policy being trained.
-        algorithm, optimizer: what ``training_step`` takes beside it.
+        algorithm: what ``training_step`` takes beside it.
+        optimizer: likewise.
         survival: what tries again, in parts, where a step fails.
         modules: the trained riders: ``"log_z"``, ``"critic"``, or none.
         records: every StepRecord so far.

@@ -199,7 +199,7 @@ class TargetDesigner(Explorer):
             seed: likewise.
 
         Returns:
-            algorithm -> its last evaluated record: ``.exact`` holds the distances
+            algorithm -> its last evaluated record; ``.exact`` holds the distances
             to p*, ``.snapshot.probs`` the policy.
 
         Raises:

@@ -308,7 +308,8 @@ function(
 # The samples of one prompt stand in contiguous rows, `num_generations` each.
 
 # %% question="estimate_log_z"
-def estimate_log_z(log_probs, ref_log_probs, rewards, num_generations, reward_scale):
+def estimate_log_z(log_probs, ref_log_probs, rewards, num_generations,
+                   reward_scale):
     """One estimate a prompt: [B] three times -> [B / num_generations], nats."""
     ### BEGIN SOLUTION
     ratios = reward_scale * rewards + ref_log_probs - log_probs
@@ -371,7 +372,7 @@ function(
 
 # %% question="learn_log_z"
 def learn_log_z(ratios, steps, learning_rate):
-    """log Z after gradient descent from 0; `ratios` [B] are the c_i. A scalar."""
+    """log Z, a scalar, by gradient descent from 0; `ratios` [B] are the c_i."""
     ### BEGIN SOLUTION
     log_z = torch.zeros((), dtype=ratios.dtype)
     for _ in range(steps):
@@ -483,7 +484,7 @@ number("SCALE_FOR_80", "the β of 80 % reward", points=3,
 
 # %% question="landscape_policy"
 def train_policy(ref_log_probs, rewards, reward_scale, seed=0):
-    """Trajectory balance from samples; returns (logits [N], log_z scalar), detached."""
+    """Trajectory balance from samples: (logits [N], log_z scalar), detached."""
     ### BEGIN SOLUTION
     generator = torch.Generator().manual_seed(seed)
     logits = ref_log_probs.float().clone().requires_grad_()

@@ -209,8 +209,9 @@ function(
 # FlowRL's Eq. 6, as a mean over sequences, with the clip applied:
 #
 # $$w\,\Big(\log Z + \tfrac1{|y|} \log \pi - \beta r - \tfrac1{|y|} \log
-# \pi_{\text{ref}}\Big)^2, \qquad w = \mathrm{clip}\big(\pi/\pi_{\text{old}},\ 1-\varepsilon_l,\
-# 1+\varepsilon_h\big)$$
+# \pi_{\text{ref}}\Big)^2$$
+#
+# $$w = \mathrm{clip}\big(\pi/\pi_{\text{old}},\ 1-\varepsilon_l,\ 1+\varepsilon_h\big)$$
 #
 # The ratio in $w$ is of whole sequences, and $w$ carries no gradient. Gradients flow into
 # `log_z` and `log_probs` only.
@@ -218,7 +219,7 @@ function(
 # %% question="matching_loss"
 def matching_loss(log_z, log_probs, old_log_probs, ref_log_probs, rewards, mask,
                   reward_scale, clip_low, clip_high):
-    """FlowRL's loss: [B], three times [B, T], [B], [B, T] bool, numbers -> scalar."""
+    """FlowRL's loss: [B], three [B, T], [B], [B, T] bool, numbers -> scalar."""
     ### BEGIN SOLUTION
     moved = (log_probs - old_log_probs).detach().masked_fill(~mask, 0.0).sum(1)
     weights = moved.exp().clamp(1 - clip_low, 1 + clip_high)
@@ -341,14 +342,16 @@ function(
 # advantage $A$ for each sequence,
 #
 # $$-\min\big(\rho A,\ \mathrm{clip}(\rho, 1-\varepsilon_l, 1+\varepsilon_h) A\big) + \lambda\,
-# k_3, \qquad k_3 = e^{d} - d - 1,\quad d = \log \pi_{\text{ref}} - \log \pi$$
+# k_3$$
+#
+# $$k_3 = e^{d} - d - 1,\quad d = \log \pi_{\text{ref}} - \log \pi$$
 #
 # averaged over the tokens of each sequence, then over the sequences.
 
 # %% question="clipped_loss"
 def clipped_loss(log_probs, old_log_probs, ref_log_probs, advantages, mask,
                  clip_low, clip_high, kl_coef):
-    """GRPO's loss: three times [B, T], [B], [B, T] bool, numbers -> scalar."""
+    """GRPO's loss: three [B, T], [B], [B, T] bool, numbers -> scalar."""
     ### BEGIN SOLUTION
     ratio = (log_probs - old_log_probs.detach()).exp()
     gain = advantages.detach().unsqueeze(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -95,18 +95,39 @@ def test_the_moving_picture_plays_the_recorded_maps():
     """Each frame of each cell has the colour of its recorded probability."""
     text = (FOLDER / "race.svg").read_text(encoding="utf-8")
     assert len(text) < 1_500_000
-    fills = re.findall(r'attributeName="fill"[^>]*values="(#[^"]*)"[^>]*keyTimes', text)
-    moving = [row.split(";") for row in fills if 'calcMode="discrete"' not in row]
+    fills = re.findall(
+        r'<rect[^>]*><animate attributeName="fill"[^>]*s="(#[^"]*)"', text
+    )
     steps = looks("grpo"), looks("flowrl")
     assert {len(records) for records in steps} == {13}
     floor = colour_floor(steps[0][0].snapshot.target_probs)
-    cells = [row for row in moving if len(row) == 14]  # 13 looks, the last one held
-    assert len(cells) == 50
-    for place, row in enumerate(cells):
+    assert len(fills) == 50
+    for place, row in enumerate(fills):
         records, cell = steps[place // 25], place % 25
-        for shown, record in zip(row, records, strict=False):
+        for shown, record in zip(row.split(";"), records, strict=True):
             level = math.log10(max(float(record.snapshot.probs[cell]), floor))
             assert shown == viridis(1 - level / math.log10(floor))
+
+
+def test_all_of_the_moving_picture_moves_at_once_and_its_digits_can_be_read():
+    """At every moment: it only jumps, so what its looks show is all that it shows."""
+    root = ElementTree.fromstring((FOLDER / "race.svg").read_text("utf-8"))
+    moves = [node for node in root.iter() if node.tag.endswith("animate")]
+    assert {node.get("calcMode") for node in moves} == {"discrete"}
+    assert len({(node.get("keyTimes"), node.get("dur")) for node in moves}) == 1
+    nodes = list(root)
+    digits = 0
+    for cell, digit in pairwise(nodes):
+        if not (cell.tag.endswith("rect") and digit.get("text-anchor") == "middle"):
+            continue
+        digits += 1
+        assert contrast(cell.get("fill"), digit.get("fill")) >= 4.5, digit.text
+        looks_of = [
+            one[0].get("values").split(";") for one in (cell, digit) if len(one)
+        ]
+        for ground, ink in zip(*looks_of, strict=True) if looks_of else ():
+            assert contrast(ground, ink) >= 4.5, (digit.text, ground, ink)
+    assert digits == 75
 
 
 def test_the_readme_shows_explorers_that_draw_without_a_kernel():

@@ -133,6 +133,14 @@ def names_in(module: str) -> set[str]:
     return names
 
 
+@pytest.mark.parametrize("name", [name for name in PAGES if name != "README.md"])
+def test_the_code_of_a_page_fits_a_narrow_window(name):
+    """The book shows 81 characters where the window is 700 pixels wide."""
+    for block in re.findall(r"```\w*\n(.*?)```", page(name), flags=re.DOTALL):
+        for line in block.splitlines():
+            assert len(line) <= 81, f"{name}: {line}"
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_the_code_of_a_page_imports_what_exists(name):
     for block in re.findall(r"```python\n(.*?)```", page(name), flags=re.DOTALL):
@@ -188,33 +196,43 @@ def test_the_page_says_of_speed_what_was_measured():
         line = lines[what, peer]
         return f"{line['theirs'] / line['ours']:.1f}"
 
-    def memory(tokens: int) -> dict:
-        return lines[f"log-probs {tokens:,} x 150,000: memory", "log_softmax + gather"]
+    def memory(tokens: int, whose: str, digits: int) -> str:
+        what = f"log-probs {tokens:,} x 150,000: memory"
+        mib = lines[what, "log_softmax + gather"][whose]
+        return f"{mib / 1024:.{digits}f} GiB"
 
     def longer(tokens: int) -> str:
         line = lines[f"log-probs {tokens:,} x 150,000: time", "log_softmax + gather"]
         return f"{line['ours'] / line['theirs']:.1f}"
 
-    grpo, flowrl, groups = "tiny LM, grpo", "tiny LM, flowrl", "tiny LM 8 x 64, flowrl"
-    real, narrow = "SmolLM2-135M, flowrl", "SmolLM2-135M, flowrl, bfloat16"
     comes, plain, tuned = "TRL, bfloat16", "TRL, float32", "TRL, float32, tuned"
-    a, b, c = (times(groups, peer) for peer in (comes, plain, tuned))
-    sentences = [
-        f"float32) took {ours(grpo)} (GRPO) and {ours(flowrl)} (FlowRL) on two",
-        f"checkpointing) {times(grpo, comes)} and {times(flowrl, comes)} times as long",
-        f"as long, in float32 {times(grpo, plain)} and {times(flowrl, plain)} times,",
-        f"and {times(grpo, tuned)} and {times(flowrl, tuned)} times with all that only",
-        f"the three are {a}, {b} and {c} times FlowRL's {ours(groups)}.",
-        f"our step took {ours(real, 1)} in float32 and {ours(narrow, 1)} in bfloat16",
-        f"TRL's {times(real, plain)} times and {times(narrow, comes)} times as long in",
-        f"and in float32 {times(real, tuned)} times with what only costs time",
-        f"needs {memory(8192)['ours'] / 1024:.2f} GiB where log_softmax + gather needs "
-        f"{memory(8192)['theirs'] / 1024:.1f} GiB, in {longer(8192)} of its time",
-        f"at 2,048 tokens it takes {longer(2048)} times as long",
+    real = "SmolLM2-135M, flowrl"
+    rows = [
+        [words, ours(what), *(times(what, peer) for peer in (comes, plain, tuned))]
+        for words, what in (
+            ("tiny model, GRPO, 16 × 16", "tiny LM, grpo"),
+            ("tiny model, FlowRL, 16 × 16", "tiny LM, flowrl"),
+            ("tiny model, FlowRL, 8 × 64", "tiny LM 8 x 64, flowrl"),
+        )
     ]
-    text = " ".join(SPEED.split())
-    for sentence in sentences:
-        assert sentence in text, sentence
+    like = times(real, plain), times(real, tuned)  # like with like: the same numbers
+    narrow = f"{real}, bfloat16"
+    rows += [
+        ["SmolLM2-135M, FlowRL, 4 × 8", ours(real, 1), "", *like],
+        ["the same, ours in bfloat16", ours(narrow, 1), times(narrow, comes), "", ""],
+    ]
+    rows += [
+        [f"{n:,}", memory(n, "ours", 2), memory(n, "theirs", 1), longer(n)]
+        for n in (8192, 2048)
+    ]
+    shown = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in SPEED.splitlines()
+        if line.startswith("|")
+    ]
+    start = shown.index(rows[0])
+    assert shown[start : start + 5] == rows[:5]
+    assert [row for row in rows[5:] if row not in shown] == []
 
 
 def test_the_page_says_of_the_planner_what_its_check_prints():

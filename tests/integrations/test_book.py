@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -125,6 +129,63 @@ def prose_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     cells = nbformat.read(path, as_version=4).cells
     return "\n".join(c.source for c in cells if c.cell_type == "markdown")
+
+
+def test_nothing_of_the_api_is_described_twice():
+    """Left out is what a module hands on, and only that."""
+    pages_of = {}
+    for name in (name for names in pages.API.values() for name in names):
+        if name == "integrations.trl" and find_spec("trl") is None:
+            continue
+        module = import_module(f"flowrl_lab.{name}")
+        left_out = pages.ELSEWHERE.get(name)
+        for public in set(module.__all__) - {left_out}:
+            found = getattr(module, public)
+            if isinstance(found, type) or inspect.isfunction(found):
+                pages_of.setdefault(found, []).append(name)
+    assert {found: names for found, names in pages_of.items() if len(names) > 1} == {}
+    for name, left_out in pages.ELSEWHERE.items():
+        assert getattr(import_module(f"flowrl_lab.{name}"), left_out) in pages_of
+
+
+def test_a_docstrings_example_stays_as_it_is_written():
+    written = """What it does.
+
+        f(x) = "x"
+
+    Args:
+        one, two,
+            three: numbers, as in
+            a list.
+
+    Like this::
+
+        already code
+    """
+    lines = inspect.cleandoc(written).splitlines()
+    pages._make_plain(None, "function", "f", None, None, lines)
+    example = ["", "::", "", '    f(x) = "x"', ""]
+    names = ["Args:", "    one, two, three: numbers, as in", "        a list.", ""]
+    code = ["Like this::", "", "    already code"]
+    assert lines == ["What it does.", *example, *names, *code]
+
+
+def test_a_config_on_top_of_another_librarys_shows_its_own_settings():
+    @dataclass
+    class Theirs:
+        many: int = 1
+
+    @dataclass
+    class Ours(Theirs):
+        scale: float = 15.0
+        form: str = "raw"
+
+    def shown(found):
+        return pages._leave_out_foreign_settings(None, "class", "", found, None, "", "")
+
+    words = "(*, scale: float = 15.0, form: str = 'raw', **Theirs)"
+    assert shown(Ours) == (words, None)
+    assert shown(Theirs) is None and shown(len) is None
 
 
 @pytest.mark.full

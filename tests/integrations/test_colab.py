@@ -30,6 +30,7 @@ from flowrl_lab.integrations.colab import (
 from flowrl_lab.integrations.colab.export import (
     SECOND_TITLE,
     TITLE,
+    _read_glossary,
     find_requirements,
     pack,
     select_data,
@@ -140,6 +141,9 @@ def test_links_become_words_and_the_glossary_comes_along(exported):
     if "glossary.md#" in original:
         assert cells[-1].source.startswith("## Words of this notebook")
         assert "### effective number" in cells[-1].source
+    entries = _read_glossary()
+    assert entries["kl-penalty"].startswith("### KL penalty\n")
+    assert "reinforce-pp" in entries and "<a id" not in "".join(entries.values())
 
 
 def test_drawings_travel_inside_the_text(tmp_path):

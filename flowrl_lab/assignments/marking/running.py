@@ -335,7 +335,7 @@ def _take(content: bytes, jobs: list[dict]) -> dict[str, dict] | None:
     """Take what is well-formed out of a file that nobody trusts.
 
     Returns:
-        job -> outcome; None if a job has two outcomes, or a line has none: then
+        job -> outcome; None if a job has two outcomes, or a line has none, for then
         somebody else has written there.
     """
     known: set[str] = {job["id"] for job in jobs}

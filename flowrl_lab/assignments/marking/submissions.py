@@ -435,7 +435,7 @@ def _start_reader(request: dict[str, Any]) -> tuple[int | None, bytes]:
     """Have a process of its own answer a request.
 
     Returns:
-        How it ended (None: it was stopped), and what it wrote.
+        How it ended (None if it was stopped), and what it wrote.
     """
     request = {**request, "memory": MEMORY, "seconds": CPU_SECONDS}
     reader = subprocess.Popen(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import html
+import inspect
 import json
 import os
 import shutil
@@ -50,6 +52,8 @@ API = {
     "Sandbox": ("sandbox",),
     "Integrations": ("integrations.trl", "integrations.trackers"),
 }
+# What a module hands on, and another page of these describes.
+ELSEWHERE = {"tasks": "Task", "training.run": "ExperimentConfig"}
 PLOTLY = "application/vnd.plotly.v1+json"
 SVG = "image/svg+xml"
 MARK = ".flowrl_book"  # in a folder that this command made
@@ -303,10 +307,11 @@ def _slug(title: str) -> str:
 
 
 def _api_entry(name: str) -> str:
+    left_out = f"   :exclude-members: {ELSEWHERE[name]}\n" if name in ELSEWHERE else ""
     return (
         f"## flowrl_lab.{name}\n\n```{{eval-rst}}\n"
         f".. automodule:: flowrl_lab.{name}\n   :members:\n   :member-order: bysource\n"
-        "```\n\n"
+        f"{left_out}```\n\n"
     )
 
 
@@ -330,6 +335,9 @@ def _run_sphinx(pages: Path, out: Path) -> Path:
             warningiserror=False,
         )
         app.connect("doctree-read", _take_bars_as_they_are)
+        app.connect("autodoc-process-signature", _leave_out_foreign_settings)
+        before_napoleon = 400
+        app.connect("autodoc-process-docstring", _make_plain, before_napoleon)
         app.build()
     if app.statuscode:
         raise ValueError("the site could not be written; the messages above say why")
@@ -344,6 +352,42 @@ def _take_bars_as_they_are(_app, page) -> None:
 
     for link in list(page.findall(nodes.problematic)):
         link.parent.replace(link, nodes.Text(link.astext()))
+
+
+def _leave_out_foreign_settings(_app, _what, _name, found, _options, *_signature):
+    """A config that adds to another library's shows its own settings only."""
+    if not dataclasses.is_dataclass(found) or not isinstance(found, type):
+        return None
+    own = inspect.get_annotations(found)
+    shown = [
+        parameter
+        for name, parameter in inspect.signature(found).parameters.items()
+        if name in own
+    ]
+    if len(shown) == len(dataclasses.fields(found)):
+        return None
+    words = [f"{one.name}: {one.annotation} = {one.default!r}" for one in shown]
+    return f"(*, {', '.join(words)}, **{found.__base__.__name__})", None
+
+
+def _make_plain(_app, _what, _name, _found, _options, lines: list[str]) -> None:
+    """What a docstring means, in the words that napoleon and Sphinx know.
+
+    What is set in below prose is an example or a formula, as it stands; names of
+    arguments that take two lines are one list.
+    """
+    marked, section = [], False
+    for before, line in zip(["", *lines], lines, strict=False):
+        if line and not line.startswith(" "):
+            section = line.endswith(":") and line[:-1].isidentifier()
+            code = line.endswith("::")
+        elif section and before.endswith(",") and ":" not in before:
+            line = f"{marked.pop()} {line.strip()}"
+        elif line.strip() and not before.strip() and not section and not code:
+            marked += ["::", ""]
+            code = True
+        marked.append(line)
+    lines[:] = marked
 
 
 def settings() -> dict:
@@ -361,7 +405,12 @@ def settings() -> dict:
         "html_css_files": ["book.css"],
         "html_js_files": ["book.js"],
         "html_copy_source": False,
+        "html_show_copyright": False,
+        "html_show_search_summary": False,  # it would read pages, which file:// forbids
         "html_show_sphinx": False,
+        "highlight_language": "none",
+        "modindex_common_prefix": ["flowrl_lab."],
+        "python_maximum_signature_line_length": 80,
         "nb_execution_mode": "off",
         "nb_merge_streams": True,
         "myst_enable_extensions": ["dollarmath", "amsmath"],

@@ -254,11 +254,13 @@ def _read_glossary() -> dict[str, str]:
     path = course_root() / "notebooks" / "glossary.md"
     if not path.is_file():
         return {}
-    parts = re.split(r"^(#{2,} .+)$", path.read_text(encoding="utf-8"), flags=re.M)
-    headings, bodies = parts[1::2], parts[2::2]
+    text = path.read_text(encoding="utf-8")
+    parts = re.split(r'^(?:<a id="(.+)"></a>\n)?(#{2,} .+)$', text, flags=re.M)
     return {
-        _anchor(heading): f"### {heading.lstrip('# ')}\n{body.strip()}"
-        for heading, body in zip(headings, bodies, strict=True)
+        anchor or _anchor(heading): f"### {heading.lstrip('# ')}\n{body.strip()}"
+        for anchor, heading, body in zip(
+            parts[1::3], parts[2::3], parts[3::3], strict=True
+        )
     }
 
 

@@ -442,7 +442,7 @@ def grow(nodes, first, end, at, tokens, alive, vocab_size, grown):
         at: row that each completion is at, ``[B]``.
         tokens: what it continues with, ``[B]``.
         alive: whether it does, ``[B]``.
-        vocab_size: V.
+        vocab_size: V, how many words there are.
         grown: gets the row of each live completion's new node, 0 for others, ``[B]``.
 
     Returns:

@@ -329,7 +329,7 @@ def backward(grad_states, nodes, frame, weights, tape, adapters, scaling, room, 
         grad_states: of ``forward``'s result for all nodes of a tree, ``[N, H]``.
         nodes, frame, weights, tape: as they were then; a tape of all layers.
         adapters: A and B.
-        scaling: s.
+        scaling: s, what the adapter's product is multiplied by.
         room: for at least N nodes, and blocks of ``block_rows(N)``.
         found: gets dA and dB added.
     """

@@ -53,7 +53,7 @@ class Sampler:
         """Completions, each worker's trees with their activations, and the weights.
 
         Args:
-            prompts: P.
+            prompts: P of them.
             tapes: of the last rollout, or empty; they are used again if they are large
                 enough, and this one's are put there.
             generator: the same draws as ``LanguageModelPolicy`` takes from it.

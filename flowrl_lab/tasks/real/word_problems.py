@@ -2,7 +2,7 @@
 
 The data are not part of this project: give the path of your own copy of the set
 (``train.jsonl`` and ``test.jsonl``, MIT licence), or let reasoning-gym write
-problems of that style (``gsm_symbolic`` in `gym`).
+problems of that style (``gsm_symbolic`` in ``gym``).
 """
 
 from __future__ import annotations

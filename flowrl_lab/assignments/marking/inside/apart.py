@@ -6,7 +6,7 @@ sees what a loss computes and nothing else: neither its code nor its graph is th
 
 Both sides are in this file, which stands alone: ``loss_of`` for the process that runs
 the test, as part of the worker, and ``answer`` for the one that holds the losses,
-which `SandboxServer` asks.  Tensors travel bit by bit.
+which ``SandboxServer`` asks.  Tensors travel bit by bit.
 """
 
 import ast
@@ -167,7 +167,7 @@ def answer(question):
     """What a loss gives, as text.
 
     Args:
-        question: the loss's ``text`` and what is ``asked``, as `Line` wrote it: it
+        question: the loss's ``text`` and what is ``asked``, as ``Line`` wrote it: it
             comes from a process that nobody trusts.
     """
     torch.set_num_threads(1)
