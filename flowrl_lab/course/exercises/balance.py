@@ -263,9 +263,9 @@ VARGRAD_LOSS = Exercise(
         ),
         Mistake(
             "divided by G − 1, one a prompt",
-            "torch's var divides by G − 1 unless told otherwise; the loss is the mean of "
-            "the squares, divided by G. And it gives one number for each prompt, where "
-            'reduction="none" wants one for each sample.',
+            "You divided by G − 1, as torch's var does unless told otherwise; the loss "
+            "is the mean of the squares: divide by G. And var gives one number a prompt, "
+            'where reduction="none" wants one for each sample.',
             lambda policy, ref, rewards, size, *, reward_scale, reduction="mean": (
                 _reduce(
                     _scores(policy, ref, rewards, reward_scale).view(-1, size).var(1),
@@ -276,7 +276,7 @@ VARGRAD_LOSS = Exercise(
         Mistake(
             "one a prompt",
             "That is one number for each prompt. The mean is right, but "
-            'reduction="none" wants one for each sample: leave the squares as they are.',
+            'reduction="none" wants one for each sample: return the squares.',
             lambda policy, ref, rewards, size, *, reward_scale, reduction="mean": (
                 _reduce(
                     _scores(policy, ref, rewards, reward_scale)

@@ -154,9 +154,9 @@ EXACT_TARGET = Exercise(
         *(
             Mistake(
                 name,
-                "The formula is right, but with reward_scale = 1000 it gives NaN or −∞: "
-                "exp(β r) is too large for a number. Stay with logarithms: add log π_ref "
-                "and β r, then subtract their torch.logsumexp (log_softmax does that).",
+                "The formula is right, but at reward_scale = 1000 it gives NaN or −∞: "
+                "exp(β r) does not fit into a number. Stay with logarithms: add log "
+                "π_ref and β r, then subtract their logsumexp (log_softmax does that).",
                 wrong,
             )
             for name, wrong in (
