@@ -28,6 +28,9 @@ END, PAD = "⟨end⟩", "⟨pad⟩"
 WIDTH, LINE = 830, 48  # pixels of the still picture, and of a line of boxes
 # Impossible log-probs beyond this are no rounding of a probability of 1.
 ROUNDING = 1e-4
+# A token stands on its colour: its text has more contrast than other words.
+ON_COLOUR = ".on{fill:var(--jp-content-font-color0,#000)}@media(prefers-color-scheme:"
+ON_COLOUR += "dark){.on{fill:var(--jp-content-font-color0,#fff)}}"
 
 
 class TokenInspector(Explorer):
@@ -346,7 +349,8 @@ def draw_rows(inspector: TokenInspector, alt: str) -> str:
         "blue +: more likely than under π_ref · orange −: less · full colour: "
         f"{format_number(inspector._scale)} nats{more} · dashed: not counted"
     )
-    parts = [text(2, 16, f"prompt {inspector.prompt}", 13, bold=True)]
+    parts = [f"<style>{ON_COLOUR}</style>"]
+    parts += [text(2, 16, f"prompt {inspector.prompt}", 13, bold=True)]
     parts.append(text(2, 36, legend, 11))
     y = 52
     for row, names in enumerate(inspector.tokens):
@@ -380,6 +384,8 @@ def draw_token(x, y, wide, name: str, ratio, shade) -> str:
     return (
         f'<rect x="{num(x)}" y="{num(y)}" width="{num(wide)}" height="28" rx="2" '
         f'{fill} stroke="{INK}" stroke-opacity=".5"{dash}/>'
-        + text(middle, y + 16, name, 13, anchor="middle", bold=counted)
+        + text(middle, y + 18, name, 13, anchor="middle", bold=counted).replace(
+            "<text", '<text class="on"' if counted else "<text"
+        )
         + text(middle, y + 40, number, 10, anchor="middle")
     )

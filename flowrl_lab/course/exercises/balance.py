@@ -264,7 +264,7 @@ VARGRAD_LOSS = Exercise(
         Mistake(
             "divided by G − 1, one a prompt",
             "You divided by G − 1, as torch's var does unless told otherwise; the loss "
-            "is the mean of the squares: divide by G. And var gives one number a prompt, "
+            "is the mean of the squares: divide by G. And var gives one a prompt, "
             'where reduction="none" wants one for each sample.',
             lambda policy, ref, rewards, size, *, reward_scale, reduction="mean": (
                 _reduce(
