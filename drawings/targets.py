@@ -78,7 +78,7 @@ def mass_moves() -> Sheet:
             )
             if column:
                 sheet.arrow([(x - 27, base - 20), (x - 9, base - 20)], color)
-    sheet.lines(376, "bars: probability in per cent (natural gradient, exact)")
+    sheet.lines(376, "bars: probability in per cent; β = 3")
     return sheet
 
 

@@ -103,7 +103,8 @@ class StillQuestion(ShownOnce):
         if self.given is not None:
             return f"Your prediction: {say(self.given, asked.unit)}"
         example = asked.choices[0] if asked.choices else asked.ends and asked.ends[0]
-        return f"No buttons here? answer({asked.key!r}, {example!r}) does the same."
+        call = f"flowrl_lab.course.answer({asked.key!r}, {example!r})"
+        return f"No buttons? {call} does the same."
 
     def __repr__(self) -> str:
         asked = self.question

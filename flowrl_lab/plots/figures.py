@@ -292,6 +292,9 @@ def add_axes(
             named = log_x_ticks(panel)
             ticks = [10.0**place for place in named]
             x.update(type="log", tickvals=ticks, ticktext=list(named.values()))
+        if panel.x_names:
+            ticks = list(range(len(panel.x_names)))
+            x.update(tickvals=ticks, ticktext=[escape(n) for n in panel.x_names])
     layout[f"xaxis{suffix}"], layout[f"yaxis{suffix}"] = x, y
 
 
@@ -300,7 +303,7 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
     if isinstance(panel, CellsPanel):
         return [cells_trace(panel, box)]
     if isinstance(panel, StatesPanel):
-        return states_traces(panel)
+        return states_traces(panel, box)
     return [
         {
             "type": "scatter",
@@ -315,10 +318,18 @@ def traces(panel: LinePanel | StatesPanel | CellsPanel, box: Box) -> list[dict]:
             "line": {"color": curve.style.color, "dash": curve.style.dash, "width": 2},
             "marker": marker_of(curve),
             "hovertemplate": f"{escape(curve.run)}, {escape(panel.x_title)} "
-            "%{x}: %{y:.4g}<extra></extra>",
+            + ("%{customdata}" if panel.x_names else "%{x}")
+            + ": %{y:.4g}<extra></extra>",
+            **({"customdata": names_of(panel, curve)} if panel.x_names else {}),
         }
         for curve in panel.series
     ]
+
+
+def names_of(panel: LinePanel, curve: Series) -> list[str]:
+    """What each point of a curve stands over."""
+    last = len(panel.x_names) - 1
+    return [escape(panel.x_names[min(max(round(x), 0), last)]) for x in curve.x]
 
 
 def marker_of(curve: Series) -> dict:
@@ -370,8 +381,11 @@ def legend_entry(name: str, style: RunStyle) -> dict:
     }
 
 
-def states_traces(panel: StatesPanel) -> list[dict]:
-    """The target in grey, the run's distribution over it: staircases, or bars."""
+def states_traces(panel: StatesPanel, box: Box) -> list[dict]:
+    """The target in grey, the run's distribution over it: staircases, or bars.
+
+    A target that marks many bars is a scatter, which plotly draws above all bars.
+    """
     names = panel.names or tuple(f"{state:g}" for state in panel.states)
     kind: dict = {"type": "scatter", "mode": "lines"}
     if panel.as_bars:
@@ -394,6 +408,12 @@ def states_traces(panel: StatesPanel) -> list[dict]:
         if name != "target":
             trace["legendgroup"] = panel.run
         drawn.append(trace | style_states(panel, color, behind=name == "target"))
+    if panel.marks_target:
+        wide = max(3.0, 0.9 * box.width / len(panel.states))
+        line = {"color": INK, "width": 2}
+        marker = {"symbol": "line-ew", "size": wide, "line": line}
+        del drawn[0]["width"], drawn[0]["textposition"]
+        drawn[0] |= {"type": "scatter", "mode": "markers", "marker": marker}
     return drawn
 
 

@@ -43,6 +43,7 @@ __all__ = [
 MAX_POINTS = 500
 MAX_CELLS = 1024
 MIN_STATES = 50
+MOST_BARS_SEEN_BEHIND = 24  # more would be too narrow for one behind another
 # Curves over a log axis: what lies more decades below the top is out of sight.
 LOG_DECADES = 6.0
 # A share of these is a share of something: their axis starts at 0.
@@ -175,8 +176,8 @@ class Series:
 class LinePanel:
     """Curves of one metric over the training step, or over ``x_title``.
 
-    ``marks`` are named heights, each drawn as a level line.  The ranges of log axes
-    are in log10 units.
+    ``marks`` are named heights, each drawn as a level line.  ``x_names``: what stands
+    below 0, 1, 2 …, where x is no number.  The ranges of log axes are in log10 units.
     """
 
     title: str
@@ -188,6 +189,7 @@ class LinePanel:
     x_title: str = "step"
     marks: tuple[tuple[str, float], ...] = ()
     log_x: bool = False
+    x_names: tuple[str, ...] = ()
 
     def place_of(self, x: int | float | np.ndarray) -> np.ndarray:
         """How far to the right it lies: 0 at the left edge, 1 at the right one."""
@@ -226,7 +228,8 @@ class StatesPanel:
     """A distribution over states, drawn over the target in grey.
 
     Many states are a landscape; few, or such as have ``names``, are bars, since
-    nothing lies between them.
+    nothing lies between them.  Behind very many bars the target would not be seen: it
+    is a mark over each.
     """
 
     title: str
@@ -243,6 +246,10 @@ class StatesPanel:
     @property
     def as_bars(self) -> bool:
         return bool(self.names) or len(self.states) < MIN_STATES
+
+    @property
+    def marks_target(self) -> bool:
+        return self.as_bars and len(self.states) > MOST_BARS_SEEN_BEHIND
 
     @property
     def x_range(self) -> tuple[float, float]:

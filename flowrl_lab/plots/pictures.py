@@ -123,6 +123,7 @@ def draw_curves(
     large: Mapping[str, Sequence[bool]] | None = None,
     x_from_zero: bool = False,
     closer: float | None = None,
+    x_names: Sequence[str] = (),
 ) -> Picture:
     """Draw one panel of curves; those named as an algorithm wear its colours.
 
@@ -143,6 +144,8 @@ def draw_curves(
         large: name of a curve -> which of its points wear a large marker.
         x_from_zero: the horizontal axis begins at 0; every x above it.
         closer: a height; a second panel shows the same from there up.
+        x_names: what stands below the x of 0, 1, 2 …, where these are no numbers;
+            points may lie a little beside theirs.
 
     Returns:
         A picture; as a cell's last value it shows itself.
@@ -175,6 +178,8 @@ def draw_curves(
         series.append(replace(drawn, large=big))
     levels = _check_marks(marks or {}, log_y)
     axes = (x_title, y_title, log_x, log_y, x_from_zero)
+    if log_x and x_names:
+        raise bad_input("x_names", "came with log_x", "one of the two", "drop log_x")
     panels = [_line_panel(series, levels, *axes)]
     if closer is not None:
         kept = [part for one in series if (part := _from_height(one, closer))]
@@ -182,6 +187,9 @@ def draw_curves(
             raise bad_input("closer", f"is {closer:g}", "a height below some", "less")
         whole = [_worded_below(one, closer) for one in series]
         panels = [_line_panel(whole, levels, *axes), _line_panel(kept, (), *axes)]
+    if x_names:
+        ends = (-0.5, len(x_names) - 0.5)
+        panels = [replace(p, x_names=tuple(x_names), x_range=ends) for p in panels]
     named = all(any(curve.labels) for curve in series if not curve.dots)
     legend = () if named else tuple(styles.items())
     return Picture(Page(title, "", legend, tuple(panels), (), ""))

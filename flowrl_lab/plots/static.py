@@ -264,6 +264,8 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
     ranges, named = (panel.x_range, panel.y_range), None
     if panel.log_x:
         named = log_x_ticks(panel)
+    if panel.x_names:
+        named = dict(enumerate(panel.x_names))
     parts = [
         *lines_above(panel, box.left - 40, box.top - 10),
         draw_axes(box, *ranges, panel.x_title, panel.log_y, named=named),
@@ -334,7 +336,10 @@ def lines_above(
 
 
 def draw_states(panel: StatesPanel, box: Box) -> str:
-    """One distribution over states, as steps or bars over the grey target."""
+    """One distribution over states, as steps or bars over the grey target.
+
+    Many narrow bars lie below it: it marks a height for each.
+    """
     low, high = panel.x_range
     color = panel.style.color
     steps = steps_path if not panel.as_bars else bars_path
@@ -350,6 +355,10 @@ def draw_states(panel: StatesPanel, box: Box) -> str:
     drawn = drawn.replace('fill="none"', f'fill="{color}" fill-opacity=".35"')
     if panel.as_bars:
         area, drawn = target, f'<path d="{probs}" fill="{color}"/>'
+    goal = f'<path d="{area}" fill-opacity=".25" stroke="{INK}" stroke-opacity=".6"/>'
+    if panel.marks_target:
+        steps = marks_path
+        goal = f'<path d="{path(panel.target, 0.9)}" stroke="{INK}" stroke-width="2"/>'
     return "".join(
         [
             *lines_above(panel, box.left - 36, box.top - 12),
@@ -358,8 +367,7 @@ def draw_states(panel: StatesPanel, box: Box) -> str:
                 named=shown_names(panel.names),
                 across=not panel.names,
             ),
-            f'<path d="{area}" fill-opacity=".25" stroke="{INK}" stroke-opacity=".6"/>',
-            drawn,
+            *((drawn, goal) if panel.marks_target else (goal, drawn)),
         ]
     )
 
@@ -385,6 +393,14 @@ def bars_path(x: np.ndarray, heights: np.ndarray, box: Box, wide: float) -> str:
     return "".join(
         f"M{num(middle - wide / 2)} {num(box.bottom)}v{num(-height)}h{num(wide)}"
         f"v{num(height)}z"
+        for middle, height in zip(x, heights, strict=True)
+    )
+
+
+def marks_path(x: np.ndarray, heights: np.ndarray, box: Box, wide: float) -> str:
+    """A short level line, ``wide`` pixels long, at every height."""
+    return "".join(
+        f"M{num(middle - wide / 2)} {num(box.bottom - height)}h{num(wide)}"
         for middle, height in zip(x, heights, strict=True)
     )
 

@@ -1,7 +1,7 @@
 // Completions as boxes: blue and "+" where the policy likes a token more than the
 // reference does, orange and "−" where less.  Hover or arrow keys read the numbers.
 
-const SHADE = 0.65; // of the largest difference: text stays readable on it
+const SHADE = 0.65; // of the full colour: text stays readable on it
 
 function doubles(view) {
   const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
@@ -128,7 +128,7 @@ function render({ model, el }) {
       const ratio = number(2, row, at);
       const cell = make("div", kept ? "token" : "token uncounted");
       cell.append(make("span", "token-text", show(token)));
-      cell.append(make("span", "token-ratio", kept ? brief(ratio) : "not"));
+      cell.append(make("span", "token-ratio", kept ? brief(ratio) : "–"));
       if (kept) cell.style.background = colour(ratio, scale);
       cell.setAttribute("role", "gridcell");
       const words = facts(row, at).map(([name, value]) => `${name} ${value}`);

@@ -21,11 +21,16 @@ from flowrl_lab.widgets._base import FOLDER, Explorer, read_styles
 __all__ = ["TokenInspector"]
 
 MORE, LESS = "#0072B2", "#D55E00"
-MIN_SCALE = 0.05  # nats; below it differences are too small to be worth a colour
+# nats of the full colour: less is not worth one, more is no more to the eye
+MIN_SCALE, MAX_SCALE = 0.05, 2.0
+SHADE = 0.65  # of the full colour in a box: text stays readable on it
 END, PAD = "⟨end⟩", "⟨pad⟩"
 WIDTH, LINE = 830, 48  # pixels of the still picture, and of a line of boxes
 # Impossible log-probs beyond this are no rounding of a probability of 1.
 ROUNDING = 1e-4
+# A token stands on its colour: its text has more contrast than other words.
+ON_COLOUR = ".on{fill:var(--jp-content-font-color0,#000)}@media(prefers-color-scheme:"
+ON_COLOUR += "dark){.on{fill:var(--jp-content-font-color0,#fff)}}"
 
 
 class TokenInspector(Explorer):
@@ -101,7 +106,7 @@ class TokenInspector(Explorer):
             _counted=mask.tolist(),
             _totals=[self._total(row) for row in range(len(mask))],
             _heads=[self._head(row) for row in range(len(mask))],
-            _scale=max(MIN_SCALE, float(np.abs(self.log_ratios).max())),
+            _scale=float(np.abs(self.log_ratios).max().clip(MIN_SCALE, MAX_SCALE)),
         )
 
     @classmethod
@@ -189,7 +194,7 @@ class TokenInspector(Explorer):
                 self.tokens[row], self.log_ratios[row], self.mask[row], strict=True
             )
             cells = [
-                f"{show(name)} {signed(ratio)}" if kept else f"({show(name)} not)"
+                f"{show(name)} {signed(ratio)}" if kept else f"({show(name)} –)"
                 for name, ratio, kept in known
             ]
             lines.append(f"{total}\n  {' | '.join(cells)}")
@@ -339,11 +344,13 @@ def spell_tokens(task, completion_ids: Tensor, mask: Tensor) -> list[list[str]]:
 
 def draw_rows(inspector: TokenInspector, alt: str) -> str:
     """The still picture: rows of boxes, broken where a line is full."""
+    more = " or more" if np.abs(inspector.log_ratios).max() > inspector._scale else ""
     legend = (
         "blue +: more likely than under π_ref · orange −: less · full colour: "
-        f"{format_number(inspector._scale)} nats · dashed: not counted"
+        f"{format_number(inspector._scale)} nats{more} · dashed: not counted"
     )
-    parts = [text(2, 16, f"prompt {inspector.prompt}", 13, bold=True)]
+    parts = [f"<style>{ON_COLOUR}</style>"]
+    parts += [text(2, 16, f"prompt {inspector.prompt}", 13, bold=True)]
     parts.append(text(2, 36, legend, 11))
     y = 52
     for row, names in enumerate(inspector.tokens):
@@ -355,7 +362,7 @@ def draw_rows(inspector: TokenInspector, alt: str) -> str:
             wide = max(40, 10 + 8 * len(show(name)))
             if x > 2 and x + wide > WIDTH:
                 x, y = 2, y + LINE
-            shade = abs(ratio) / inspector._scale if keep else None
+            shade = min(1.0, abs(ratio) / inspector._scale) if keep else None
             parts.append(draw_token(x, y, wide, show(name), ratio, shade))
             x += wide + 3
         y += LINE + 8
@@ -363,23 +370,22 @@ def draw_rows(inspector: TokenInspector, alt: str) -> str:
 
 
 def draw_token(x, y, wide, name: str, ratio, shade) -> str:
-    """A box with the token, its colour as a strip below, its number under that.
+    """A box with the token on its colour, and its number below.
 
-    The text stands beside the colour, not on it: whether the page is light or dark
-    is not known here.  Without a shade the token does not count.
+    Without a shade the token does not count.
     """
     counted = shade is not None
     dash = "" if counted else ' stroke-dasharray="3 3"'
-    strip = ""
+    fill = 'fill="none"'
     if counted:
-        strip = (
-            f'<rect x="{num(x)}" y="{num(y + 22)}" width="{num(wide)}" height="6" '
-            f'fill="{MORE if ratio > 0 else LESS}" fill-opacity="{shade:.2f}"/>'
-        )
-    middle, number = x + wide / 2, signed(ratio) if counted else "not"
+        color = MORE if ratio > 0 else LESS
+        fill = f'fill="{color}" fill-opacity="{SHADE * shade:.2f}"'
+    middle, number = x + wide / 2, signed(ratio) if counted else "–"
     return (
         f'<rect x="{num(x)}" y="{num(y)}" width="{num(wide)}" height="28" rx="2" '
-        f'fill="none" stroke="{INK}" stroke-opacity=".5"{dash}/>{strip}'
-        + text(middle, y + 16, name, 13, anchor="middle", bold=counted)
+        f'{fill} stroke="{INK}" stroke-opacity=".5"{dash}/>'
+        + text(middle, y + 18, name, 13, anchor="middle", bold=counted).replace(
+            "<text", '<text class="on"' if counted else "<text"
+        )
         + text(middle, y + 40, number, 10, anchor="middle")
     )

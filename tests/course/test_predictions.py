@@ -15,6 +15,7 @@ from flowrl_lab.course import answer, outcome, predict, predicted
 from flowrl_lab.course.ledger import open_ledger, read_events
 from flowrl_lab.course.prediction_field import PredictionField, slider_step
 from flowrl_lab.course.predictions import _asked
+from flowrl_lab.course.questions import StillQuestion
 from flowrl_lab.course.verdicts import CAME_OUT, PREDICTED, number_line, outcome_html
 
 WIDGET_MIME = "application/vnd.jupyter.widget-view+json"
@@ -275,3 +276,11 @@ def test_a_damaged_event_is_no_prediction(own):
     own.write_text(text, encoding="utf-8")
     assert json.loads(text) and predicted("98.size") is None
     assert outcome("98.size", 3) is None
+
+
+def test_the_advice_without_buttons_works_as_it_is_printed():
+    for ask, expected in ((ask_choice, "one"), (ask_number, -2)):
+        field = ask()
+        call = StillQuestion(field.question).status().split(" ", 2)[2]
+        exec(f"import flowrl_lab\n{call.removesuffix(' does the same.')}", {})
+        assert predicted(field.question.key) == expected

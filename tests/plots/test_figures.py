@@ -674,15 +674,36 @@ def test_categories_are_named_bars_and_nothing_joins_them() -> None:
     assert {*names, "answer"} <= set(said) and "state" not in said
 
 
+def test_curves_over_names_say_them_on_the_axis_and_when_pointed_at() -> None:
+    page = draw_curves(
+        {"a": ((-0.1, 0.9), (1, 2)), "b": ((0.1, 1.1), (2, 3))},
+        x_names=("left", "right"),
+        points=("a", "b"),
+    ).page
+    figure = plotly_figure(page, place_page(page))
+    assert figure["layout"]["xaxis"]["ticktext"] == ["left", "right"]
+    assert figure["layout"]["xaxis"]["range"] == [-0.5, 1.5]
+    drawn = [t for t in figure["data"] if "customdata" in t]
+    assert [t["customdata"] for t in drawn] == [["left", "right"]] * 2
+    svg = ElementTree.fromstring(draw_svg(page, place_page(page)))
+    assert {"left", "right"} <= {n.text for n in svg.iter(f"{SVG}text")}
+    with pytest.raises(ValueError, match="drop log_x"):
+        draw_curves({"a": ((1, 2), (1, 2))}, x_names=("b", "c"), log_x=True)
+
+
 def test_of_many_categories_an_axis_names_some_and_pointing_all() -> None:
     flat, names = torch.zeros(64).log_softmax(0), [f"w{i}" for i in range(64)]
     page = draw_distributions(flat, {"flowrl": flat}, labels=names).page
     figure = plotly_figure(page, place_page(page))
     assert figure["data"][1]["text"] == names
+    assert [trace["type"] for trace in figure["data"]] == ["scatter", "bar"]
+    assert figure["data"][0]["marker"]["symbol"] == "line-ew"  # above all bars
     assert figure["layout"]["xaxis"]["ticktext"] == names[::8]
     svg = ElementTree.fromstring(draw_svg(page, place_page(page)))
     said = [node.text for node in svg.iter(f"{SVG}text")]
     assert [word for word in said if word and word[0] == "w"] == names[::8]
+    *_, bars, marks = [p.get("d") for p in svg.iter(f"{SVG}path")]
+    assert bars.count("M") == marks.count("M") == 64 and "v" not in marks
 
 
 def test_a_single_high_state_is_one_filled_bar() -> None:

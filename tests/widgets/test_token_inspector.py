@@ -107,19 +107,18 @@ def test_still_form() -> None:
     assert root.get("aria-label") == alt
     assert "sum +0.500 nats" in alt
     boxes = [r for r in root.findall(".//{*}rect") if r.get("height") == "28"]
-    strips = [r for r in root.findall(".//{*}rect") if r.get("height") == "6"]
     assert sum("stroke-dasharray" in box.attrib for box in boxes) == 2
     assert len(boxes) == 8
-    assert len(strips) == 6  # of what counts
-    assert [r.get("fill") for r in strips[:4:3]] == ["#0072B2", "#D55E00"]
-    assert [r.get("fill-opacity") for r in strips[:4]] == [
-        "0.67",
+    assert sum("fill-opacity" in box.attrib for box in boxes) == 6  # of what counts
+    assert [r.get("fill") for r in boxes[:4:3]] == ["#0072B2", "#D55E00"]
+    assert [r.get("fill-opacity") for r in boxes[:4]] == [
+        "0.43",
         "0.00",
-        "0.67",
-        "1.00",
+        "0.43",
+        "0.65",
     ]
     assert "6 +1.00 | * 0 | 4 +1.00 | ⟨end⟩ −1.50" in table
-    assert "(⟨pad⟩ not)" in table
+    assert "(⟨pad⟩ –)" in table
     bundle = inspect()._repr_mimebundle_()
     assert {"text/html", "image/svg+xml", "text/plain"} == set(bundle)
 
@@ -129,7 +128,7 @@ def test_long_rows_are_broken_inside_the_picture() -> None:
     values = -torch.rand(1, 60)
     seen = TokenInspector("p", [["wörd <&>"] * 60], values, values - 0.1, mask)
     rects = ElementTree.fromstring(seen.still()[0]).findall(".//{*}rect")
-    assert len(rects) == 2 * 60
+    assert len(rects) == 60
     assert max(float(r.get("x")) + float(r.get("width")) for r in rects) <= 830
     assert len({r.get("y") for r in rects}) > 3
 
@@ -258,3 +257,14 @@ def test_empty_completions_are_refused() -> None:
     )
     with pytest.raises((ValueError, TypeCheckError), match="shape"):
         TokenInspector.from_policy(policy, task, task.prompts("train")[0], empty)
+
+
+def test_beyond_two_nats_there_is_no_more_colour() -> None:
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    now, before = torch.tensor([[-1.0, -1.0, -9.0]]), torch.tensor([[-1.5, -4.0, -2.0]])
+    seen = TokenInspector("p", [list("abc")], now, before, mask)
+    assert seen._scale == 2.0
+    picture = seen.still()[0]
+    boxes = ElementTree.fromstring(picture).findall(".//{*}rect")
+    assert [box.get("fill-opacity") for box in boxes] == ["0.16", "0.65", "0.65"]
+    assert "full colour: 2 nats or more" in picture

@@ -53,11 +53,15 @@ def two_distributions() -> list[Case]:
 
 
 def reference_and_rewards() -> list[Case]:
-    """log π_ref (even, and not) and rewards of all answers, with a reward scale."""
+    """log π_ref (even, and not) and rewards of all answers, with a reward scale.
+
+    In the last case exp(β r) of the best answer is no longer a float64.
+    """
     uniform = torch.full((5,), -math.log(5), dtype=torch.float64)
     return [
         ((uniform, draw_rewards(5, 7)), {"reward_scale": 4.0}),
         ((draw_log_probs(7, seed=8), draw_rewards(7, 9)), {"reward_scale": 2.0}),
+        ((uniform, torch.linspace(0, 1, 5).double()), {"reward_scale": 1000.0}),
     ]
 
 

@@ -262,6 +262,31 @@ VARGRAD_LOSS = Exercise(
             ),
         ),
         Mistake(
+            "divided by G − 1, one a prompt",
+            "You divided by G − 1, as torch's var does unless told otherwise; the loss "
+            "is the mean of the squares: divide by G. And var gives one a prompt, "
+            'where reduction="none" wants one for each sample.',
+            lambda policy, ref, rewards, size, *, reward_scale, reduction="mean": (
+                _reduce(
+                    _scores(policy, ref, rewards, reward_scale).view(-1, size).var(1),
+                    reduction,
+                )
+            ),
+        ),
+        Mistake(
+            "one a prompt",
+            "That is one number for each prompt. The mean is right, but "
+            'reduction="none" wants one for each sample: return the squares.',
+            lambda policy, ref, rewards, size, *, reward_scale, reduction="mean": (
+                _reduce(
+                    _scores(policy, ref, rewards, reward_scale)
+                    .view(-1, size)
+                    .var(1, correction=0),
+                    reduction,
+                )
+            ),
+        ),
+        Mistake(
             "reference with gradient",
             "The value is right, but a gradient flows into the reference. It is "
             "fixed: use ref_sequence_log_probs.detach().",

@@ -25,6 +25,18 @@ def _entropy(log_probs: Tensor) -> Tensor:
     return -(log_probs.exp() * log_probs).sum(-1)
 
 
+def _overflows(ref_log_probs, rewards, *, reward_scale) -> Tensor:
+    """The formula as it is printed: products and a sum of exponentials."""
+    weights = ref_log_probs.exp() * (reward_scale * rewards).exp()
+    return (weights / weights.sum(-1, keepdim=True)).log()
+
+
+def _sum_overflows(ref_log_probs, rewards, *, reward_scale) -> Tensor:
+    """Logarithms, but for the sum of what they stand for."""
+    scores = ref_log_probs + reward_scale * rewards
+    return scores - scores.exp().sum(-1, keepdim=True).log()
+
+
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
@@ -53,6 +65,12 @@ EFFECTIVE_NUMBER = Exercise(
             "You lost a minus sign: entropy is −Σ p log p, never negative, so its "
             "exp is never below 1.",
             lambda log_probs: torch.exp(-_entropy(log_probs)),
+        ),
+        Mistake(
+            "minus outside exp",
+            "The minus must stand inside exp: −Σ p log p first, its exp after that. A "
+            "number of states cannot be negative.",
+            lambda log_probs: -torch.exp(-_entropy(log_probs)),
         ),
         Mistake(
             "counts states",
@@ -133,6 +151,19 @@ EXACT_TARGET = Exercise(
     solution="flowrl_lab.exact:exact_target",
     cases=reference_and_rewards,
     mistakes=(
+        *(
+            Mistake(
+                name,
+                "The formula is right, but at reward_scale = 1000 it gives NaN or −∞: "
+                "exp(β r) does not fit into a number. Stay with logarithms: add log "
+                "π_ref and β r, then subtract their logsumexp (log_softmax does that).",
+                wrong,
+            )
+            for name, wrong in (
+                ("overflow", _overflows),
+                ("overflow of the sum", _sum_overflows),
+            )
+        ),
         Mistake(
             "not normalised",
             "Not normalised: log π_ref + β r is the target up to log Z. Subtract "
