@@ -354,7 +354,8 @@ def draw_states(panel: StatesPanel, box: Box) -> str:
                 named=shown_names(panel.names),
                 across=not panel.names,
             ),
-            f'<path d="{area}" fill-opacity=".25" stroke="{INK}" stroke-opacity=".6"/>',
+            f'<path d="{area}" fill-opacity=".25" stroke="{INK}" '
+            f'stroke-opacity="{1 if panel.as_bars else 0.6}"/>',
             drawn,
         ]
     )
