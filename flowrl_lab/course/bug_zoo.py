@@ -100,13 +100,12 @@ def dingo(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):
 
 
 def eel(*batch, reward_scale=15.0, clip_low=0.2, clip_high=0.2):
-    log_z, log_probs, old_log_probs, ref_log_probs, rewards, completion_mask = batch
-    lengths = completion_mask.sum(1)
-    gained = (log_probs - ref_log_probs).masked_fill(~completion_mask, 0).sum(1)
-    moved = (log_probs - old_log_probs).masked_fill(~completion_mask, 0).sum(1)
+    log_z, log_probs, old, ref, rewards, mask = batch
+    gained = (log_probs - ref).masked_fill(~mask, 0).sum(1)
+    moved = (log_probs - old).masked_fill(~mask, 0).sum(1)
     weights = moved.exp().detach().clamp(1 - clip_low, 1 + clip_high)
     log_z = log_z.unsqueeze(-1)  # as it comes out of a linear layer
-    residuals = log_z + gained / lengths - reward_scale * rewards
+    residuals = log_z + gained / mask.sum(1) - reward_scale * rewards
     return (weights * residuals**2).mean()
 
 

@@ -420,7 +420,9 @@ def states_traces(panel: StatesPanel, box: Box) -> list[dict]:
 def style_states(panel: StatesPanel, color: str, *, behind: bool) -> dict:
     """How the target (``behind``) or a run is drawn."""
     if panel.as_bars:
-        marker = {"color": GREY if behind else color}
+        marker: dict = {"color": GREY if behind else color}
+        if behind:  # seen behind bars that fill it, on a dark page too
+            marker["line"] = {"color": INK, "width": 1}
         return {
             "marker": marker,
             "width": 0.9 if behind else 0.45,

@@ -355,7 +355,10 @@ def draw_states(panel: StatesPanel, box: Box) -> str:
     drawn = drawn.replace('fill="none"', f'fill="{color}" fill-opacity=".35"')
     if panel.as_bars:
         area, drawn = target, f'<path d="{probs}" fill="{color}"/>'
-    goal = f'<path d="{area}" fill-opacity=".25" stroke="{INK}" stroke-opacity=".6"/>'
+    edge = 1 if panel.as_bars else 0.6
+    goal = (
+        f'<path d="{area}" fill-opacity=".25" stroke="{INK}" stroke-opacity="{edge}"/>'
+    )
     if panel.marks_target:
         steps = marks_path
         goal = f'<path d="{path(panel.target, 0.9)}" stroke="{INK}" stroke-width="2"/>'

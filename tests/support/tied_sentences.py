@@ -47,6 +47,7 @@ REAL_OURS = "flowrl=6"
 ACC, MANY, P64, FAR = "accuracy", "effective_answers", "pass@64", "kl_target_policy"
 MAXIMISERS = ("reinforce_pp", "ppo", "grpo", "dapo")
 PLAIN = (*MAXIMISERS, "grpo entropy=0.03", PASS)
+DRAWN = ("untrained", "reinforce_pp", "ppo", "grpo", OURS)  # in notebook 7's 7.7
 TASKS = ("maths", "graded", "code")  # as notebook 11 calls the three studies
 README, RESULTS = "README.md", "data/results/README.md"
 N07, N08, N09, N10, N11 = (
@@ -1170,6 +1171,40 @@ SENTENCES: list[tuple[str, str, list]] = [
             More(GRADED, MANY, OURS, "grpo"),
             times(GRADED, "reinforce_pp", "grpo", "1.9"),
             More(GRADED, MANY, "reinforce_pp", "grpo"),
+        ],
+    ),
+    (
+        N07,
+        "At k = 1 the trained policies are close",
+        [
+            Fact(max(gaps) - min(gaps) < 0.035)
+            for gaps in [[mean(MATHS, n, "pass@1") for n in DRAWN[1:]]]
+        ],
+    ),
+    (
+        N07,
+        "At 4 and at 16 FlowRL's mean misses least, and from 64 on next to nothing, "
+        "like `untrained`",
+        [
+            *(
+                Fact(max(DRAWN, key=lambda n: mean(MATHS, n, key)) == OURS)
+                for key in ("pass@4", "pass@16")
+            ),
+            *(Alone(MATHS, "pass@4", OURS, name) for name in DRAWN[:-1]),
+            *(Fact(mean(MATHS, n, P64) > 1 - 1e-6) for n in (OURS, "untrained")),
+        ],
+    ),
+    (
+        N07,
+        "wrong more often than not at k = 1, misses less than PPO and GRPO from 16 on",
+        [
+            Fact(mean(MATHS, "untrained", "pass@1") < 0.5),
+            *(Alone(MATHS, "pass@16", "untrained", name) for name in ("ppo", "grpo")),
+            *(
+                Fact(mean(MATHS, "untrained", key) > mean(MATHS, name, key))
+                for name in ("ppo", "grpo")
+                for key in (P64, "pass@256")
+            ),
         ],
     ),
     (N07, "keeps **four times** GRPO's effective answers", FOUR_TIMES),

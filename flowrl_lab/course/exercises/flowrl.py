@@ -1,4 +1,4 @@
-"""Notebook 6: the FlowRL loss, put together and taken apart."""
+"""Notebooks 6 and 7: the FlowRL loss, put together, taken apart, and in a step."""
 
 from __future__ import annotations
 
@@ -504,4 +504,81 @@ PROBES = Exercise(
     "allow_unused=True) gives None where nothing flows.",
 )
 
-EXERCISES: tuple[Exercise, ...] = (RESIDUALS, NORMALIZED_TARGET, WEIGHTS, LOSS, PROBES)
+
+# ------------------------------------------------------------- the loss of a step
+
+
+def _step_cases() -> list[Case]:
+    def case(seed: int, num_generations: int, reward_scale: float) -> Case:
+        batch = make_probe_batch(seed)
+        log_z = torch.tensor([0.7, -1.3, 2.1, 0.4], dtype=torch.float64)
+        args = log_z[: 4 // num_generations], *tuple(batch)[1:]
+        settings = {"num_generations": num_generations, "reward_scale": reward_scale}
+        return args, settings
+
+    return [case(6, 2, 8.0), case(7, 2, 3.0), case(8, 1, 8.0), case(9, 4, 2.0)]
+
+
+def _step_loss(
+    log_z, log_probs, old, ref, rewards, mask, *, num_generations, reward_scale, slip=""
+):
+    """The step's loss with one slip in it."""
+    rows = log_z.repeat_interleave(num_generations)
+    if slip == "in turns":
+        rows = log_z.repeat(num_generations)
+    if slip == "log Z cut":
+        rows = rows.detach()
+    if slip == "old for now":
+        old = log_probs.detach()
+    if slip == "old reference":
+        ref = old
+    if slip == "no scale":
+        reward_scale = 1.0
+    losses = _loss(
+        rows,
+        log_probs,
+        old,
+        ref,
+        rewards,
+        mask,
+        reward_scale=reward_scale,
+        length_normalize=slip == "means",
+        reduction="none",
+    )
+    return losses.sum() if slip == "sum" else losses.mean()
+
+
+STEP_LOSS = Exercise(
+    name="step_loss",
+    solution="flowrl_lab.training.step:step_loss",
+    cases=_step_cases,
+    mistakes=_slips(
+        _step_loss,
+        {
+            "in turns": "Your log Zs take turns: row 1 has the first prompt's, row 2 "
+            "the second's. The answers of one prompt stand next to each other, so use "
+            "repeat_interleave.",
+            "means": "That is the paper's form, with means over the tokens. The "
+            "textbook form takes sums: length_normalize=False.",
+            "log Z cut": "log Z gets no gradient, so it would never learn.",
+            "old for now": "Your importance weight is always 1. old_log_probs are "
+            "those of the policy that sampled.",
+            "old reference": "You measured from the policy that sampled. The residual "
+            "holds log π_ref: ref_log_probs.",
+            "no scale": "β = reward_scale has no effect on your loss.",
+            "sum": "You summed over the answers; a step's loss is their mean.",
+        },
+    ),
+    hint="log_z.repeat_interleave(num_generations) gives each answer its prompt's "
+    "log Z. Then flowrl_loss, with reward_scale and with sums instead of means.",
+    gradients=("log_z", "log_probs", "ref_log_probs"),
+)
+
+EXERCISES: tuple[Exercise, ...] = (
+    RESIDUALS,
+    NORMALIZED_TARGET,
+    WEIGHTS,
+    LOSS,
+    PROBES,
+    STEP_LOSS,
+)
