@@ -259,6 +259,19 @@ def line_path(points: list[tuple]) -> str:
     return "M" + "L".join(f"{num(x)} {num(y)}" for x, y in points)
 
 
+def markers(curve: Series, points: list[tuple]) -> list[tuple]:
+    """Which points wear a marker: (its place, the marker's size)."""
+    shown = np.linspace(0, len(points) - 1, min(MARKERS_SHOWN, len(points)))
+    if curve.marked or (curve.worded and len(points) <= MARKERS_SHOWN):
+        shown = range(len(points))
+    elif len(points) == len(curve.labels) and curve.worded:
+        shown = curve.worded
+    sizes = [12] * len(points)
+    if len(curve.large) == len(points):
+        sizes = [round(1.6 * (LARGE if big else SMALL)) for big in curve.large]
+    return [(points[i], sizes[i]) for i in map(round, shown)]
+
+
 def draw_curves(panel: LinePanel, box: Box) -> str:
     """One metric: its curves, markers, and the last values at the right."""
     ranges, named = (panel.x_range, panel.y_range), None
@@ -287,17 +300,9 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
             path = "".join(line_path(piece) for piece in pieces)
             parts.append(f'<path d="{path}" {stroke(style)}/>')
         points = [point for piece in pieces for point in piece]
-        shown = np.linspace(0, len(points) - 1, min(MARKERS_SHOWN, len(points)))
-        if curve.marked or (curve.worded and len(points) <= MARKERS_SHOWN):
-            shown = range(len(points))
-        elif len(points) == len(curve.labels) and curve.worded:
-            shown = curve.worded
-        sizes = [12] * len(points)
-        if len(curve.large) == len(points):
-            sizes = [round(1.6 * (LARGE if big else SMALL)) for big in curve.large]
         parts += [
             text(x, y + n / 3, style.glyph, n, anchor="middle", color=style.color)
-            for (x, y), n in ((points[i], sizes[i]) for i in map(round, shown))
+            for (x, y), n in markers(curve, points)
             if y < box.bottom  # there it leaves the frame
         ]
     parts += [

@@ -101,7 +101,7 @@ def step_loss(
         reward_scale: β.
 
     Returns:
-        A scalar: the mean over the answers.
+        A scalar, the mean over the answers.
     """
     return flowrl_loss(
         log_z.repeat_interleave(num_generations),

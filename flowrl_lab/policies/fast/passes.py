@@ -64,7 +64,7 @@ __all__ = [
 # sha256 of tree_kernels.py, in short.  numba looks at the file of a function alone to
 # tell whether its compiled form is still good, and these call that file's functions: so
 # whoever changes those has to change this line (a test says what to).
-KERNELS = "233bd2e775be"
+KERNELS = "1d51513a3700"
 
 # Rows that go through a layer together: what they need stays in the processor's cache,
 # and BLAS multiplies as few as these with an adapter (240 · 256 · 16 < 100³) where they
