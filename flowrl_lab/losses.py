@@ -57,6 +57,7 @@ __all__ = [
     "ppo_loss",
     "reinforce_pp_loss",
     "sequence_importance_weights",
+    "step_loss",
     "subtrajectory_balance_loss",
     "trajectory_balance_loss",
     "vargrad_loss",
@@ -276,6 +277,52 @@ def flowrl_loss(
         length_normalize=length_normalize,
     )
     return _reduce(terms.losses, reduction)
+
+
+def step_loss(
+    log_z: Float[Tensor, " P"],
+    log_probs: Float[Tensor, "B T"],
+    old_log_probs: Float[Tensor, "B T"],
+    ref_log_probs: Float[Tensor, "B T"],
+    rewards: Float[Tensor, " B"],
+    completion_mask: Bool[Tensor, "B T"],
+    *,
+    num_generations: int,
+    reward_scale: float,
+) -> Float[Tensor, ""]:
+    """FlowRL's loss of one step in its textbook form, as notebook 7 assembles it.
+
+    Args:
+        log_z: of each prompt.
+        log_probs, old_log_probs, ref_log_probs, rewards, completion_mask,
+            reward_scale: as in :func:`flowrl_loss`, the answers of one prompt next to
+            each other.
+        num_generations: answers of each prompt; B = P x num_generations.
+
+    Returns:
+        Scalar, the mean over the answers.
+
+    Raises:
+        ValueError: as :func:`flowrl_loss`; log Zs that are not one a prompt.
+    """
+    tokens = {
+        "log_probs": log_probs,
+        "old_log_probs": old_log_probs,
+        "ref_log_probs": ref_log_probs,
+    }
+    check_batch(completion_mask, tokens, {"rewards": rewards})
+    check_groups(len(rewards), num_generations)
+    check_tensor("log_z", log_z, (len(rewards) // num_generations,), "[P]")
+    return flowrl_loss(
+        log_z.repeat_interleave(num_generations),
+        log_probs,
+        old_log_probs,
+        ref_log_probs,
+        rewards,
+        completion_mask,
+        reward_scale=reward_scale,
+        length_normalize=False,
+    )
 
 
 def trajectory_balance_loss(

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flowrl_lab.losses import flowrl_loss
 from flowrl_lab.training.algorithms import Algorithm
 from flowrl_lab.training.batch import Batch, LossParts
 from flowrl_lab.training.config import ExperimentConfig
 from flowrl_lab.types import PolicyOutput
 
-__all__ = ["BadUpdateError", "Update", "make_optimizer", "step_loss", "training_step"]
+__all__ = ["BadUpdateError", "Update", "make_optimizer", "training_step"]
 
 
 @dataclass(frozen=True)
@@ -76,43 +75,6 @@ def training_step(policy, optimizer, batch: Batch, algorithm: Algorithm) -> Upda
     _check_finite("gradient norm", grad_norm, config)
     optimizer.step()
     return Update(now, parts, loss, entropy, grad_norm)
-
-
-def step_loss(
-    log_z: Tensor,
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    ref_log_probs: Tensor,
-    rewards: Tensor,
-    completion_mask: Tensor,
-    *,
-    num_generations: int,
-    reward_scale: float,
-) -> Tensor:
-    """FlowRL's loss of one step in its textbook form, as notebook 7 assembles it.
-
-    Args:
-        log_z: of each prompt ``[P]``.
-        log_probs, old_log_probs, ref_log_probs: of the tokens ``[B, T]``, those of one
-            prompt next to each other.
-        rewards: ``[B]``.
-        completion_mask: ``[B, T]``.
-        num_generations: answers of each prompt; ``B = P * num_generations``.
-        reward_scale: β.
-
-    Returns:
-        A scalar, the mean over the answers.
-    """
-    return flowrl_loss(
-        log_z.repeat_interleave(num_generations),
-        log_probs,
-        old_log_probs,
-        ref_log_probs,
-        rewards,
-        completion_mask,
-        reward_scale=reward_scale,
-        length_normalize=False,
-    )
 
 
 def make_optimizer(

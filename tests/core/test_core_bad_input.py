@@ -305,6 +305,14 @@ TABLE = {
         | CLIPS_BAD
         | {"importance": ["Clip", "max", None, 3], "reduction": BAD_CHOICE},
     ),
+    losses.step_loss: (
+        FLOWRL
+        | BATCH
+        | {"log_z": ROWS[: B // G], "num_generations": G, "reward_scale": 8.0},
+        FLOWRL_BAD
+        | BATCH_BAD
+        | {"log_z": [*BAD_ROWS, ROWS], "num_generations": BAD_GROUPS},
+    ),
     losses.flowrl_terms: (
         FLOWRL | BATCH,
         FLOWRL_BAD | BATCH_BAD | CLIPS_BAD | {"importance": ["Clip", "max", None, 3]},

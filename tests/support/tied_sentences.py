@@ -18,6 +18,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+from tied_pages import N07, N08, N09, N10, N11, README, RESULTS
 
 from flowrl_lab.measuring.fronts import (
     moments,
@@ -49,17 +50,6 @@ MAXIMISERS = ("reinforce_pp", "ppo", "grpo", "dapo")
 PLAIN = (*MAXIMISERS, "grpo entropy=0.03", PASS)
 DRAWN = ("untrained", "reinforce_pp", "ppo", "grpo", OURS)  # in notebook 7's 7.7
 TASKS = ("maths", "graded", "code")  # as notebook 11 calls the three studies
-README, RESULTS = "README.md", "data/results/README.md"
-N07, N08, N09, N10, N11 = (
-    f"notebooks/{stem}.ipynb"
-    for stem in (
-        "07_tiny_lm_maths",
-        "08_tiny_lm_code",
-        "09_lora_llm",
-        "10_measuring_diversity",
-        "11_ablations_and_limits",
-    )
-)
 
 
 @cache

@@ -550,7 +550,7 @@ def _step_loss(
 
 STEP_LOSS = Exercise(
     name="step_loss",
-    solution="flowrl_lab.training.step:step_loss",
+    solution="flowrl_lab.losses:step_loss",
     cases=_step_cases,
     mistakes=_slips(
         _step_loss,
