@@ -430,14 +430,14 @@ def style_states(panel: StatesPanel, color: str, *, behind: bool) -> dict:
         }
     # steps, filled: a single high state is one bar, not the two flanks of a triangle
     line = {"color": color, "width": 1 if behind else 1.5, "shape": "hvh"}
-    tint = GREY if behind else faded(color)
+    tint = GREY if behind else faded(color, panel.opacity)
     return {"line": line, "fill": "tozeroy", "fillcolor": tint}
 
 
-def faded(color: str) -> str:
+def faded(color: str, opacity: float) -> str:
     """A ``#rrggbb`` that what lies behind shines through."""
     red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
-    return f"rgba({red},{green},{blue},.35)"
+    return f"rgba({red},{green},{blue},{opacity})"
 
 
 def cells_trace(panel: CellsPanel, box: Box) -> dict:

@@ -252,6 +252,11 @@ class StatesPanel:
         return self.as_bars and len(self.states) > MOST_BARS_SEEN_BEHIND
 
     @property
+    def opacity(self) -> float:
+        """Of the filled steps: a spike that is cut is one bar, not its two edges."""
+        return 0.9 if np.nanmax(self.probs, initial=0.0) > self.y_max else 0.35
+
+    @property
     def x_range(self) -> tuple[float, float]:
         air = 0.5 if self.as_bars else 0.0
         return float(self.states[0]) - air, float(self.states[-1]) + air

@@ -357,7 +357,9 @@ def draw_states(panel: StatesPanel, box: Box) -> str:
     target, probs = path(panel.target, 0.9), path(panel.probs, 0.45)
     area = f"{target}H{num(box.left)}Z"
     drawn = f'<path d="{probs}" {stroke(panel.style, dashed=False)}/>'
-    drawn = drawn.replace('fill="none"', f'fill="{color}" fill-opacity=".35"')
+    drawn = drawn.replace(
+        'fill="none"', f'fill="{color}" fill-opacity="{panel.opacity}"'
+    )
     if panel.as_bars:
         area, drawn = target, f'<path d="{probs}" fill="{color}"/>'
     edge = 1 if panel.as_bars else 0.6

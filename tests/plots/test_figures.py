@@ -709,12 +709,15 @@ def test_of_many_categories_an_axis_names_some_and_pointing_all() -> None:
 def test_a_single_high_state_is_one_filled_bar() -> None:
     spike = torch.full((100,), -20.0)
     spike[50] = 0.0
-    page = draw_distributions(spike.log_softmax(0), {"grpo": spike.log_softmax(0)}).page
+    flat = torch.zeros(100).log_softmax(0)
+    page = draw_distributions(flat, {"grpo": spike.log_softmax(0)}).page
     run = plotly_figure(page, place_page(page))["data"][1]
     assert run["line"]["shape"] == "hvh" and run["fill"] == "tozeroy"
+    assert run["fillcolor"].endswith(",0.9)")  # hides the hill between its edges
     svg = ElementTree.fromstring(draw_svg(page, place_page(page)))
     path = next(p for p in svg.iter(f"{SVG}path") if p.get("stroke") == "#D55E00")
     assert path.get("fill") == "#D55E00" and "L" not in path.get("d")
+    assert path.get("fill-opacity") == "0.9"
 
 
 def test_a_spike_is_named_as_its_axis_names_it() -> None:
