@@ -15,7 +15,7 @@ def add_parser(commands) -> None:
         "pretrain", help="remake a shipped tiny model, or a real model's cold start"
     )
     which = "formulas: a LoRA adapter for SmolLM2-135M; else a tiny model from nothing"
-    tasks = ("make_number", "programs", "formulas")
+    tasks = ("make_number", "programs", "sums", "formulas")
     pretrain.add_argument("task", choices=tasks, help=which)
     pretrain.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     pretrain.add_argument("--steps", type=int, help="default: the shipped recipe's")

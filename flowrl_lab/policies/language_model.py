@@ -51,7 +51,9 @@ TINY_LLAMA = {
 }
 
 
-def build_tiny_llama(vocab_size: int, *, pad_id: int, eos_id: int, seed: int = 0):
+def build_tiny_llama(
+    vocab_size: int, *, pad_id: int, eos_id: int, seed: int = 0, **sizes: int
+):
     """A randomly initialised four-layer Llama of about 0.7 million parameters.
 
     Args:
@@ -59,6 +61,7 @@ def build_tiny_llama(vocab_size: int, *, pad_id: int, eos_id: int, seed: int = 0
         pad_id: the padding token.
         eos_id: the token that ends a completion.
         seed: of the initial weights; the global random state is left as it was.
+        sizes: what is not as in ``TINY_LLAMA``.
 
     Returns:
         A ``transformers.LlamaForCausalLM`` on the CPU, float32.
@@ -71,7 +74,7 @@ def build_tiny_llama(vocab_size: int, *, pad_id: int, eos_id: int, seed: int = 0
         eos_token_id=eos_id,
         bos_token_id=None,
         tie_word_embeddings=True,
-        **TINY_LLAMA,
+        **{**TINY_LLAMA, **sizes},
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -25,12 +25,16 @@ __all__ = [
 ]
 
 # The tasks with a checkpoint in data/; ``training.corpora`` holds their recipes.
-TRAINED_ON = ("make_number", "programs")
+TRAINED_ON = ("make_number", "programs", "sums")
 
 
 def checkpoint_name(task_name: str) -> str:
-    """The folder in ``data/`` with the tiny model of a task."""
-    return f"{task_name}_tiny_lm"
+    """The folder in ``data/`` with the tiny model of a task, or of all its lengths."""
+    return f"{_trained_name(task_name)}_tiny_lm"
+
+
+def _trained_name(task_name: str) -> str:
+    return task_name.rstrip("_0123456789")  # sums_57 is a length of sums
 
 
 @contextlib.contextmanager
@@ -122,7 +126,7 @@ def load_tiny_lm(
             f"dtype is {dtype!r} for the tiny language model; expected 'auto' or "
             "'float32'. Fix: use dtype='auto'."
         )
-    if folder is None and task.name in TRAINED_ON:
+    if folder is None and _trained_name(task.name) in TRAINED_ON:
         folder = data_path(checkpoint_name(task.name))
     base = load_base_model(folder)
     speaks = (base.config.vocab_size, base.config.eos_token_id)

@@ -19,6 +19,7 @@ CHOICES = {
         *("landscape", "strings", "make_number", "programs", "open_sets"),
         *("number_facts", "formulas", "required_operator", "countdown", "arithmetic"),
         *("gsm_symbolic", "gsm8k", "human_eval"),
+        *("sums", "sums_6", "sums_21", "sums_57"),
     ),
     "algorithm": (
         *("reinforce_pp", "ppo", "grpo", "dapo", "pass_at_k"),

@@ -20,13 +20,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowrl_lab.tasks import make_number, programs
+from flowrl_lab.tasks import make_number, programs, sums
 
 __all__ = [
     "RECIPES",
     "PretrainConfig",
     "ProgramsPretrainConfig",
     "Recipe",
+    "SumsPretrainConfig",
     "answer_weight",
     "build_corpus",
 ]
@@ -44,11 +45,13 @@ class Recipe:
         weight_decay: of AdamW.
         right_share: share of the corpus that is right; the rest is careless.
         weight_spread: standard deviation of an answer's log-weight.
+        sizes: of the model, where it is not ``TINY_LLAMA``'s.
         seed: of the weights, the corpus and the batches.
     """
 
     task: ClassVar[str]
     answers_per_prompt: ClassVar[int] = 1
+    sizes: ClassVar[dict[str, int]] = {}
     steps: int = 2500
     batch_size: int = 128
     learning_rate: float = 3e-3
@@ -98,8 +101,28 @@ class ProgramsPretrainConfig(Recipe):
     prompts_per_function: int = 16
 
 
+@dataclasses.dataclass(frozen=True)
+class SumsPretrainConfig(Recipe):
+    """The recipe of the model for sums in all lengths, ``data/sums_tiny_lm``.
+
+    The careless part makes a number next to the one asked for, with a true working, so
+    that every length goes wrong in its digits and equally often.  A smaller model than
+    the others: long answers are dear, and three lengths times five seeds are many.
+    """
+
+    task: ClassVar[str] = "sums"
+    sizes: ClassVar[dict[str, int]] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+    }
+    steps: int = 3000
+    right_share: float = 0.5
+
+
 RECIPES: dict[str, type[Recipe]] = {
-    recipe.task: recipe for recipe in (PretrainConfig, ProgramsPretrainConfig)
+    recipe.task: recipe
+    for recipe in (PretrainConfig, ProgramsPretrainConfig, SumsPretrainConfig)
 }
 
 Weighted = list[tuple[str, float]]
@@ -176,9 +199,29 @@ def _program_prompts(count: int) -> Iterator[str]:
             yield from programs.draw_prompts(meaning, skip + count)[skip:]
 
 
+def _sum_examples(
+    task, config: SumsPretrainConfig
+) -> Iterator[tuple[str, Weighted, Weighted]]:
+    for prompt in task.prompts("train"):
+        total, banned, length = sums.parse_prompt(prompt)
+        right, careless = (
+            [
+                (
+                    sums.spell_answer(digits, length),
+                    answer_weight(sums.spell_answer(digits, "s"), config),
+                )
+                for made in totals
+                for digits in sums.list_digits(made, banned)
+            ]
+            for totals in ((total,), (total - 1, total + 1))
+        )
+        yield prompt, right, careless
+
+
 EXAMPLES: dict[str, Callable] = {
     "make_number": _maths_examples,
     "programs": _program_examples,
+    "sums": _sum_examples,
 }
 
 

@@ -125,6 +125,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "make_number": _TINY_LM,
     "programs": _TINY_LM,
+    **dict.fromkeys(("sums", "sums_6", "sums_21", "sums_57"), _TINY_LM),
     "open_sets": {
         **_SMOLLM2,
         # Log Z from the group instead of a network; it stayed nearer to the target.

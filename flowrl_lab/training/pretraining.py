@@ -178,7 +178,11 @@ def pretrain(
     out_dir = claim_folder(out_dir)  # fails now, not after the training
     task = load_task(config.task)
     model = build_tiny_llama(
-        task.vocab_size, pad_id=task.pad_id, eos_id=task.eos_id, seed=config.seed
+        task.vocab_size,
+        pad_id=task.pad_id,
+        eos_id=task.eos_id,
+        seed=config.seed,
+        **config.sizes,
     ).to(device)
     start, every = time.perf_counter(), max(1, config.steps // 20)
     for step, loss in pretrain_steps(task, model, config):
