@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from itertools import combinations, product
 
@@ -42,9 +43,9 @@ def parse_prompt(prompt: str) -> tuple[int, frozenset[int], str]:
     match = PROMPT_PATTERN.fullmatch(prompt)
     if match is None or match[2] >= match[3]:
         raise ValueError(
-            f"prompt is {prompt!r}; expected a number from 10 to 20, '!', two different "
-            "banned digits in rising order, one of s, m, l, and ':'. Fix: write it "
-            "like '14!37s:'."
+            f"prompt is {prompt!r}; expected a number from 10 to 20, '!', two "
+            "different banned digits in rising order, one of s, m, l, and ':'. Fix: "
+            "write it like '14!37s:'."
         )
     return int(match[1]), frozenset((int(match[2]), int(match[3]))), match[4]
 
@@ -75,11 +76,9 @@ def explain_answer(prompt: str, answer: str) -> str:
     if sum(digits) != total:
         return f"it makes {sum(digits)}, not {total}"
     right = spell_answer(digits, length)
-    if answer == right:
-        return ""
-    same = next((i for i, (a, b) in enumerate(zip(answer, right)) if a != b), None)
-    at = min(len(answer), len(right)) if same is None else same
-    return f"after {answer[:at]!r} comes {right[at:] or 'the end'!r}"
+    same = os.path.commonprefix([answer, right])
+    rest = right[len(same) :] or "the end"
+    return "" if answer == right else f"after {same!r} comes {rest!r}"
 
 
 @functools.cache
