@@ -40,7 +40,7 @@ def add_parser(commands) -> None:
     instead("--list", action="store_true", help=listed)
     protocol = (
         "data/study/PROTOCOL.md: search, sweep and tables, stage by stage; "
-        "--protocol real_models: the same for SmolLM2"
+        "--protocol real_models: the same for SmolLM2; long_answers: for sums"
     )
     instead("--protocol", nargs="?", const="protocol", metavar="NAME", help=protocol)
     tuned = "the searches by which cells were tuned"

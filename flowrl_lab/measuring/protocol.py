@@ -53,7 +53,7 @@ FIGURES = (
 )
 ADDED = ("pass@16",)  # the first recorded runs were kept without
 DIGITS = 5
-PROTOCOLS = ("protocol", "real_models")  # files of data/study
+PROTOCOLS = ("protocol", "real_models", "long_answers")  # files of data/study
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def load_protocol(name: str = "protocol", *, small: bool = False) -> Protocol:
     """The protocol; ``small`` is the part of it that a laptop does in 20 minutes.
 
     Args:
-        name: "protocol" (the small models), or "real_models".
+        name: "protocol" (the small models), "real_models" or "long_answers".
         small: only what its ``small`` part names.
 
     Raises:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
 from itertools import combinations, product
 
@@ -76,9 +75,9 @@ def explain_answer(prompt: str, answer: str) -> str:
     if sum(digits) != total:
         return f"it makes {sum(digits)}, not {total}"
     right = spell_answer(digits, length)
-    same = os.path.commonprefix([answer, right])
-    rest = right[len(same) :] or "the end"
-    return "" if answer == right else f"after {same!r} comes {rest!r}"
+    same = max(i for i in range(len(right) + 1) if answer[:i] == right[:i])
+    rest = right[same:] or "the end"
+    return "" if answer == right else f"after {right[:same]!r} comes {rest!r}"
 
 
 @functools.cache

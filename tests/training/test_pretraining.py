@@ -16,10 +16,14 @@ from flowrl_lab._files import data_path
 from flowrl_lab.evaluation import Referee
 from flowrl_lab.policies.language_model import build_tiny_llama
 from flowrl_lab.policies.tiny_lm import TRAINED_ON, load_base_model, load_tiny_lm
-from flowrl_lab.tasks import load_task, programs
+from flowrl_lab.tasks import load_task, programs, sums
 from flowrl_lab.tasks.make_number import CHARACTERS, MakeNumber, verify_answer
 from flowrl_lab.training import corpora, pretraining
-from flowrl_lab.training.corpora import RECIPES, ProgramsPretrainConfig
+from flowrl_lab.training.corpora import (
+    RECIPES,
+    ProgramsPretrainConfig,
+    SumsPretrainConfig,
+)
 from flowrl_lab.training.pretraining import (
     PretrainConfig,
     build_corpus,
@@ -47,9 +51,9 @@ def fixture_shipped():
     return data_path("make_number_tiny_lm")
 
 
-def new_model(task, seed: int = 0):
+def new_model(task, seed: int = 0, **sizes: int):
     return build_tiny_llama(
-        task.vocab_size, pad_id=task.pad_id, eos_id=task.eos_id, seed=seed
+        task.vocab_size, pad_id=task.pad_id, eos_id=task.eos_id, seed=seed, **sizes
     )
 
 
@@ -141,6 +145,31 @@ def test_expression_weights_are_a_fixed_log_normal():
     assert corpora._expression_weight("1+2*3", other) != pytest.approx(
         corpora._expression_weight("1+2*3", config)
     )
+
+
+# ----------------------------------------------------------------- the corpus of sums
+
+
+def test_the_corpus_of_sums_says_the_same_in_every_length():
+    """Half of it right, half next to it; an answer's weight is that of its digits."""
+    task, config = load_task("sums"), SumsPretrainConfig()
+    tokens, weights = build_corpus(task, config)
+    found, shares = {}, {}
+    for ids, weight in zip(tokens.tolist(), weights.tolist(), strict=True):
+        text = task._to_text(ids[: ids.index(task.eos_id)])
+        prompt, answer = text[:7], text[7:]
+        total, banned, length = sums.parse_prompt(prompt)
+        digits = tuple(map(int, answer[:5].split("+")))
+        assert answer == sums.spell_answer(digits, length)  # a true working
+        assert sum(digits) - total in (-1, 0, 1) and not banned & set(digits)
+        found.setdefault((prompt[:5], answer[:5]), []).append(weight)
+        shares.setdefault(prompt, [0.0, 0.0])[sum(digits) == total] += weight
+    assert set(shares) == set(task.prompts("train"))
+    assert all(
+        share == pytest.approx([0.5, 0.5], rel=1e-5) for share in shares.values()
+    )
+    assert {len(same) for same in found.values()} == {3}
+    assert all(max(same) == min(same) for same in found.values())
 
 
 # ------------------------------------------------------------- the corpus of programs
@@ -353,7 +382,8 @@ def test_shipped_files_are_the_ones_described(name):
 def test_shipped_model_has_the_recipes_shape(name):
     task = load_task(name)
     shipped_model = load_base_model(data_path(f"{name}_tiny_lm"))
-    mine, theirs = new_model(task).state_dict(), shipped_model.state_dict()
+    mine = new_model(task, **RECIPES[name].sizes).state_dict()
+    theirs = shipped_model.state_dict()
     assert {n: w.shape for n, w in mine.items()} == {
         n: w.shape for n, w in theirs.items()
     }
@@ -384,6 +414,18 @@ def test_shipped_model_of_programs_is_a_start_for_reinforcement():
     assert 0.45 < report.accuracy < 0.60
     assert 16 < report.effective_answers < 24
     assert report.pass_at_k[64] > 0.97
+
+
+@pytest.mark.parametrize("name", ["sums_6", "sums_21", "sums_57"])
+def test_shipped_model_of_sums_starts_alike_in_every_length(name):
+    """Exact, on all held-out prompts: what length there is, is not in the start."""
+    task = load_task(name)
+    policy = load_tiny_lm(task, rank=1, alpha=1.0)
+    report = Referee(policy, task, task.prompts("heldout")).report()
+    assert report.num_prompts == 73
+    assert 0.40 < report.accuracy < 0.55
+    assert 14 < report.effective_answers < 20
+    assert report.pass_at_k[64] > 0.99
 
 
 # ----------------------------------------------------------------------- bad input
