@@ -16,10 +16,10 @@ CONFIG_VERSION = 1
 # read where neither tasks nor algorithms need to load.
 CHOICES = {
     "task": (
-        *("landscape", "strings", "make_number", "programs", "open_sets"),
+        *("landscape", "strings", "make_number", "programs"),
+        *("sums", "sums_6", "sums_21", "sums_57", "open_sets"),
         *("number_facts", "formulas", "required_operator", "countdown", "arithmetic"),
         *("gsm_symbolic", "gsm8k", "human_eval"),
-        *("sums", "sums_6", "sums_21", "sums_57"),
     ),
     "algorithm": (
         *("reinforce_pp", "ppo", "grpo", "dapo", "pass_at_k"),
