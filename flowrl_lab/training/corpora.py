@@ -116,7 +116,7 @@ class SumsPretrainConfig(Recipe):
         "intermediate_size": 128,
         "num_hidden_layers": 3,
     }
-    steps: int = 3000
+    steps: int = 2400
     right_share: float = 0.5
 
 
