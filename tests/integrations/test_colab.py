@@ -124,6 +124,7 @@ def test_the_library_travels_whole(exported):
         ),
         ('load_recorded("make_number")', ("results",), ("make_number_tiny_lm",)),
         ('load_tiny_lm(load_task("programs"))', ("programs_tiny_lm",), ("explorer",)),
+        ('Run(preset("sums_57", "grpo"))', ("sums_tiny_lm",), ("explorer",)),
     ],
 )
 def test_a_notebook_carries_the_data_that_it_needs(source, there, not_there):

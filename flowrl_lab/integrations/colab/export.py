@@ -19,6 +19,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell
 from flowrl_lab._files import course_root, data_path
 from flowrl_lab._validation import bad_input
 from flowrl_lab.course.doctor import read_requirements
+from flowrl_lab.policies.tiny_lm import checkpoint_name
 from flowrl_lab.tasks import TASKS
 
 __all__ = ["export_notebook", "git_badge", "select_data"]
@@ -190,9 +191,9 @@ def select_data(code: str) -> list[Path]:
     """
     words = set(re.findall(r"\w+", code))
     tasks = words & TASKS.keys()
-    models = {f"{task}_tiny_lm" for task in tasks if words & LOADERS}
-    trained = re.findall(r'preset\(\s*"(\w+)"', code)
-    models |= {f"{task}_{kind}" for task in trained for kind in ("tiny_lm", "smollm2")}
+    models = {checkpoint_name(task) for task in tasks if words & LOADERS}
+    for task in re.findall(r'preset\(\s*"(\w+)"', code):
+        models |= {checkpoint_name(task), f"{task}_smollm2"}
     chosen = []
     for path in sorted(p for p in data_path().rglob("*") if p.is_file()):
         first, *rest = path.relative_to(data_path()).parts
