@@ -463,7 +463,7 @@ def point_labels(panel: LinePanel, box: Box) -> list[PointLabel]:
         if curve.labels
     }
     markers = [
-        _cover(Box(x - 6, y - 6, 12, 12)) for at in places.values() for x, y in at
+        _cover(Box(x - 6, y - 6, 12.0, 12.0)) for at in places.values() for x, y in at
     ]
     taken, labels = np.concatenate([pixels(panel, box), *markers]), []
     for curve in panel.series:
