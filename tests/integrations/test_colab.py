@@ -117,6 +117,7 @@ def test_the_library_travels_whole(exported):
     [
         ("preset('landscape', name)", (), ("make_number_tiny_lm",)),
         ("RunScrubber()", ("explorer",), ("make_number_tiny_lm",)),
+        ('load_protocol("real_models")', ("study",), ("explorer",)),
         (
             'Run(preset("make_number", "grpo")); load_recorded("make_number")',
             ("make_number_tiny_lm", "results"),
