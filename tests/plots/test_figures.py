@@ -585,6 +585,8 @@ def test_a_log_axis_of_doubled_numbers_names_each_of_them() -> None:
     doubled = [2**k for k in range(9)]
     assert named(doubled) == [str(k) for k in doubled]
     assert named([3 * k for k in doubled[:8]] + [900]) == ["10", "100", "1000"]
+    assert named([5.1336, 9.51789, 16.5399]) == ["5", "10", "20"], "too long to read"
+    assert named([5, 5.4, 40]) == ["5", "10", "20", "50"], "two would overlap"
 
 
 def test_a_log_axis_to_the_right_names_the_points_where_they_are() -> None:
