@@ -481,9 +481,10 @@ def point_labels(panel: LinePanel, box: Box) -> list[PointLabel]:
 
 
 def _trouble(room: Box, taken: np.ndarray, panel: Box) -> int:
-    """What a word would lie over; much for one that leaves its panel."""
+    """What a word would lie over or touch; much for one that leaves its panel."""
     outside = room.left < panel.left or room.right > panel.right + 60
-    return drawn_inside(taken, room) + 1000 * outside
+    near = Box(room.left - 2, room.top - 2, room.width + 4, room.height + 4)
+    return drawn_inside(taken, near) + 1000 * outside
 
 
 def _cover(room: Box) -> np.ndarray:
