@@ -311,13 +311,16 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
             if y < box.bottom  # there it leaves the frame
         ]
     parts += [
-        text(*label.corner(), label.words, anchor=label.anchor)
+        text(*label.corner(), label.words, anchor=label.anchor, bold=True)
         for label in point_labels(panel, box)
     ]
     for mark in mark_labels(panel, box):
         line = f"M{num(box.left)} {num(mark.line_y)}h{num(box.width)}"
         parts.append(f'<path d="{line}" stroke="{INK}" stroke-dasharray="5 4"/>')
-        parts.append(text(box.left + 6, mark.text_y, mark.words))
+        x, anchor = (
+            (box.right - 6, "end") if mark.rightward else (box.left + 6, "start")
+        )
+        parts.append(text(x, mark.text_y, mark.words, anchor=anchor))
     for label in end_labels(panel, box):
         words, line = label.reach
         if line:
