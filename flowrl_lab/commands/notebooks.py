@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,5 +49,7 @@ def jupyter_command(args: argparse.Namespace) -> list[str]:
     command += [f"--LabApp.app_settings_dir={folder / '.jupyter'}"]
     command += [f"--LabApp.workspaces_dir={folder / '.jupyter' / 'workspaces'}"]
     command += [f"--LabApp.default_url=/lab/tree/{FIRST}"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")  # as in a container; it listens to localhost
     command += ["--no-browser"] if args.no_browser else []
     return command + ([] if args.port is None else [f"--port={args.port}"])

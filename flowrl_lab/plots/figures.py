@@ -355,7 +355,7 @@ def words_beside(panel: LinePanel, curve: Series, box: Box) -> dict:
     """The words of a curve's points, each on its side."""
     labels = [label for label in point_labels(panel, box) if label.run == curve.run]
     return {
-        "text": list(curve.labels),
+        "text": [f"<b>{escape(one)}</b>" if one else "" for one in curve.labels],
         "textposition": [label.side for label in labels],
         "cliponaxis": False,  # the words of the last point stay whole
     }
@@ -542,8 +542,10 @@ def curve_notes(panel: LinePanel, box: Box) -> list[dict]:
             one |= {"xshift": 0, "yshift": 0}
         texts.append(one | {"name": label.run})  # goes when the run is switched off
     for mark in mark_labels(panel, box):
-        x, y = box.fraction(box.left, mark.text_y)
-        texts.append(note(escape(mark.words), x, y, 6, 3, yanchor="bottom"))
+        edge, away = (box.right, -6) if mark.rightward else (box.left, 6)
+        x, y = box.fraction(edge, mark.text_y)
+        one = note(escape(mark.words), x, y, away, 3, yanchor="bottom")
+        texts.append(one | {"xanchor": "right" if mark.rightward else "left"})
     return texts
 
 

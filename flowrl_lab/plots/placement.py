@@ -43,7 +43,7 @@ TITLE_LETTERS = 34  # in one line above a panel, so that it fits the narrowest o
 CURVE_HEIGHT = 190.0
 STATES_HEIGHT = 150.0
 CELLS_HEIGHT, PICTURE_SIDE = 170.0, 320.0
-LABEL_GAP, LETTER = 13, 6.5
+LABEL_GAP, LETTER, BOLD_LETTER = 13, 6.5, 7.0
 # Labels are laid out for a panel of this size, so that each of a figure's forms has
 # them on the same side.
 NOMINAL = 260.0
@@ -104,7 +104,7 @@ class EndLabel:
 
 @dataclass(frozen=True)
 class PointLabel:
-    """Words beside a point at x, y; ``side`` is plotly's name for where."""
+    """Bold words beside a point at x, y; ``side`` is plotly's name for where."""
 
     run: str
     words: str
@@ -123,18 +123,22 @@ class PointLabel:
 
     def box(self) -> Box:
         """The room that the words take."""
-        wide, (x, y) = LETTER * len(self.words), self.corner()
+        wide, (x, y) = BOLD_LETTER * len(self.words), self.corner()
         return Box(x - wide * (self.anchor == "end"), y - 10, wide, 13.0)
 
 
 @dataclass(frozen=True)
 class MarkLabel:
-    """A marked height: its line, and the baseline of the words above it."""
+    """A marked height: its line, and the baseline of the words above it.
+
+    ``rightward``: they stand at the line's right end, since curves cross its left one.
+    """
 
     words: str
     value: float
     line_y: float
     text_y: float
+    rightward: bool
 
 
 @dataclass(frozen=True)
@@ -463,7 +467,7 @@ def point_labels(panel: LinePanel, box: Box) -> list[PointLabel]:
         if curve.labels
     }
     markers = [
-        _cover(Box(x - 6, y - 6, 12, 12)) for at in places.values() for x, y in at
+        _cover(Box(x - 6, y - 6, 12.0, 12.0)) for at in places.values() for x, y in at
     ]
     taken, labels = np.concatenate([pixels(panel, box), *markers]), []
     for curve in panel.series:
@@ -477,9 +481,10 @@ def point_labels(panel: LinePanel, box: Box) -> list[PointLabel]:
 
 
 def _trouble(room: Box, taken: np.ndarray, panel: Box) -> int:
-    """What a word would lie over; much for one that leaves its panel."""
+    """What a word would lie over or touch; much for one that leaves its panel."""
     outside = room.left < panel.left or room.right > panel.right + 60
-    return drawn_inside(taken, room) + 1000 * outside
+    near = Box(room.left - 2, room.top - 2, room.width + 4, room.height + 4)
+    return drawn_inside(taken, near) + 1000 * outside
 
 
 def _cover(room: Box) -> np.ndarray:
@@ -501,12 +506,21 @@ def mark_labels(panel: LinePanel, box: Box) -> list[MarkLabel]:
     lines = [box.bottom - panel.height_of(value) * box.height for _, value in marks]
     wanted = [y - 4 for y in lines]
     placed = spread(wanted, box.top + 10, box.bottom - 2)
-    return [
-        MarkLabel(
-            f"{name} {format_number(value)}",
-            value,
-            line,
-            y if y <= line - 3 else max(y, line + 12),
-        )
-        for (name, value), line, y in zip(marks, lines, placed, strict=True)
-    ]
+    labels = []
+    for (name, value), line, y in zip(marks, lines, placed, strict=True):
+        words = f"{name} {format_number(value)}"
+        at = y if y <= line - 3 else max(y, line + 12)
+        rightward = is_mark_crossed(panel, words, (box.bottom - at) / box.height)
+        labels.append(MarkLabel(words, value, line, at, rightward))
+    return labels
+
+
+def is_mark_crossed(panel: LinePanel, words: str, height: float) -> bool:
+    """Whether more runs through a mark's words at the left of its line than right."""
+    wide, y = LETTER * len(words), (1 - height) * CURVE_HEIGHT
+    drawn = pixels(panel, Box(0.0, 0.0, NOMINAL, CURVE_HEIGHT))
+    left, right = (
+        drawn_inside(drawn, Box(start, y - 11, wide, 13.0))
+        for start in (6.0, NOMINAL - wide - 6)
+    )
+    return right < left

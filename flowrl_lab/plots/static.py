@@ -53,6 +53,7 @@ DASHES |= {"longdash": "13 5", "longdashdot": "13 4 2 4"}
 TITLED_CELLS = 128
 COLOUR_LEVELS = 32
 MOST_X_NAMED, MOST_X_DOUBLED = 6, 9
+LONGEST_X, LETTER = 5, 0.012  # characters of a named x; a letter's share of the axis
 DOT, FAINT = 5, 0.55  # of a seed: how wide, in pixels, and how opaque
 LARGE, SMALL = 13, 5  # markers, where some are to stand out
 LIGHT_CELL = 0.45  # of the scale: from here on black is read better than white
@@ -191,7 +192,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def log_x_ticks(panel: LinePanel) -> dict[float, str]:
-    """What a log axis to the right says, and where: the points' own x, if they are few.
+    """What a log axis to the right says, and where: the points' own x, if legible.
 
     Places are in log10 units, like the panel's range.
     """
@@ -199,7 +200,11 @@ def log_x_ticks(panel: LinePanel) -> dict[float, str]:
     few = MOST_X_NAMED
     if np.allclose(every[1:], 2 * every[:-1]):  # evenly spread, and short to name
         few = MOST_X_DOUBLED
-    values = every if len(every) <= few else log_ticks(*panel.x_range)
+    low, high = panel.x_range
+    long = max(len(f"{value:g}") for value in every)
+    room = np.diff(np.log10(every)).min(initial=high - low) / (high - low)
+    own = len(every) <= few and long <= LONGEST_X and room > LETTER * long
+    values = every if own else log_ticks(low, high)
     return {math.log10(value): f"{value:g}" for value in values}
 
 
@@ -306,13 +311,16 @@ def draw_curves(panel: LinePanel, box: Box) -> str:
             if y < box.bottom  # there it leaves the frame
         ]
     parts += [
-        text(*label.corner(), label.words, anchor=label.anchor)
+        text(*label.corner(), label.words, anchor=label.anchor, bold=True)
         for label in point_labels(panel, box)
     ]
     for mark in mark_labels(panel, box):
         line = f"M{num(box.left)} {num(mark.line_y)}h{num(box.width)}"
         parts.append(f'<path d="{line}" stroke="{INK}" stroke-dasharray="5 4"/>')
-        parts.append(text(box.left + 6, mark.text_y, mark.words))
+        x, anchor = (
+            (box.right - 6, "end") if mark.rightward else (box.left + 6, "start")
+        )
+        parts.append(text(x, mark.text_y, mark.words, anchor=anchor))
     for label in end_labels(panel, box):
         words, line = label.reach
         if line:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import SupportsFloat
 
 __all__ = ["Gauge", "Table", "html_table", "markdown_table", "text_table"]
 
@@ -39,7 +40,7 @@ class Gauge:
     def __str__(self) -> str:
         return self.words
 
-    def place(self, value: float) -> float:
+    def place(self, value: SupportsFloat) -> float:
         """Pixels from the left; what lies beyond an end is drawn there."""
         axis = (*self.axis, value)
         low, high, value = (math.log(x) if self.log else float(x) for x in axis)

@@ -55,9 +55,9 @@ OUTSIDE = """() => [...document.querySelectorAll('.js-plotly-plot')].map(plot =>
       .map(e => e.textContent.slice(0, 60)),
   };
 })"""
-# Titles that lie on a panel, a legend entry or each other.
+# Words that lie on others; the thin line from a curve's end to its value is none.
 OVERLAPS = """() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(plot => {
-  const words = [...plot.querySelectorAll('.annotation, .legendtext, .xtitle')]
+  const words = [...plot.querySelectorAll('.annotation-text, .legendtext, .xtitle')]
     .filter(e => e.textContent).map(e => [e.textContent, e.getBoundingClientRect()]);
   const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
     && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 3;

@@ -56,7 +56,7 @@ def test_hover_and_keyboard_read_numbers(page) -> None:
     expect(tokens).to_have_count(8)
     assert tokens.all_inner_texts() == [
         *("6\n+1.00", "*\n0", "4\n+1.00", "⟨end⟩\n−1.50"),
-        *("8\n−0.50", "⟨end⟩\n+0.10", "⟨pad⟩\nnot", "⟨pad⟩\nnot"),
+        *("8\n−0.50", "⟨end⟩\n+0.10", "⟨pad⟩\n–", "⟨pad⟩\n–"),
     ]
     totals = page.locator(".token-total").all_inner_texts()
     assert totals[0].startswith("sum +0.500 nats · mean +0.125 over 4 counted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,13 @@ def test_jupyterlab_opens_on_the_copy_with_settings_of_its_own(tmp_path):
     assert left["current"] == "@jupyterlab/toc:plugin"
     overrides = Path(places["--LabApp.app_settings_dir"]) / "overrides.json"
     assert overrides.read_bytes() == (ROOT / ".jupyter/overrides.json").read_bytes()
+
+
+@pytest.mark.parametrize(("user", "allowed"), [(0, True), (1000, False)])
+def test_jupyterlab_opens_for_the_root_of_a_container(monkeypatch, user, allowed):
+    monkeypatch.setattr(os, "geteuid", lambda: user, raising=False)
+    command = jupyter_command(cli.build_parser().parse_args(["notebooks"]))
+    assert ("--allow-root" in command) is allowed
 
 
 def test_an_installed_package_tells_its_extras_apart(monkeypatch):

@@ -117,6 +117,7 @@ def test_the_library_travels_whole(exported):
     [
         ("preset('landscape', name)", (), ("make_number_tiny_lm",)),
         ("RunScrubber()", ("explorer",), ("make_number_tiny_lm",)),
+        ('load_protocol("real_models")', ("study",), ("explorer",)),
         (
             'Run(preset("make_number", "grpo")); load_recorded("make_number")',
             ("make_number_tiny_lm", "results"),
@@ -327,7 +328,10 @@ def test_it_runs_to_the_end_from_an_empty_folder(exported, tmp_path):
 def colab_python(tmp_path_factory) -> str:
     """An environment with what Colab ships and nothing else, on its Python if here."""
     folder = tmp_path_factory.mktemp("colab") / "environment"
-    base = shutil.which(PYTHON) or sys.executable
+    # A version manager's stand-in is found, too, where that version is not switched on.
+    found = shutil.which(PYTHON) or sys.executable
+    runs = subprocess.run([found, "--version"], capture_output=True).returncode == 0
+    base = found if runs else sys.executable
     subprocess.run([base, "-m", "venv", folder], check=True)
     windows = sys.platform == "win32"
     python = folder / ("Scripts/python.exe" if windows else "bin/python")

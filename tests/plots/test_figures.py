@@ -48,6 +48,7 @@ from flowrl_lab.plots.placement import (
     WIDTHS,
     drawn_inside,
     end_labels,
+    mark_labels,
     pixels,
     place_page,
     point_labels,
@@ -437,7 +438,8 @@ def test_points_carry_their_words() -> None:
         {"a": ((1, 2), (3, 4)), "b": ((1,), (2,))}, labels={"a": dial}
     ).page
     named, plain = plotly_figure(page, place_page(page))["data"][2:]
-    assert named["text"] == dial and named["mode"].endswith("text")
+    assert named["text"] == [f"<b>{one}</b>" for one in dial]
+    assert named["mode"].endswith("text")
     assert "text" not in plain
     assert named["cliponaxis"] is False  # a word at the right edge is not cut
     assert all(words in draw_svg(page, place_page(page)) for words in dial)
@@ -564,6 +566,23 @@ def test_no_marks_line_runs_through_the_words_of_an_end() -> None:
     assert low.down == 0, "where no line is, a label stays"
 
 
+def test_the_words_of_a_mark_stand_where_fewer_curves_cross_them() -> None:
+    x = list(range(101))
+    early, late = [min(20, n) for n in x], [max(0, n - 80) for n in x]
+    anchors = []
+    for curve in (early, late):
+        page = draw_curves({"a": (x, curve)}, marks={"untrained": 10}).page
+        placement = place_page(page)
+        ((panel, box),) = placement.curves
+        (mark,) = mark_labels(panel, box)
+        notes = plotly_figure(page, placement)["layout"]["annotations"]
+        (said,) = (one for one in notes if one["text"] == mark.words)
+        still = ElementTree.fromstring(draw_svg(page, placement))
+        (drawn,) = (n for n in still.iter(f"{SVG}text") if n.text == mark.words)
+        anchors.append((mark.rightward, said["xanchor"], drawn.get("text-anchor")))
+    assert anchors == [(True, "right", "end"), (False, "left", None)]
+
+
 def test_points_without_words_leave_their_room_to_the_others() -> None:
     x = list(range(300))
     words = ["", *["top"], *[""] * 298]
@@ -585,6 +604,8 @@ def test_a_log_axis_of_doubled_numbers_names_each_of_them() -> None:
     doubled = [2**k for k in range(9)]
     assert named(doubled) == [str(k) for k in doubled]
     assert named([3 * k for k in doubled[:8]] + [900]) == ["10", "100", "1000"]
+    assert named([5.1336, 9.51789, 16.5399]) == ["5", "10", "20"], "too long to read"
+    assert named([5, 5.4, 40]) == ["5", "10", "20", "50"], "two would overlap"
 
 
 def test_a_log_axis_to_the_right_names_the_points_where_they_are() -> None:

@@ -31,6 +31,10 @@ EIGHTEEN = forms(r"""
     $x = 18$ ¦ x = \boxed{18} ¦ = 18 ¦ **Answer:** 18 ¦ **Answer: 18** ¦ Answer: **18**
     Total: $18 ¦ Result: 18 apples ¦ x=18 ¦ Total cost = $18 ¦ area = 18 ¦ x_1 = 18
     \alpha = 18 ¦ x_{12} = 18 ¦ #### 18 ¦ So the answer is 18 ¦ Lösung: 18 ¦ AB = 18
+    **Answer**: 18 ¦ **Total**: $18 ¦ *Answer*: **18** ¦ __Answer__: 18 ¦ **x** = 18
+    The answer is **18**. ¦ The answer is *18* ¦ The total is **18 apples**
+    Answer:**18** ¦ Answer: __18__ ¦ **Total cost:** **18** apples ¦ _Answer:_ 18 ¦ “18”
+    ‘18’ ¦ „18“ ¦ \pmb{18} ¦ \textsc{18} ¦ ```18``` ¦ Answer: “18 apples”
 
     \boxed{18}\% ¦ \boxed{18} apples ¦ $18$ apples ¦ **18** apples ¦ $\boxed{18}$ km/h
     \boxed{18}\text{ apples} ¦ *18* % ¦ "18" dollars ¦ \(18\) \text{cm}
@@ -40,6 +44,7 @@ EIGHTEEN = forms(r"""
     $18/hour ¦ $18 in all ¦ 18 red apples. ¦ 18 km ¦ 18km ¦ 18 km/h ¦ 18 miles per hour
     18 cm^2 ¦ 18 cm² ¦ 18\text{ cm}^2 ¦ 18 \text{ apples} ¦ 18\,\mathrm{km} ¦ 18 a day
     18 square feet ¦ 18 more apples ¦ 18 cups of flour ¦ 18 g ¦ 18° ¦ 18^\circ ¦ 18 °F
+    18 \mathrm{~cm} ¦ $18\mathrm{~cm}^{2}$ ¦ 18 \text{~km/h}
     18^{\circ}C ¦ 18% ¦ 18\% ¦ 18 % ¦ 18 percent ¦ 18 per cent ¦ 18 pct
 
     9*2 ¦ 9 \times 2 ¦ 9\cdot 2 ¦ 9×2 ¦ 36÷2 ¦ (18) ¦ \left(18\right) ¦ 2(4+5) ¦ --18
@@ -55,6 +60,8 @@ OTHERS = {
         "1/2": r".5 ¦ 0.5 ¦ 1/2 ¦ \sqrt{\frac{1}{4}} ¦ \frac12 ¦ \tfrac{1}{2} ¦ 1 half",
         "3/4": r"3/4 ¦ \frac{3}{4} ¦ \dfrac{3}{4} ¦ \frac34 ¦ 3/4 cup ¦ 3 quarters"
         r"¦ \frac{3}{4} cup ¦ 1.5/2 ¦ 0.75 ¦ 3 fourths ¦ ¾ ¦ ¾ cup ¦ \frac3{4}",
+        "36": "18/½ ¦ 18 pairs ¦ 18 couple ¦ 18 double ¦ 18 twice ¦ 18 pairs of shoes",
+        "9/16": "¾² ¦ (¾)²",
         "3/2": r"1 1/2 ¦ 1\frac{1}{2} ¦ 1.5 ¦ 1½ ¦ 1 ½ hours",
         "-3/2": r"-1 1/2 hours ¦ -1\frac{1}{2} ¦ −1.5",
         "11/2": "11/2",
@@ -65,7 +72,6 @@ OTHERS = {
         "1800": "18 hundred ¦ 18 hundreds",
         "216": "18 dozen ¦ 18 dozens ¦ 18 dozen red eggs",
         "9": r"18 half ¦ 18 halves ¦ \sqrt{81}",
-        "36": "18 pairs ¦ 18 couple ¦ 18 double ¦ 18 twice ¦ 18 pairs of shoes",
         "54": "18 triple ¦ 18 thrice",
         "360": "18 score",
         "2592": "18 gross",
@@ -113,6 +119,8 @@ TWO += forms(r"""
     nineteen = 18 ¦ half: 18 ¦ 18 = x = 19 ¦ \boxed{18} 19 apples ¦ "18" or "19"
     **18** or nineteen ¦ 18 XIX 19 ¦ 18 – 19 ¦ 18‑or‑19 ¦ 1'2 ¦ 18'19 ¦ 18 ½ 19
     18 neunzehn ¦ 18 zwanzig ¦ 18 vingt ¦ 18 oder neunzehn ¦ 18 dix ¦ 18 cinquenta 1
+    “18” or “19” ¦ ‘18’ ‘19’ ¦ **18**: 19 ¦ **Answer**: 18 **Answer**: 19
+    ```18``` `19`
     18 dollars and 5 cents ¦ 18~19 ¦ 18\quad 19 ¦ 18\\19 ¦ 18 e 19 ¦ 18 Or 19 ¦ 18/19/x
 """)
 NONE = ["", " ", "18\u200b", "9" * 13]
@@ -130,7 +138,9 @@ NONE += forms(r"""
     \frac{36}12 ¦ \sum_{i=1}^{18}1 ¦ \pi = 18 ¦ not x = 18 ¦ less than: 18 ¦ ½½ ¦ 18½½
     18 per dozen ¦ 18- ¦ 18* ¦ 18^ ¦ (18 ¦ 18) ¦ \frac{1}{ ¦ \frac{}{} ¦ \input{x}
     \sqrt[3]{8} ¦ \sqrt16 ¦ \sqrt{-1} ¦ ٤٢ ¦ ４２ ¦ 18 个 ¦ __import__('os')
-    18 red green blue white black grey
+    18 red green blue white black grey ¦ 18 halved ¦ 18 doubled ¦ 18 tripled ¦ 18 nope
+    18 is too small ¦ 18 unlikely ¦ 18 googols ¦ √½ ¦ 9^½ ¦ ⅟18 ¦ **half**: 18 ¦ {~18}
+    **Answer**: ¦ ** ** 18 ¦ “18 ¦ 18” ¦ {~}18
 """)
 
 

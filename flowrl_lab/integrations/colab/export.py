@@ -33,7 +33,10 @@ DRAWING = re.compile(r"(?<=\]\()[\w./-]+\.svg(?=\))")
 TITLE = "#@title 1. Set up flowrl_lab: run this cell first"
 SECOND_TITLE = "#@title 2. Unpack flowrl_lab: run this cell next"
 # Words in a notebook that stand for data which it does not name.
-WORDS_FOR = {"explorer": {"RunScrubber", "run_scrubber", "landscape_runs"}}
+WORDS_FOR = {
+    "explorer": {"RunScrubber", "run_scrubber", "landscape_runs"},
+    "study": {"load_protocol", "load_curves"},
+}
 LOADERS = {"load_tiny_lm", "load_base_model"}  # of the model of a task that is named
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"

@@ -55,6 +55,8 @@ _TYPOGRAPHIC = str.maketrans(
         **dict.fromkeys("\u00f7\u2044\u2215", "/"),
         **dict.fromkeys("\u00a0\u2009\u202f", " "),
         **dict.fromkeys("\u20ac\u00a3\u00a5\u20b9", "$"),
+        **dict.fromkeys("\u201c\u201d\u201e", '"'),
+        **dict.fromkeys("\u2018\u2019", "'"),
         **{"\u00b0": r"^\circ", "\u03c0": r"\pi", "\u221a": r"\sqrt"},
         **{"\u00a2": " cents", "\u00df": "ss"},
     }
@@ -120,11 +122,12 @@ def _on_a_keyboard(answer: str) -> str:
 
 
 def _plain_sign(sign: str) -> str:
-    """A Latin letter without its accents, a fraction of one sign as three."""
+    """A Latin letter without its accents; a fraction of one sign as a whole."""
     if sign.isascii():
         return sign
     if "<fraction>" in unicodedata.decomposition(sign):
-        return " " + unicodedata.normalize("NFKC", sign).replace("\u2044", "/")
+        over, _, under = unicodedata.normalize("NFKC", sign).partition("\u2044")
+        return rf" \frac{{{over}}}{{{under}}}"
     if unicodedata.name(sign, "").startswith("LATIN "):
         bare = unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()
         return bare if bare.isalpha() else sign

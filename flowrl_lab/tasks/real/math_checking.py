@@ -49,23 +49,26 @@ __all__ = ["read_number", "read_value", "same_value"]
 _PAIRS = (
     *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("{", "}")),
     *(("***", "***"), ("**", "**"), ("*", "*"), ("__", "__"), ("_", "_")),
-    *(("`", "`"), ('"', '"'), ("'", "'")),
+    *(("```", "```"), ("`", "`"), ('"', '"'), ("'", "'")),
 )
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?=\{)")
 _STYLE = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|math(?:bf|rm|it|sf|tt|bb|cal|normal)"
-    r"|[mh]box|bm|boldsymbol|emph|underline|operatorname)\s*\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm|sf|tt|sc|normal|up)?|math(?:bf|rm|it|sf|tt|bb|cal|normal)"
+    r"|[mh]box|pmb|bm|boldsymbol|emph|underline|operatorname)\s*\{([^{}]*)\}"
 )
 _SWITCH = re.compile(
     r"\\(?:displaystyle|textstyle|bf|rm|it|sf|tt|bfseries)(?![A-Za-z])"
 )
-_SPACE = re.compile(r"\\[,;:! ]|(?<=\d)~(?=[A-Za-z\\])|\\q?quad(?![A-Za-z])")
+_SPACE = re.compile(r"\\[,;:! ]|(?<=[\d{])~(?=[A-Za-z\\])|\\q?quad(?![A-Za-z])")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\\,|\{,\}|,\\!)(?=\d{3}(?!\d))")
+# Bold or slanted, all of it or all but the sign at its end: **Answer:** and **Answer**:
 _LABEL = re.compile(
-    r"[*_]*(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?"
-    r"(?:answer|result|solution|total|value)\s*(?:is\s*:?|[:=])[*_]*\s*|=\s*|#+\s+"
+    r"(?P<mark>\*{1,3}|_{1,2}|)(?:"
+    r"(?:(?:so|thus|hence|therefore),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?"
+    r"(?:answer|result|solution|total|value)"
+    r"(?:(?P=mark)\s*(?:is\s*:?|[:=])|\s*(?:is\s*:?|[:=])(?P=mark))\s*"
     r"|(?P<name>\\?[A-Za-z]+(?:_(?:\w{1,2}|\{\w{1,2}\}))?(?:\s[A-Za-z]+){0,4})"
-    r"\s*[:=]\s*",
+    r"(?:(?P=mark)\s*[:=]|\s*[:=](?P=mark))\s*)|=\s*|#+\s+",
     re.IGNORECASE,
 )
 # A unit behind what is wrapped.
@@ -153,13 +156,14 @@ _CHANGING = _words(
     # What is done to numbers, or makes others of them.
     "and or to not nor no times plus minus over by divided multiplied squared cubed",
     "power root sqrt pi factorial mod modulo log ln exp sin cos tan fold point dot",
+    "halved doubled tripled trebled quadrupled negated inverted googol googols",
     "negative opposite inverse reciprocal base binary octal hex hexadecimal remainder",
     "st nd rd th kilo mega giga tera milli micro nano centi deci hecto infinity nan",
     # What is said about them.
     "less fewer than below under above beyond short except but without versus vs",
     "through thru till until between about approximately approx roughly around almost",
     "nearly maybe perhaps probably possibly ish least most if unless else wrong false",
-    "incorrect instead rather either neither never none so",
+    "incorrect instead rather either neither never none so too nope unlikely",
     "und oder bis mal hoch durch weniger fast etwa et ou fois moins carre environ",
     "menos entre por casi meno circa ca",
 )

@@ -59,7 +59,8 @@ def to_python(source, seconds):
     """
     try:
         with limit(seconds):
-            return _turn(source.removeprefix("\ufeff"), 0)
+            plain = re.sub("\r\n?", "\n", source)  # as Python itself reads them
+            return _turn(plain.removeprefix("\ufeff"), 0)
     except TooLong:
         return "", [], "takes too long to read"
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -145,8 +146,9 @@ def _in_words(node, alone):
     kind = node.func.attr
     if kind == "run_line_magic" and len(texts) == 2:
         name, rest = texts
-        if name in RUNS_THE_REST and _is_python(rest, alone):
-            return "", rest if alone else f"({rest})"
+        timed = _to_run(rest, alone) if name in RUNS_THE_REST else ""
+        if timed:
+            return "", timed
         if name.startswith("pinfo"):
             return f"{rest}{'??' if name == 'pinfo2' else '?'}", "None"
         return f"%{name} {rest}".rstrip(), "None"
@@ -155,13 +157,17 @@ def _in_words(node, alone):
     return f"get_ipython().{kind}(...)", "None"
 
 
-def _is_python(text, alone):
-    """Whether a text is one simple statement, or one expression."""
+def _to_run(text, alone):
+    """A text as simple statements, or as one expression; "" if it is neither.
+
+    Without its comment and last semicolon, which would take along what stands behind.
+    """
     try:
         body = ast.parse(text.strip()).body
+        rows = [ast.unparse(node) for node in body]
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    compound = (ast.FunctionDef, ast.ClassDef, ast.If, ast.For, ast.While, ast.With)
-    if len(body) != 1 or "\n" in text:
-        return False
-    return not isinstance(body[0], compound) if alone else isinstance(body[0], ast.Expr)
+        return ""
+    if alone:
+        return "" if any("\n" in row for row in rows) else "; ".join(rows)
+    one = len(body) == 1 and isinstance(body[0], ast.Expr)
+    return f"({rows[0]})" if one else ""
