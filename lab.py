@@ -67,8 +67,12 @@ OPTIONAL = ("gym", "a C compiler", "the tests of reasoning-gym's tasks")
 # what is built on this machine, and what would pass for whole without that.
 BUILT = ("cellpylib=", "pycosat=", "zss=")
 NO_WHEELS = ("torch=", "triton=", "nvidia-", "cuda-", "reasoning-gym=", *BUILT)
-# Settings of pip that put packages somewhere else than into the environment.
-PLACES = ("user", "target", "prefix", "root", "python")
+# Settings of pip that keep packages out of the environment: another place, no place
+# at all, or not what the packages need.
+PLACES = (
+    *("user", "target", "prefix", "root", "python"),
+    *("dry-run", "no-deps", "no-dependencies"),
+)
 PYTEST_OPTIONS_WITH_VALUE = (
     *("-k", "-m", "-n", "-p", "-r", "-W", "-o", "-c", "--dist", "--durations"),
     *("--ignore", "--deselect", "--maxfail", "--tb", "--rootdir", "--basetemp"),
@@ -305,7 +309,8 @@ def pip_kept_inside(folder):
     Which index, proxy or certificate pip uses stays theirs.
     """
     before = dict(os.environ)
-    names = ["PYTHONPATH", *(f"PIP_{place.upper()}" for place in PLACES)]
+    names = [f"PIP_{place.upper().replace('-', '_')}" for place in PLACES]
+    names.insert(0, "PYTHONPATH")
     overridden = [name for name in names if os.environ.pop(name, "")]
     overridden += find_places_in_files(folder)
     if overridden:

@@ -30,6 +30,7 @@ __all__ = [
         "plain_values",
         "read_json",
         "read_lines",
+        "refuse_odd",
         "refuse_used",
     ),
     *("scratch_folder", "try_lock", "write_atomically", "write_json"),
@@ -116,6 +117,18 @@ def refuse_used(*paths: str | Path | None) -> None:
         raise ValueError(f"{named[0]} is named twice. Fix: give each its own file.")
 
 
+def refuse_odd(path: Path) -> None:
+    """Check that nothing but a plain file, or a folder, is at ``path``.
+
+    A device such as /dev/null would be replaced by a file, or read without end.
+
+    Raises:
+        OSError: it is something else.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(f"{path} is no plain file. Fix: name a file")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, all of it or nothing.
 
@@ -123,8 +136,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     before; what earlier writes of ``path`` that were killed left there is removed.
 
     Raises:
-        OSError: the disk is full or not writable; what was at ``path`` stays.
+        OSError: the disk is full or not writable, or ``path`` is a device or a pipe;
+            what was there stays.
     """
+    refuse_odd(path)
     name = f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
     temporary = path.with_name(name)
     try:

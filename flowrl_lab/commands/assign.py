@@ -137,7 +137,13 @@ def run_build(args: argparse.Namespace) -> int:
 def _students(args: argparse.Namespace) -> list[str]:
     names = [args.student] if args.student else []
     if args.students:
-        text = args.students.read_text(encoding="utf-8-sig")
+        try:
+            text = args.students.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"{args.students} is not UTF-8, so its names cannot be read. Fix: save "
+                "it again with the encoding UTF-8."
+            ) from None
         names += [line.strip() for line in text.splitlines() if line.strip()]
     return list(dict.fromkeys(names))
 

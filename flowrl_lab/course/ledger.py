@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from flowrl_lab._files import try_lock, write_atomically
+from flowrl_lab._files import refuse_odd, try_lock, write_atomically
 from flowrl_lab._validation import bad_input
 
 __all__ = [
@@ -47,7 +47,10 @@ def progress_path() -> Path:
     """
     chosen = os.environ.get("FLOWRL_PROGRESS")
     if chosen:
-        return Path(chosen).expanduser().absolute()
+        path = Path(chosen)
+        with contextlib.suppress(RuntimeError):  # nobody's home: taken as it is
+            path = path.expanduser()
+        return path.absolute()
     here = Path.cwd()
     for folder in (here, *here.parents):
         checkout = folder.parent
@@ -74,6 +77,7 @@ def read_events(path: str | Path) -> list[Event]:
         OSError: the file cannot be read.
     """
     path = Path(path)
+    refuse_odd(path)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -152,6 +156,7 @@ class Ledger:
     def _save(self) -> None:
         """Move what waits in memory into the file, under the lock."""
         try:
+            refuse_odd(self.path)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.path):
                 saved = self._read_or_set_aside()

@@ -488,3 +488,14 @@ def test_the_sources_that_came_with_the_package_are_found_from_any_folder(
     (tmp_path / FOLDER / "9_mine.py").touch()
     assert main(words) == 2  # one's own come first
     assert "choose one of ['9_mine']" in capsys.readouterr().err
+
+
+def test_a_list_of_students_that_is_not_utf_8_is_named(tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    for encoding in ("cp1252", "utf-16"):
+        names.write_bytes("Jürgen\n".encode(encoding))
+        words = ["assign", "build", "--students", str(names), "--out", str(tmp_path)]
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert str(names) in said and "Fix: " in said and "UTF-8" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["names.txt"]

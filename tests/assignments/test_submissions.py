@@ -65,7 +65,8 @@ def known():
 def is_new(submission: Submission) -> bool:
     """Whether the whole solution was read, in which every stub is filled in."""
     text = "\n".join(submission.code)
-    return submission.readable and "raise NotImplementedError" not in text
+    whole = "def elbo" in text and "raise NotImplementedError" not in text
+    return submission.readable and whole
 
 
 def packed(entries: list[tuple[str, bytes]]) -> bytes:
@@ -95,6 +96,7 @@ def read(tmp_path: Path, name: str, content: bytes | dict) -> list[Submission]:
 
 
 VENV = [(f".venv/lib/site-packages/p{n}/demo.ipynb", SCRATCH) for n in range(220)]
+MINE = [(f"mine/share/p{n}/demo.ipynb", SCRATCH) for n in range(60)]
 COPY = f"{ONE}-Copy1.ipynb"
 LAYOUTS = {
     "checkpoint": [
@@ -109,6 +111,8 @@ LAYOUTS = {
     "a stick": [(f"hw/._{NB}", APPLE), (f"hw/{NB}", NEW)],
     "a half file under another name": [("a.ipynb", APPLE), (f"hw/{NB}", NEW)],
     "an environment first": [*VENV, (NB, NEW)],
+    "an environment of another name": [*MINE, ("z.ipynb", NEW)],
+    "such a one, and no marks": [*MINE, ("z.ipynb", STRIPPED)],
     "another notebook first": [("a_scratch.ipynb", SCRATCH), (NB, NEW)],
     "a scratch file of its name": [(NB, SCRATCH), ("z.ipynb", NEW)],
     "the blank beside it": [(NB, UNTOUCHED), ("Copy of it.ipynb", STRIPPED)],

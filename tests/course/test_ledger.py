@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -210,6 +211,31 @@ def test_a_folder_in_the_place_of_the_file(tmp_path, capsys):
     assert ledger.latest("quiz", "a")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_or_device_in_its_place_is_neither_read_nor_replaced(tmp_path, capsys):
+    """As FLOWRL_PROGRESS=/dev/null: root would put a file in the device's place."""
+    pipe = tmp_path / FILE_NAME
+    os.mkfifo(pipe)
+    handle = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    before = signal.signal(signal.SIGALRM, _too_long)
+    signal.alarm(20)
+    try:
+        ledger = Ledger(pipe)
+        ledger.record("quiz", "a", {})
+        assert keys(ledger.events()) == ["a"]
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        os.close(handle)
+    assert pipe.is_fifo() and os.listdir(tmp_path) == [FILE_NAME]
+    said = capsys.readouterr().out
+    assert "is no plain file" in said and "The course goes on" in said
+
+
+def _too_long(*_):
+    raise KeyboardInterrupt  # no OSError, which a ledger would take for a full disk
+
+
 @pytest.mark.skipif(
     hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere"
 )
@@ -231,6 +257,8 @@ def test_path_from_the_variable_a_checkout_or_the_current_folder(tmp_path, monke
     monkeypatch.setenv("FLOWRL_PROGRESS", str(tmp_path / "mine.json"))
     assert progress_path() == tmp_path / "mine.json"
     assert open_ledger() is open_ledger()
+    monkeypatch.setenv("FLOWRL_PROGRESS", "~nobody-of-this-name/mine.json")
+    assert progress_path().name == "mine.json"
     monkeypatch.delenv("FLOWRL_PROGRESS")
     monkeypatch.chdir(ROOT / "notebooks")
     assert progress_path() == ROOT / FILE_NAME

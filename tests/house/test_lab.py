@@ -454,6 +454,7 @@ def make_wheel(folder: Path, name: str) -> None:
         wheel.writestr(f"{info}/RECORD", "")
 
 
+NONE = ("dry-run", "no-dependencies")
 INDEX = "[global]\nindex-url = https://mirror.example/simple\n"
 
 
@@ -471,6 +472,13 @@ INDEX = "[global]\nindex-url = https://mirror.example/simple\n"
             ["install.prefix in pip's configuration"],
         ),  # instead of the user's file
         ({"PYTHONPATH": "{}"}, INDEX, None, ["PYTHONPATH"]),
+        ({"PIP_DRY_RUN": "1"}, INDEX, None, ["PIP_DRY_RUN"]),
+        (
+            {"PIP_NO_DEPS": "1"},
+            "[install]\nno-dependencies = yes\ndry_run = yes\n",
+            None,
+            ["PIP_NO_DEPS", *(f"install.{n} in pip's configuration" for n in NONE)],
+        ),
         ({}, INDEX, None, []),
     ],
 )

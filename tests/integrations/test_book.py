@@ -197,6 +197,10 @@ def test_a_change_of_prose_runs_nothing_and_a_change_of_code_does(clone, tmp_pat
     assert "These pictures come from short runs" in page
     assert broken_links(out) == []
     assert "gather_log_probs" in (out / "api" / "the_core.html").read_text("utf-8")
+    pages = [page.read_text("utf-8") for page in (out / "api").glob("*.html")]
+    assert not re.search(
+        r"~\w+\.|&lt;function", "".join(pages)
+    )  # signatures as written
     assert "https://cdn" not in page
 
     other = out / ".build" / "doctrees" / "notebooks" / "glossary.doctree"

@@ -100,7 +100,7 @@ NO_COMPARISON_OF_RUNS = (
     "*As many* means here",
     "at most one effective answer fewer.",
     "Which of these are more than chance?",
-    "Welch's test, over the five seeds of each",
+    "Welch's test asks whether two means of five seeds",
     "More, or chance?",
     "how often would two rows of seeds differ this much",
     "whoever asks twenty times finds one p",

@@ -24,26 +24,11 @@ def cells_of(path: Path, kind: str) -> list[str]:
     return [cell.source for cell in cells if cell.cell_type == kind]
 
 
-def count_words(text: str) -> int:
-    """Words as a reader counts them: a formula is one, a picture none."""
-    text = re.sub(r"\$\$.*?\$\$", " formula ", text, flags=re.DOTALL)
-    text = re.sub(r"\$[^$\n]+\$", "formula", text)
-    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
-    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    return len(re.findall(r"\S*\w\S*", text))
-
-
-def test_words_are_counted_as_a_reader_does():
-    assert count_words("**Predict:** is $a + b$ more than [two words](x.md)?") == 7
-    assert count_words("![a picture](x.svg) here") == 1
-    assert count_words("One\n\n$$x = 1\\\\\ny = 2$$\n\n- two · three") == 4
-
-
 @each_notebook
 def test_it_is_short_enough(path):
     later = int(path.stem[:2]) > 6
     prose, code = cells_of(path, "markdown"), cells_of(path, "code")
-    cells, words = len(prose) + len(code), count_words("\n".join(prose))
+    cells, words = len(prose) + len(code), len("\n".join(prose).split())
     fits = cells <= MOST_CELLS[later] and words <= MOST_WORDS[later]
     assert fits, f"{cells} cells, {words} words"
 
@@ -82,9 +67,13 @@ def test_the_step_that_notebook_7_assembles_is_as_short_as_it_says():
 
 def table_of(text: str) -> dict[str, list[str]]:
     """Notebook's number -> minutes to read and to run, from a table of the course."""
-    rows = re.findall(r"^\| \[?(\d\d) .*\|([^|]+)\|([^|]+)\|$", text, flags=re.MULTILINE)
-    return {number: [reading.strip(), running.strip()] for number, *_, reading, running
-            in rows}
+    rows = re.findall(
+        r"^\| \[?(\d\d) .*\|([^|]+)\|([^|]+)\|$", text, flags=re.MULTILINE
+    )
+    return {
+        number: [reading.strip(), running.strip()]
+        for number, *_, reading, running in rows
+    }
 
 
 def test_the_first_notebook_lists_the_whole_course_as_the_readme_does():

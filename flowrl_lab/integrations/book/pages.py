@@ -416,6 +416,7 @@ def settings() -> dict:
         "myst_enable_extensions": ["dollarmath", "amsmath"],
         "myst_heading_anchors": 4,
         "autodoc_typehints": "signature",
+        "autodoc_preserve_defaults": True,  # as written, which can be parsed
         "napoleon_use_ivar": True,
         # Docstrings are plain text with ``code``; their stars and bars mean themselves.
         "suppress_warnings": ["docutils", "myst.header", "mystnb.unknown_mime_type"],

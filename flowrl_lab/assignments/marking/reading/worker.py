@@ -87,7 +87,10 @@ def read_pages(entries, known, problems):
     found = [e for e in entries if ".ipynb" in e.name.lower()]
     if not found:  # under another name: saved by a browser, or by hand
         found = [e for e in entries if _is_notebook(e)]
-    found.sort(key=lambda e: not any(key in "/".join(e.parts) for key in known))
+    found.sort(key=lambda e: not _is_named(e, known))
+    if len(found) > MAX_NOTEBOOKS:  # an environment of no usual name, a whole disk
+        found.sort(key=lambda e: _mentioned(e, known), reverse=True)
+        problems.append(f"{len(found)} notebooks, of which {MAX_NOTEBOOKS} were read")
     pages = []
     for entry in found[:MAX_NOTEBOOKS]:
         page = _read_one(entry, problems)
@@ -116,6 +119,20 @@ def _read_one(entry, problems):
         page = Page(clean(entry.name), entry.parts, entry.when)
         page.note("the zip file is damaged", AGAIN, True)
     return page
+
+
+def _is_named(entry, known):
+    return any(key in "/".join(entry.parts) for key in known)
+
+
+def _mentioned(entry, known):
+    """Whether a notebook's name has a key; how many keys and names are in its text."""
+    try:
+        text = entry.read(MAX_FILE)
+    except (*DAMAGED, LockedError, MemoryError):
+        text = b""
+    words = [word.encode() for key, names in known.items() for word in (key, *names)]
+    return _is_named(entry, known), sum(word in text for word in words)
 
 
 def _is_notebook(entry):
