@@ -100,7 +100,7 @@ CHAPTERS = {
     "what to aim at": ("blue", {1: "target", 2: "log Z", 3: "balance"}),
     "what a model trains on": ("pink", {4: "tokens", 5: "maximisers", 6: "the loss"}),
     "trained and judged": ("green", {7: "maths", 8: "code", 9: "a real LLM"}),
-    "known and scaled": ("orange", {10: "diversity", 11: "limits", 12: "scale"}),
+    "measured and scaled": ("orange", {10: "diversity", 11: "limits", 12: "scale"}),
 }
 
 
@@ -110,18 +110,19 @@ def course_map() -> Sheet:
         330,
         "The course at a glance",
         "Four rows of three notebooks: what to aim at, what a model trains on, trained "
-        "and judged, known and scaled; each notebook uses what the earlier ones built.",
+        "and judged, measured and scaled; each notebook uses what the earlier ones "
+        "built.",
     )
     for row, (name, (color, books)) in enumerate(CHAPTERS.items()):
         y = 54 + 66 * row
         sheet.text(20, y + 30, name, color, bold=True)
-        spots = [240 + 151 * place for place in range(3)]
+        spots = [258 + 145 * place for place in range(3)]
         for x, (number, words) in zip(spots, books.items(), strict=True):
-            sheet.box(x, y, 132, 48, color, f"{number} {words}")
+            sheet.box(x, y, 126, 48, color, f"{number} {words}")
         for left, right in pairwise(spots):
-            sheet.arrow([(left + 134, y + 24), (right - 2, y + 24)], "ink")
+            sheet.arrow([(left + 128, y + 24), (right - 2, y + 24)], "ink")
         if row < 3:
-            down = [(608, y + 49), (608, y + 57), (306, y + 57), (306, y + 65)]
+            down = [(611, y + 49), (611, y + 57), (321, y + 57), (321, y + 65)]
             sheet.arrow(down, "ink")
     sheet.lines(320, "what you write in one is used in the next")
     return sheet
@@ -310,8 +311,8 @@ def memory() -> Sheet:
         "weights needs the optimiser's state and a second model as the reference; with "
         "LoRA both are nearly gone.",
     )
-    hues = {"weights": "soft", "reference": "blue", "optimizer": "orange"}
-    hues |= {"update or sampling": "green", "lost between": "pink"}
+    hues = {"weights": "soft", "reference": "blue", "optimiser": "orange"}
+    hues |= {"update or sampling": "green", "allocator and process": "pink"}
     left, unit = 150, 440 / 200
     limit = left + 80 * unit
     model, machine = MODELS["Qwen2.5-7B"], MACHINES["H100"]
@@ -322,9 +323,10 @@ def memory() -> Sheet:
         plan = make_plan(model, work, machine, devices=8)
         parts = plan.memory
         updating = parts["logits"] + parts["activations"] + parts["attention"]
+        parts["optimiser"] = parts["optimizer"]
         parts["update or sampling"] = max(updating, parts["sampling cache"])
         counted = sum(parts.get(part, 0) for part in hues) + parts["log Z"]
-        parts["lost between"] = plan.peak_bytes - counted
+        parts["allocator and process"] = plan.peak_bytes - counted
         x, y = left, 66 + 76 * row
         sheet.text(20, y + 30, name, bold=True)
         for part, hue in hues.items():

@@ -91,6 +91,38 @@ def test_the_traps_of_torchs_own_kl_are_named(function):
     assert check("kl_divergence", lambda p, q: KL_CALLS[0](q, p)).status == "passed"
 
 
+def test_bits_and_a_state_of_probability_0_are_named():
+    def bits(log_p):
+        return -(log_p.exp() * torch.log2(log_p.exp())).sum(-1)
+
+    result = check("effective_number", lambda log_p: bits(log_p).exp())
+    assert result.mistake == "base 2" and "you got 20.09, expected 8" in result.details
+    result = check("effective_number", lambda log_p: torch.exp2(bits(log_p)))
+    assert result.mistake == "0 · (−∞)"
+
+    def right(log_p):
+        return torch.exp2(bits(log_p.clamp(min=-700)))
+
+    assert check("effective_number", right).status == "passed"
+
+
+GIGABYTES_CALLED = {  # of one GPU in notebook 12, where 193 are right
+    159.6: ("neither waste nor process", lambda n, k, *, rest: 16e-9 * n / k + rest),
+    185.4: (
+        "waste on the 16 bytes only",
+        lambda n, k, *, rest: 16e-9 * n / k * 1.2 + rest + 1.5,
+    ),
+    183.0: ("GiB", lambda n, k, *, rest: (16 * n / k / 1024**3 + rest) * 1.2 + 1.5),
+}
+
+
+@pytest.mark.parametrize("number", GIGABYTES_CALLED)
+def test_gigabytes_that_are_off_are_told_why(number):
+    called, function = GIGABYTES_CALLED[number]
+    assert abs(function(7.6e9, 1, rest=38.0) - number) < 0.05
+    assert check("training_gigabytes", function).mistake == called
+
+
 def test_two_slips_at_once_are_told_the_one_that_shows():
     """Added, and not detached: its value is the sign's, its gradients are neither's."""
 

@@ -35,12 +35,13 @@ def draw_rewards(number: int, seed: int) -> Tensor:
 
 
 def one_distribution() -> list[Case]:
-    """Log-probabilities: even ones, a row, and a batch of rows."""
+    """Log-probabilities: even ones, a row, a batch of rows, and one with a 0."""
     even = torch.full((8,), -math.log(8), dtype=torch.float64)
     return [
         ((even,), {}),
         ((draw_log_probs(6, seed=1),), {}),
         ((draw_log_probs(3, 5, seed=2),), {}),
+        ((torch.tensor([0.5, 0.25, 0.25, 0.0], dtype=torch.float64).log(),), {}),
     ]
 
 

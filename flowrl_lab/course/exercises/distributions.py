@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -22,7 +23,22 @@ __all__ = ["EXERCISES"]
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
+    """As the formula is printed: NaN where a probability is 0."""
     return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def _either_way(
+    name: str, message: str, of_entropy: Callable[[Tensor], Tensor]
+) -> tuple[Mistake, ...]:
+    """A mistake made on the entropy, with 0 log 0 as NaN, and with it as 0."""
+
+    def counted(log_probs: Tensor) -> Tensor:
+        return of_entropy(torch.special.entr(log_probs.exp()).sum(-1))
+
+    return (
+        Mistake(name, message, lambda log_probs: of_entropy(_entropy(log_probs))),
+        Mistake(name, message, counted),
+    )
 
 
 def _overflows(ref_log_probs, rewards, *, reward_scale) -> Tensor:
@@ -55,22 +71,34 @@ EFFECTIVE_NUMBER = Exercise(
     cases=one_distribution,
     mistakes=(
         Mistake(
+            "0 · (−∞)",
+            "A state of probability 0 has log p = −∞, and 0 · (−∞) is NaN. Its term is "
+            "0: put a 0 in place of that log p, with masked_fill or torch.where.",
+            lambda log_probs: torch.exp(_entropy(log_probs)),
+        ),
+        *_either_way(
             "no exp",
             "That is the entropy itself, in nats. The effective number is its exp: "
             "8 equal states give log 8 = 2.08 nats, and exp(2.08) = 8.",
-            _entropy,
+            lambda entropy: entropy,
         ),
-        Mistake(
+        *_either_way(
+            "base 2",
+            "You took the logarithm to base 2, and e to the power of that: of 8 equal "
+            "states exp(3) = 20.09. log_p holds natural logarithms already.",
+            lambda entropy: torch.exp(entropy / math.log(2)),
+        ),
+        *_either_way(
             "sign",
             "You lost a minus sign: entropy is −Σ p log p, never negative, so its "
             "exp is never below 1.",
-            lambda log_probs: torch.exp(-_entropy(log_probs)),
+            lambda entropy: torch.exp(-entropy),
         ),
-        Mistake(
+        *_either_way(
             "minus outside exp",
             "The minus must stand inside exp: −Σ p log p first, its exp after that. A "
             "number of states cannot be negative.",
-            lambda log_probs: -torch.exp(-_entropy(log_probs)),
+            lambda entropy: -torch.exp(-entropy),
         ),
         Mistake(
             "counts states",
@@ -98,7 +126,7 @@ EFFECTIVE_NUMBER = Exercise(
         ),
     ),
     hint="The probabilities are log_p.exp(). Entropy is −Σ p log p over the last "
-    "dimension; take its exp at the end.",
+    "dimension; take its exp at the end. Where p is 0 put 0 in place of log p.",
 )
 
 TOTAL_VARIATION = Exercise(

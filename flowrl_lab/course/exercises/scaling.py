@@ -225,6 +225,26 @@ TRAINING_GIGABYTES = Exercise(
             ),
         ),
         Mistake(
+            "neither waste nor process",
+            "You left out what comes on top: a fifth more, and the process's 1.5 GB.",
+            lambda weights, shards, *, rest: 16 * weights / shards / 1e9 + rest,
+        ),
+        Mistake(
+            "waste on the 16 bytes only",
+            "You added the fifth to the 16 bytes a weight, but not to the rest. The "
+            "allocator wastes a fifth of all that lies there.",
+            lambda weights, shards, *, rest: (
+                1.2 * 16 * weights / shards / 1e9 + rest + 1.5
+            ),
+        ),
+        Mistake(
+            "GiB",
+            "You divided by 2³⁰: that gives GiB. Here a GB is 10⁹ bytes.",
+            lambda weights, shards, *, rest: (
+                1.2 * (16 * weights / shards / 2**30 + rest) + 1.5
+            ),
+        ),
+        Mistake(
             "only the moments",
             "You counted 8 bytes a weight, AdamW's two moments. The float32 copy and "
             "its gradient are 8 more.",
