@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from colours import contrast
 
-from drawings import explorers
+from drawings import explorers, targets
 from drawings.__main__ import DRAWINGS, FOLDER
 from drawings.machine import CHAPTERS
 from drawings.race import looks
@@ -30,6 +30,16 @@ def embedded(path: Path) -> list[tuple[str, str]]:
     cells = nbformat.read(path, as_version=4).cells
     texts = [cell.source for cell in cells if cell.cell_type == "markdown"]
     return EMBEDDED.findall("\n".join(texts))
+
+
+def test_what_notebook_1_says_of_b_and_c_is_what_is_drawn():
+    notebook = FOLDER.parent / "01_reward_to_distribution.ipynb"
+    said = "B ends above C, though C pays more: the reference had 25 % on B and 10 %"
+    assert f"{said} on C." in notebook.read_text(encoding="utf-8")
+    b, c = map(targets.NAMES.index, "BC")
+    ends = targets.tilted(targets.SCALE)
+    assert ends[b] > ends[c] and targets.REWARDS[c] > targets.REWARDS[b]
+    assert [round(100 * float(targets.REFERENCE[i])) for i in (b, c)] == [25, 10]
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
