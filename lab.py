@@ -570,7 +570,7 @@ EXPLANATIONS = (
         ("No matching distribution found for torch",),
         f"The package index has no {TORCH} for this Python "
         f"({platform.python_version()}, {platform.system()} {platform.machine()}).\n"
-        "Fix: use a 64-bit Python 3.11 to 3.14 on Linux, Windows or an Apple-silicon\n"
+        "Fix: use a 64-bit Python 3.11 to 3.13 on Linux, Windows or an Apple-silicon\n"
         "Mac (torch has no builds for Intel Macs any more).  If you have that, the\n"
         "index may be out of reach: check the network and PIP_INDEX_URL.",
     ),
