@@ -415,7 +415,7 @@ def four_verdicts() -> Sheet:
         words = f"{task}: {test.figure}, over {test.second}"
         sheet.text(280, y + 5, words, "soft", anchor="end")
         sheet.text(492, y - 3, verdict, color, bold=True)
-        below = f"p = {test.p:.1g}; at most × 78: {test.p_holm:.1g}"
+        below = f"p = {test.p:.1g}; Holm ≤ {test.p_holm:.1g}"
         sheet.text(492, y + 13, below, "soft", size=14)
     return sheet
 
