@@ -381,7 +381,10 @@ def data_parallel() -> Sheet:
 
 
 def four_verdicts() -> Sheet:
-    """Which claims can fail, and what a test says; four recorded comparisons."""
+    """Which claims can fail, and what a test says; four recorded comparisons.
+
+    Each p is multiplied by the number of tests, which is never less than Holm's rule.
+    """
     sheet = Sheet(
         388,
         "Four things that a claim can turn out to be",
@@ -399,7 +402,8 @@ def four_verdicts() -> Sheet:
     sheet.text(232, 103, exact, bold=True)
     sheet.arrow([(100, 116), (100, 142)], "ink")
     sheet.text(
-        20, 162, "runs of five seeds: a difference, its 95 % interval, the corrected p"
+        *(20, 162),
+        "FlowRL (β = 8) over ..., first study, end: five seeds each, the 95 % interval",
     )
     frame = Frame(sheet, 288, 178, 192, 150, (-0.15, 0.15), (0, 4))
     frame.axes((-0.1, 0, 0.1), (), "difference")
@@ -413,7 +417,7 @@ def four_verdicts() -> Sheet:
         words = f"{task}: {test.figure}, over {test.second}"
         sheet.text(280, y + 5, words, "soft", anchor="end")
         sheet.text(492, y - 3, verdict, color, bold=True)
-        below = f"p = {test.p:.1g}; × 78: {test.p_holm:.1g}"
+        below = f"p = {test.p:.1g}; Holm ≤ {test.p_holm:.1g}"
         sheet.text(492, y + 13, below, "soft", size=14)
     return sheet
 

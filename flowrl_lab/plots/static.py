@@ -55,7 +55,7 @@ COLOUR_LEVELS = 32
 MOST_X_NAMED, MOST_X_DOUBLED = 6, 9
 LONGEST_X, LETTER = 5, 0.012  # characters of a named x; a letter's share of the axis
 DOT, FAINT = 5, 0.55  # of a seed: how wide, in pixels, and how opaque
-LARGE, SMALL = 13, 5  # markers, where some are to stand out
+LARGE, SMALL = 9, 5  # markers, where some are to stand out
 LIGHT_CELL = 0.45  # of the scale: from here on black is read better than white
 
 
