@@ -15,7 +15,7 @@ __all__ = ["GROUP_MEASURES", "GROUP_PASS_AT", "measure_groups", "spread_of_mean"
 GROUP_PASS_AT = (4, 16, 64)
 # measure -> what it is, in words
 GROUP_MEASURES = {
-    "right": "share right, sampled",
+    "right": "right, sampled",
     "distinct": "different right answers in a group",
     "effective": "effective right answers in a group",
     "idle": "share of groups with equal rewards",

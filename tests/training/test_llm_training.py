@@ -189,7 +189,7 @@ def test_a_real_set_trains_without_a_referee_and_shows_the_parts(tmp_path, capsy
         name = key if key == "model" else f"task_options.{key}"
         words += ["--set", f"{name}={value}"]
     assert main(words) == 0
-    assert "share right, sampled 0.00" in capsys.readouterr().out
+    assert "right, sampled 0.00" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------- kill and resume
