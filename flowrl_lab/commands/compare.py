@@ -74,12 +74,13 @@ def plan_jobs(args: argparse.Namespace) -> list:
 
 def _tell_sampled(jobs: list) -> None:
     """Of a task without a list of answers: what the last batches showed."""
+    from flowrl_lab._files import read_lines
     from flowrl_lab.measuring.progress import describe_groups
     from flowrl_lab.training.records import record_from_dict
 
     for job in jobs:
-        text = (job.folder / "records.jsonl").read_text(encoding="utf-8")
-        last = record_from_dict(json.loads(text.splitlines()[-1]))
+        lines = read_lines(job.folder / "records.jsonl")
+        last = record_from_dict(json.loads(lines[-1]))
         print(f"{job.folder}: {describe_groups(last)}")
     print("The task lists no answers. Judge runs: python -m flowrl_lab evaluate FOLDER")
 

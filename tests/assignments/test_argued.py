@@ -76,17 +76,31 @@ def change(kind: str, notebook: dict) -> None:
     elif kind == "at the end of everything":
         cell["source"] = BLANK
         rows.append(markdown(TEXT))
+    elif kind == "printed":
+        rows[place] = code(f'print("{TEXT}")')
+    elif kind == "a text in code":
+        rows[place] = code(f'answer = """{TEXT}"""\nanswer')
+    elif kind == "comments above a number":
+        rows[place] = code(f"# {TEXT}\nprint(3.2)")
+    elif kind == "beside a picture":
+        picture = f"![a.png](data:image/png;base64,{'iVBORw0KGgo' * 30_000})"
+        cell["source"] = f"{picture}\n{TEXT}"
+    elif kind in ("around a call", "around a comparison"):
+        sketch = "log_partition(1, 2)" if kind == "around a call" else "LOG_Z == 3"
+        cell["source"] = FIRST
+        rows[place + 1 : place + 1] = [code(sketch), markdown(SECOND)]
 
 
 CERTAIN = (
     *("as it was", "a blank copy below", "no marks anywhere", "deleted, written anew"),
     *("in a new cell below", "below a sketch in code", "raw", "code", "comments"),
     *("code without its mark", "behind the blank", "in the question"),
-    *("merged with what follows", "with its own heading"),
+    *("merged with what follows", "with its own heading", "printed", "a text in code"),
+    *("comments above a number", "beside a picture"),
 )
 UNSURE = (
     *("split", "split, and one mark lost", "no heading left"),
-    "at the end of everything",
+    *("at the end of everything", "around a call", "around a comparison"),
 )
 
 

@@ -310,6 +310,24 @@ def test_what_fails_in_the_reader_stops_nobody(tmp_path, monkeypatch):
     assert "the file is empty" in bob.problems[0][0]
 
 
+def test_a_list_that_was_cut_off_within_a_line_stops_nobody(tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("ada", "bob"):
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            archive.writestr("a.ipynb", b"{}")
+    whole = submissions._start_reader
+
+    def ends_early(request):
+        ended, output = whole(request)
+        first = "ada" in str(request.get("list"))
+        return (-24, output[:5]) if first else (ended, output)
+
+    monkeypatch.setattr(submissions, "_start_reader", ends_early)
+    found = submissions.find_submissions(folder)
+    assert [one.student for one in found] == ["ada", "bob"]
+
+
 # ------------------------------------------------------------------------------- names
 
 

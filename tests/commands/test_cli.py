@@ -635,3 +635,21 @@ def test_before_the_first_step_there_is_no_reward_to_show():
 )
 def test_times_are_readable(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_compare_reads_records_whose_texts_hold_other_ends_of_lines(tmp_path, capsys):
+    from fake_records import make_record as fake_record
+
+    from flowrl_lab.commands import compare
+    from flowrl_lab.training.records import record_to_dict
+
+    record = dataclasses.replace(
+        fake_record(1),
+        samples=(("prompt", "one\u2028two\x85three", 1.0),),
+        sampled={"right": 0.75},
+        floor={"right": (0.25, 0.0)},
+    )
+    line = json.dumps(record_to_dict(record), ensure_ascii=False)
+    (tmp_path / "records.jsonl").write_text(f"{line}\n", "utf-8")
+    compare._tell_sampled([argparse.Namespace(folder=tmp_path)])
+    assert "0.75 (untrained 0.25)" in capsys.readouterr().out

@@ -183,6 +183,32 @@ OWN_TESTS: dict[str, list[str]] = {
         "            theirs = zero if theirs is None else theirs\n"
         "            assert torch.allclose(ours, theirs)",
     ],
+    "threads": [
+        "import threading\nimport torch",
+        "{matching_loss}",
+        "def test_matching_loss(loss):\n"
+        "    a, b, c = (-0.1 - torch.rand(6, 5, dtype=torch.float64) for _ in 'abc')\n"
+        "    z, r = torch.rand(2, 6, dtype=torch.float64)\n"
+        "    mask = torch.arange(5) < torch.arange(1, 7).unsqueeze(1)\n"
+        "    said = [[], []]\n"
+        "    def ask(f, rows):\n"
+        "        for up in (-0.9, 0.0, 0.9):\n"
+        "            leaves = [x.clone().requires_grad_()\n"
+        "                      for x in (z, a, a + up + b, c, r)]\n"
+        "            value = f(*leaves, mask, 3.0, 0.1, 0.4)\n"
+        "            found = torch.autograd.grad(value, leaves, allow_unused=True)\n"
+        "            zero = torch.zeros(())\n"
+        "            found = [zero if x is None else x for x in found]\n"
+        "            rows.append([value.detach(), *found])\n"
+        "    pairs = [(loss, said[0]), (matching_loss, said[1]), (loss, [])]\n"
+        "    threads = [threading.Thread(target=ask, args=pair) for pair in pairs]\n"
+        "    for thread in threads:\n"
+        "        thread.start()\n"
+        "    for thread in threads:\n"
+        "        thread.join()\n"
+        "    for ours, theirs in zip(*said, strict=True):\n"
+        "        assert all(map(torch.allclose, ours, theirs))",
+    ],
     "a global batch": [
         "import torch\nfrom torch import tensor",
         "generator = torch.Generator().manual_seed(0)\n"

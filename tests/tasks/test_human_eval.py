@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 import torch
@@ -57,6 +59,24 @@ def test_plain_data_cross_as_they_are(value):
     crossed = apart.unpack(json.loads(json.dumps(apart.pack(value))))
     assert crossed == value
     assert type(crossed) is type(value)
+
+
+def test_exact_numbers_of_the_standard_library_cross_too():
+    for value in (Decimal("0.10"), Decimal("1e400"), Fraction(-1, 3), [Fraction(2)]):
+        crossed = apart.unpack(json.loads(json.dumps(apart.pack(value))))
+        assert (crossed, repr(crossed)) == (value, repr(value))
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        *(["Fraction", "1e100000000"], ["Fraction", "1", "2"], ["Fraction", 1, 0]),
+        *(["Decimal"], ["Decimal", "x"], ["Decimal", 1, 2], ["Fraction", 1, 2, 3]),
+    ],
+)
+def test_no_text_is_such_a_number_by_being_computed(forged):
+    with pytest.raises((ValueError, TypeError, ArithmeticError)):
+        apart.unpack(forged)
 
 
 def test_a_subclass_crosses_as_the_data_beneath_it():
@@ -388,6 +408,17 @@ HONEST = [
     ("add", "    import random\n    return x.__add__(y)\n"),
     ("add", "    return x + y\nprint(add(1, 2))\nraise ValueError"),
     ("add", "```python\nadd = lambda x, y: x + y\n```"),
+    ("add", "def add(x, y):\n    return x + y\n```\nThis adds:\n\n- both\n"),
+    ("add", "    print('x' * 100_000)\n    return x + y\n"),
+    (
+        "truncate_number",
+        "    from fractions import Fraction\n    return Fraction(number) % 1\n",
+    ),
+    (
+        "closest_integer",
+        "    from decimal import ROUND_HALF_UP, Decimal\n"
+        "    return Decimal(value).quantize(Decimal(1), ROUND_HALF_UP)\n",
+    ),
     ("add", "```\ndef add(x, y):\n    return x + y\n\nassert add(1, 1) == 3\n```"),
     ("add", "```\ndef add(x, y):\n    return x + y\n\nn = int(input())\n```"),
     (

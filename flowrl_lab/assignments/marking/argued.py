@@ -1,10 +1,10 @@
 """Find the argued answers of a submission again, wherever the student left them.
 
 Each was handed out as a blank cell below its question.  Students split that cell,
-copy it, delete it and write a new one, turn it into code, write below it or into the
-question itself; some editors drop the metadata by which it is known.  So an answer is
-looked for by its mark, by its place below the question's heading, and if neither finds
-one, in everything that the student wrote in words.
+copy it, delete it and write a new one, turn it into code, print it, write it into
+comments, below it or into the question itself; some editors drop the metadata by which
+it is known.  So an answer is looked for by its mark, by its place below the question's
+heading, and if neither finds one, in everything that the student wrote in words.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ LEAST_WORDS = 8  # of a text that could be an answer
 MAX_LETTERS = 60_000
 FILLED_IN = re.compile(r"\{\{\w+\}\}")
 SEPARATOR = "\n\n"
+# Comments and texts of a code cell; one that is never closed ends with its line.
+SAID = re.compile(
+    r"#[^\n]*|\"{3}(?s:.*?)(?:\"{3}|\Z)|'{3}(?s:.*?)(?:'{3}|\Z)"
+    r"|\"(?:[^\"\\\n]|\\.)*\"?|'(?:[^'\\\n]|\\.)*'?"
+)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,9 @@ class _Given:
         self.code = {_plain(row[1]) for row in handed_out if row[0] == "code"}
         asked = [re.escape(name) for row in handed_out for name in row[3].split()]
         names = "|".join(asked) or r"(?!)"
-        self.defines = re.compile(rf"^(def )?({names})\b\s*[(=:]", re.MULTILINE)
+        self.defines = re.compile(  # a call is a sketch, and so is a comparison
+            rf"^(def ({names})\b|({names})\b[ \t]*(:[^=\n]*)?=(?!=))", re.MULTILINE
+        )
         self.heading = self._heading_above(name, handed_out)
 
     def _heading_above(
@@ -130,6 +137,13 @@ class _Given:
         return cell.given or (code and bool(known))
 
 
+def _says_much(cell: Cell) -> bool:
+    """Whether a cell could be an answer: words, or code that holds enough of them."""
+    if cell.kind != "code":
+        return True
+    return len(" ".join(SAID.findall(cell.text)).split()) >= LEAST_WORDS
+
+
 def _plain(text: str) -> str:
     return " ".join(text.split())
 
@@ -146,10 +160,11 @@ def _places(cells: Sequence[Cell], given: _Given) -> dict[int, str]:
         if given.ends_the_place(cell):
             inside = False
             continue
+        says = _says_much(cell)
         for row in cell.text.splitlines():
             if _plain(row) in given.headings:
                 inside = _plain(row) == given.heading
-            elif inside and cell.kind != "code":
+            elif inside and says:
                 found.setdefault(number, []).append(row)
     texts = {n: given.own_text("\n".join(rows)) for n, rows in found.items()}
     return {n: text for n, text in texts.items() if text}

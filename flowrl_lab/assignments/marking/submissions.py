@@ -315,7 +315,7 @@ def _names_in_zips(paths: Sequence[Path]) -> dict[Path, list[str]]:
     while len(names) < len(paths):
         left = paths[len(names) :]
         ended, output = _start_reader({"list": [str(path) for path in left]})
-        lines = output.splitlines()
+        lines = output.split(b"\n")[:-1]  # the reader may have ended within one
         names |= {p: json.loads(line) for p, line in zip(left, lines, strict=False)}
         if ended != 0 and len(names) < len(paths):  # it ended at this one
             names[paths[len(names)]] = []

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import json
 import random
+import sys
 
 KINDS = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
 NO_CODE = ast.Expr | ast.AnnAssign  # a line of prose may parse as one of these
@@ -35,7 +36,17 @@ def pack(value):
     for name, kind in KINDS.items():
         if isinstance(value, kind):
             return [name, *map(pack, value)]
+    if is_number("decimal", "Decimal", value):
+        return ["Decimal", str(value)]
+    if is_number("fractions", "Fraction", value):
+        return ["Fraction", value.numerator, value.denominator]
     raise TypeError(f"a {type(value).__name__} is not plain data")
+
+
+def is_number(module, name, value):
+    """Whether a value is a number of a module, if anybody has imported that."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
 
 
 def unpack(packed):
@@ -45,6 +56,16 @@ def unpack(packed):
             raise TypeError("an object of JSON is no packed value")
         return packed
     name, *parts = packed
+    if name == "Decimal":
+        from decimal import Decimal
+
+        (text,) = parts
+        return Decimal(text)
+    if name == "Fraction":
+        from fractions import Fraction
+
+        above, below = parts  # whole numbers; a text could be a bomb
+        return Fraction(above, below)
     if name == "dict":
         return {unpack(key): unpack(item) for key, item in parts}
     return KINDS[name](map(unpack, parts))

@@ -85,7 +85,11 @@ def find_programs(prompt: str, entry: str, completion: str) -> list[str]:
         return _as_programs(prompt, entry, codes)
     if blocks:
         bodies = [b.code for b in blocks if b.python] or [b.code for b in blocks]
-        return [prompt + _as_body(code) for code in bodies[:_MOST_BLOCKS]]
+        bodies = [prompt + _as_body(code) for code in bodies[:_MOST_BLOCKS]]
+        before = _until_fence(text)  # the prompt may have opened the fence
+        if _defines(before, entry):
+            return [*_as_programs(prompt, entry, [before]), *bodies]
+        return bodies
     if _defines(text, entry):
         return _as_programs(prompt, entry, [text])
     # A body whose first indentation was lost on the way, or all of it.
@@ -134,6 +138,13 @@ def _until_margin(text: str) -> str:
     """Up to the first line that is not indented, after one that is."""
     end = re.search(r"^[ \t]+\S.*\n(?=\S)", text, re.MULTILINE)
     return text[: end.end()] if end else text
+
+
+def _until_fence(text: str) -> str:
+    """Up to the first line that opens a block, or closes one that was open before."""
+    lines = text.split("\n")
+    ends = (n for n, line in enumerate(lines) if _FENCE.fullmatch(line))
+    return "\n".join(lines[: next(ends, len(lines))])
 
 
 def _defines(code: str, entry: str) -> bool:

@@ -39,7 +39,10 @@ _LIMITS = Limits(cpu_seconds=3.0, wall_seconds=15.0)
 _JUDGE_LIMITS = Limits(cpu_seconds=5.0, wall_seconds=30.0)
 _MAX_CHARACTERS = 20_000  # of a completion, and of all answers to the tests
 
+# What a solution prints is nobody's answer, however much it is.
 _CANDIDATE = """
+import os
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 with open("order.json") as file:
     order = json.load(file)
 answer_inputs(order)
@@ -55,8 +58,9 @@ class HumanEval(TextTask):
 
     The solution and its tests never share an interpreter (``apart``).  The tests run
     in a process of their own, on what the solution gave for the same inputs in its
-    own process: plain data, so lists, tuples, sets, dictionaries, strings, numbers,
-    True, False and None.  All 164 problems can be judged so; ``refused`` checks it.
+    own process: plain data, so lists, tuples, sets, dictionaries, strings, numbers
+    (Decimal and Fraction too), True, False and None.  All 164 problems can be judged
+    so; ``refused`` checks it.
 
     Args:
         weights: what correctness, format (it compiles and defines the function) and

@@ -15,6 +15,7 @@ import builtins
 import functools
 import json
 import os
+import threading
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -79,7 +80,7 @@ def put_back(value, tensors):
 
 
 class Line:
-    """Asks whoever holds the loss.
+    """Asks whoever holds the loss, one question after the other.
 
     Args:
         reading: handle where the answers come.
@@ -88,9 +89,19 @@ class Line:
 
     def __init__(self, reading, writing):
         self.reading, self.writing = reading, writing
+        self.turn = threading.Lock()  # a test may call the loss from several threads
 
     def ask(self, question):
         """The answer; raises what the loss raised."""
+        with self.turn:
+            answer = self.exchange(question)
+        if "error" in answer:
+            name, words = answer["error"]
+            raise getattr(builtins, name, RuntimeError)(words)
+        return answer
+
+    def exchange(self, question):
+        """What is said to a question, whatever it is."""
         line = json.dumps(question).encode() + b"\n"
         if len(line) > MAX_LETTERS:
             raise ValueError("that are too many numbers at once: test on smaller ones")
@@ -99,11 +110,7 @@ class Line:
         said = b""
         while not said.endswith(b"\n"):
             said += os.read(self.reading, 1 << 16) or b"{}\n"
-        answer = json.loads(said)
-        if "error" in answer:
-            name, words = answer["error"]
-            raise getattr(builtins, name, RuntimeError)(words)
-        return answer
+        return json.loads(said)
 
 
 class Call:

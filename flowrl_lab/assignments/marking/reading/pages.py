@@ -14,6 +14,8 @@ MAX_CELLS, MAX_CELL_TEXT, MAX_TEXT = 2_000, 200_000, 2_000_000
 MAX_ARGUED = 20_000
 MAX_TOLD = 20  # cells that are named, of those that are no Python
 SECONDS_A_CELL, SECONDS_A_NOTEBOOK = 3.0, 20.0
+# A picture that an editor wrote into the text of a cell.
+PICTURE = re.compile(r"data:[\w/+.-]{1,80};base64,[A-Za-z0-9+/=]{200,}")
 PYTHON = ("python", "python3", "ipython", "xpython", "")
 SMALLER = "clear all outputs (Edit, Clear Outputs of All Cells), save, hand in again"
 AGAIN = "open it in JupyterLab, save it (Ctrl+S), check that it opens, hand in again"
@@ -160,6 +162,8 @@ def _read_cells(page, found, to_python):
         if not isinstance(cell, dict):
             continue
         text = clean(_source_of(cell))
+        if cell.get("cell_type") != "code":
+            text = PICTURE.sub("picture", text)
         total += len(text)
         if len(text) > MAX_CELL_TEXT or total > MAX_TEXT:
             page.note("a cell is too long and was left out", SMALLER)
