@@ -266,7 +266,7 @@ def cold_start() -> Sheet:
     sheet.text(492, 112, "has a right answer", "soft")
     sheet.text(492, 160, f"at 0.1 %, G = 8: {100 * low:.1f} %", "blue")
     sheet.text(492, 184, "else: all rewards 0,", "pink")
-    sheet.text(492, 204, "no difference, no gradient", "pink", size=14)
+    sheet.text(492, 204, "no difference, no signal", "pink", size=14)
     sheet.lines(318, "so: a short warm-up on examples first, then reward")
     return sheet
 
