@@ -121,8 +121,11 @@ def training_paths(
 
 def untrained(curves: Iterable[Curve]) -> dict[str, float]:
     """The figures before training, which all runs on a split share."""
-    first = next(curve for curve in curves if curve.part == "report")
-    return {name: values[0] for name, values in first.figures.items()}
+    start: dict[str, float] = {}
+    for curve in curves:
+        if curve.part == "report":  # the first recorded runs lack a figure
+            start |= {name: values[0] for name, values in curve.figures.items()}
+    return start
 
 
 def planned_tests(

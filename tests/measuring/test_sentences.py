@@ -128,10 +128,10 @@ NO_COMPARISON_OF_RUNS = (
     # what stands under the README's figure, and heads of items whose sentences are tied
     "where training was stopped best, and after 200 steps](notebooks",
     "**On maths it keeps answers, and pays.",
-    "**On code, stopped where each is best, little is left of it:",
+    "**On code, stopped where each is best, little is left:",
     "**Nobody keeps it all:",
     "**At equal accuracy** (a pair that was looked for *after* the runs)",
-    '"More" and "less" mean that this product is below',
+    '"More" and "less" mean that this corrected p is below',
 )
 
 
