@@ -469,8 +469,8 @@ def test_a_large_marker_stays_with_its_point_in_both_panels() -> None:
     page = draw_curves(line, large={"flowrl": [False, False, True]}, closer=0.5).page
     _, *drawn = plotly_figure(page, place_page(page))["data"]
     sizes = [trace["marker"]["size"] for trace in drawn]
-    assert sizes == [[5, 5, 13], [5, 13]]
-    assert draw_svg(page, place_page(page)).count('font-size="21"') == 2
+    assert sizes == [[5, 5, 9], [5, 9]]
+    assert draw_svg(page, place_page(page)).count('font-size="14"') == 2
     for wrong in ({"flowrl": [True]}, {"grpo": [True] * 3}):
         with pytest.raises(ValueError, match="large"):
             draw_curves(line, large=wrong)
