@@ -312,7 +312,7 @@ def memory() -> Sheet:
         "LoRA both are nearly gone.",
     )
     hues = {"weights": "soft", "reference": "blue", "optimiser": "orange"}
-    hues |= {"update or sampling": "green", "allocator and process": "pink"}
+    hues |= {"update or sampling": "green", "allocator": "pink"}
     left, unit = 150, 440 / 200
     limit = left + 80 * unit
     model, machine = MODELS["Qwen2.5-7B"], MACHINES["H100"]
@@ -326,7 +326,7 @@ def memory() -> Sheet:
         parts["optimiser"] = parts["optimizer"]
         parts["update or sampling"] = max(updating, parts["sampling cache"])
         counted = sum(parts.get(part, 0) for part in hues) + parts["log Z"]
-        parts["allocator and process"] = plan.peak_bytes - counted
+        parts["allocator"] = plan.peak_bytes - counted
         x, y = left, 66 + 76 * row
         sheet.text(20, y + 30, name, bold=True)
         for part, hue in hues.items():
